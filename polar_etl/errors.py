@@ -1,0 +1,75 @@
+"""Errors for people: what was expected, what was found, what to do.
+
+Every error of the package is a `PolarEtlError`, carries the exit code that the command line
+answers with, and survives pickling (its only constructor argument is the message).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PolarEtlError(Exception):
+    """Base of all errors raised on purpose by polar-etl."""
+
+    exit_code: ClassVar[int] = 1
+    """What the command line exits with when this error ends a run."""
+
+
+class RunFailedError(PolarEtlError):
+    """The run stopped half-way for a reason outside the data; the same command resumes it."""
+
+    exit_code = 1
+
+
+class UsageError(PolarEtlError, ValueError):
+    """An argument makes no sense: nothing was read or written."""
+
+    exit_code = 2
+
+
+class InputError(PolarEtlError, ValueError):
+    """The input is unreadable, damaged, or does not satisfy what was asked of it."""
+
+    exit_code = 4
+
+
+class StateMismatchError(PolarEtlError):
+    """The state beside the output belongs to another input, other settings, or is damaged."""
+
+    exit_code = 5
+
+
+class OutputLockedError(PolarEtlError):
+    """Another run holds the output."""
+
+    exit_code = 6
+
+
+class MemoryLimitError(PolarEtlError, MemoryError):
+    """The memory limit is too small for the plan; raised before any work."""
+
+    exit_code = 7
+
+
+class InterruptedRunError(PolarEtlError):
+    """The run was asked to stop by a signal, and did so cleanly."""
+
+    exit_code = 130
+
+
+class TerminatedRunError(InterruptedRunError):
+    """The run was asked to stop by SIGTERM or SIGHUP, and did so cleanly."""
+
+    exit_code = 143
+
+
+def describe(value: object, limit: int = 120) -> str:
+    r"""Return `value` quoted for a terminal: control characters escaped, long text cut.
+
+    Example:
+        >>> print(describe("red \x1b[31m"))
+        'red \x1b[31m'
+    """
+    text = repr(str(value))
+    return text if len(text) <= limit else f"{text[:limit]}…{text[0]}"
