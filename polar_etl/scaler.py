@@ -1,0 +1,320 @@
+"""The fitted stat table: one row per column, a file that says all, and lazy Polars expressions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polar_etl.errors import InputError, UsageError, describe
+from polar_etl.moments import Moments
+from polar_etl.standardize import InfPolicy, Standardizer
+
+if TYPE_CHECKING:
+    import polars as pl
+    import pyarrow as pa
+
+FORMAT = "polar-etl scaler 1"
+_INTS = ("count", "null_count", "nan_count", "inf_count", "exponent")
+_FLOATS = ("min", "max", "sum", "sum_low", "m2", "m2_low")
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that the bits of a result depend on."""
+    return {name: version(name) for name in ("polar-etl", "pyarrow", "numpy", "polars")}
+
+
+@dataclass(frozen=True, eq=False)
+class Scaler:
+    """What `fit` learned: how to standardize each column, and the moments that say why.
+
+    Example:
+        >>> import polars as pl, polar_etl as pe
+        >>> scaler = pe.fit(pl.LazyFrame({"x": [1.0, 2.0, 3.0]}))
+        >>> scaler.transform(pl.LazyFrame({"x": [2.0]})).collect().item()
+        0.0
+    """
+
+    columns: tuple[str, ...]
+    """Names of the normalized columns, in the order of the source."""
+    dtypes: tuple[str, ...]
+    """Their Arrow types, as text."""
+    moments: Moments
+    """Their moments, in the same order."""
+    ddof: int = 0
+    """Delta degrees of freedom: 0 for the population's deviation, 1 for the sample's."""
+    inf: InfPolicy = "error"
+    """What happens to infinite values."""
+    dtype: str | None = None
+    """Output type of all columns, or None: float32 from float32 and float16, float64 otherwise."""
+
+    @property
+    def stats(self) -> pl.DataFrame:
+        """The stat table, a row per column.
+
+        Columns: `column`, `dtype`, `count`, `null_count`, `nan_count`, `inf_count`, `mean`, `std`,
+        `var`, `min`, `max`, `constant`. Where a column holds no values, its statistics are null.
+        """
+        import polars as pl
+
+        moments = self.moments
+        some = moments.count > 0
+        floats = {
+            "mean": moments.mean(),
+            "std": moments.std(self.ddof),
+            "var": moments.variance(self.ddof),
+            "min": np.where(some, moments.min, np.nan),
+            "max": np.where(some, moments.max, np.nan),
+        }
+        counts = {name: getattr(moments, name) for name in _INTS if name != "exponent"}
+        return pl.DataFrame(
+            {
+                "column": pl.Series(self.columns, dtype=pl.String),
+                "dtype": pl.Series(self.dtypes, dtype=pl.String),
+                **counts,
+                **{name: pl.Series(values).fill_nan(None) for name, values in floats.items()},
+                "constant": self.is_constant(),
+            }
+        )
+
+    def is_constant(self) -> npt.NDArray[np.bool_]:
+        """Tell which columns become 0: constant ones, and those with too few values for `ddof`."""
+        few = (self.moments.count > 0) & (self.moments.count <= self.ddof)
+        return self.moments.is_constant() | few
+
+    def standardizer(self) -> Standardizer:
+        """Return the arithmetic of this scaler for decoded columns."""
+        moments = self.moments
+        some = moments.count > 0
+        constant = self.is_constant()
+        mean = np.where(some, moments.mean(), 0.0)
+        std = np.where(some & ~constant, moments.std(self.ddof), 1.0)
+        exponent = np.where(some & ~constant, _safe_exponent(moments, std), 0)
+        single = [output_type(kind, self.dtype) == "float32" for kind in self.dtypes]
+        return Standardizer(
+            mean=np.ldexp(mean, -exponent),
+            std=np.ldexp(std, -exponent),
+            constant=constant,
+            exponent=exponent,
+            single=np.array(single, np.bool_),
+            inf_to_null=(moments.inf_count > 0) & (self.inf == "null"),
+        )
+
+    def expressions(self) -> list[pl.Expr]:
+        """Return one Polars expression per column, named like the column.
+
+        Polars divides by a literal through its reciprocal, so a float64 result may differ from the
+        parts of `normalize` in the last bit.
+        """
+        import polars as pl
+
+        how = self.standardizer()
+        found = []
+        for index, name in enumerate(self.columns):
+            raw = pl.col(name).cast(pl.Float64)
+            value = raw
+            for factor in _powers_of_two(-int(how.exponent[index])):
+                value = value * factor
+            value = (value - float(how.mean[index])) / float(how.std[index])
+            if how.constant[index]:
+                value = pl.when(raw.is_finite()).then(0.0).otherwise(raw)
+            if self.inf == "null":
+                value = pl.when(raw.is_infinite()).then(None).otherwise(value)
+            found.append(value.cast(pl.Float32 if how.single[index] else pl.Float64).alias(name))
+        return found
+
+    def transform(self, frame: pl.LazyFrame) -> pl.LazyFrame:
+        """Return `frame` with the columns of this scaler standardized; nothing is read yet.
+
+        Args:
+            frame: Holds at least the columns of the scaler; all others pass through.
+        """
+        return frame.lazy().with_columns(self.expressions())
+
+    @classmethod
+    def merge(cls, scalers: Sequence[Scaler]) -> Scaler:
+        """Return the scaler of all rows that `scalers` were fitted on, in their order.
+
+        Scalers fitted on one file each and merged in file order have the same bits as one fit over
+        these files, because a fit keeps moments per file and merges them in file order. In another
+        order, or when a scaler covers several files, mean and deviation may differ in the last bit.
+
+        Raises:
+            UsageError: There are no scalers, or they differ in columns, types or settings.
+        """
+        if not scalers:
+            raise UsageError("merge needs at least one scaler.")
+        first = scalers[0]
+        for other in scalers[1:]:
+            for field in ("columns", "dtypes", "ddof", "inf", "dtype"):
+                if getattr(other, field) != getattr(first, field):
+                    raise UsageError(f"Scalers can't be merged: their {field} differ.")
+        moments = Moments.empty(len(first.columns))
+        for scaler in scalers:
+            moments = moments.merge(scaler.moments)
+        return cls(first.columns, first.dtypes, moments, first.ddof, first.inf, first.dtype)
+
+    def require(self, schema: pa.Schema) -> None:
+        """Check that this scaler fits a source.
+
+        Raises:
+            InputError: A column is missing, or is not of the type that was fitted.
+        """
+        for name, kind in zip(self.columns, self.dtypes, strict=True):
+            if name not in schema.names:
+                raise InputError(f"The scaler needs column {describe(name)}: the input has none.")
+            found = str(schema.field(name).type)
+            if found != kind:
+                raise InputError(
+                    f"The scaler was fitted on column {describe(name)} as {kind}, found {found}. "
+                    "Convert the input, or fit again."
+                )
+
+    def digest(self) -> str:
+        """Return a hash of all that `to_json` writes."""
+        return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the scaler as text; `from_json` restores every bit.
+
+        Statistics are stored by column. `mean` and `std` are there for the reader's eye: what
+        counts are the moments, each a shortest decimal that parses to the same double.
+        """
+        moments = self.moments
+        some = moments.count > 0
+        readable = {"mean": moments.mean(), "std": moments.std(self.ddof)}
+        table = {
+            "column": list(self.columns),
+            "dtype": list(self.dtypes),
+            **{name: getattr(moments, name).tolist() for name in _INTS},
+            **{
+                name: _finite_or_none(values, some & np.isfinite(values))
+                for name, values in readable.items()
+            },
+            **{name: _finite_or_none(getattr(moments, name), some) for name in _FLOATS},
+        }
+        head = {
+            "format": FORMAT,
+            "versions": library_versions(),
+            "ddof": self.ddof,
+            "inf": self.inf,
+            "dtype": self.dtype,
+        }
+        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+        rows = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in table.items()]
+        lines.append('"table": {\n' + ",\n".join(rows) + "\n}")
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Scaler:
+        """Return the scaler that `to_json` wrote.
+
+        Raises:
+            InputError: `text` is no scaler, or one whose fields contradict each other.
+        """
+        try:
+            return cls._from_fields(json.loads(text))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
+            raise InputError(
+                f"This is not a scaler file ({FORMAT!r} was expected): {describe(reason)}. "
+                "Fit it again with 'polar-etl fit'."
+            ) from None
+
+    @classmethod
+    def _from_fields(cls, fields: Any) -> Scaler:
+        if fields["format"] != FORMAT:
+            raise ValueError(f"its format is {fields['format']!r}")
+        table = fields["table"]
+        width = len(table["column"])
+        ints = {name: _int_array(table[name]) for name in _INTS}
+        low = {"min": np.inf, "max": -np.inf}
+        floats = {name: _float_array(table[name], low.get(name, 0.0)) for name in _FLOATS}
+        arrays: dict[str, Any] = {**ints, **floats}
+        if any(len(values) != width for values in (*arrays.values(), table["dtype"])):
+            raise ValueError("its columns are not of one length")
+        if not all(isinstance(name, str) for name in (*table["column"], *table["dtype"])):
+            raise ValueError("its column names and types are not text")
+        if any((ints[name] < 0).any() for name in _INTS if name != "exponent"):
+            raise ValueError("it holds a negative count")
+        if len(set(table["column"])) != width:
+            raise ValueError("it holds a column twice")
+        if fields["inf"] not in ("error", "ignore", "null") or fields["ddof"] not in (0, 1):
+            raise ValueError("its inf or ddof is not one of those there are")
+        if fields["dtype"] not in (None, "float32", "float64"):
+            raise ValueError("its dtype is neither float32 nor float64")
+        moments = Moments(**arrays, first_inf=Moments.empty(width).first_inf)
+        return cls(
+            tuple(table["column"]),
+            tuple(table["dtype"]),
+            moments,
+            fields["ddof"],
+            fields["inf"],
+            fields["dtype"],
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the scaler to `path`, whole or not at all."""
+        from polar_etl.durable import write_atomically
+
+        write_atomically(Path(path), self.to_json().encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scaler:
+        """Return the scaler that `save` wrote.
+
+        Raises:
+            InputError: The file can't be read or is not a scaler.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"The scaler {describe(str(path))} can't be read: {error}") from None
+        return cls.from_json(text)
+
+
+def output_type(kind: str, asked: str | None) -> str:
+    """Return `float32` or `float64`: the output of a column of Arrow type `kind`."""
+    return asked or ("float32" if kind in ("float", "halffloat") else "float64")
+
+
+def _safe_exponent(moments: Moments, std: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return the scaling that keeps `x - mean` and `1 / std` within Float64; 0 where they are."""
+    bound = np.maximum(np.abs(moments.min), np.abs(moments.max))
+    tiny = (std > 0) & (std < 2.0**-960)
+    return np.where(bound > 2.0**1020, 8, np.where(tiny, np.frexp(std)[1], 0)).astype(np.int64)
+
+
+def _powers_of_two(exponent: int) -> list[float]:
+    if exponent == 0:
+        return []
+    half = exponent // 2
+    return [2.0**half, 2.0 ** (exponent - half)]
+
+
+def _finite_or_none(
+    values: npt.NDArray[np.float64], keep: npt.NDArray[np.bool_]
+) -> list[float | None]:
+    return [x if ok else None for x, ok in zip(values.tolist(), keep.tolist(), strict=True)]
+
+
+def _int_array(values: list[int]) -> npt.NDArray[np.int64]:
+    if not all(type(value) is int for value in values):
+        raise ValueError("a count is not a whole number")
+    return np.array(values, np.int64)
+
+
+def _float_array(values: list[float | None], missing: float) -> npt.NDArray[np.float64]:
+    if not all(value is None or type(value) in (int, float) for value in values):
+        raise ValueError("a statistic is not a number")
+    found = np.array([missing if value is None else value for value in values], np.float64)
+    if np.isnan(found).any():
+        raise ValueError("a statistic is NaN")
+    return found
