@@ -1,0 +1,75 @@
+"""Which columns are normalized, which pass through, and why."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from polar_etl.columns import is_numeric
+from polar_etl.errors import UsageError, describe
+
+
+def select(
+    schema: pa.Schema, columns: Sequence[str] | None, exclude: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Return the names of the columns to normalize, in schema order.
+
+    Args:
+        schema: The source's.
+        columns: Names, globs, or regular expressions between `^` and `$`; None for all numeric
+            columns. A pattern takes the numeric columns among those that it matches.
+        exclude: The same, for columns that pass through after all.
+
+    Raises:
+        UsageError: A name or pattern matches nothing, or a column that was named is not numeric.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> schema = pa.schema({"x1": pa.int8(), "x2": pa.float32(), "name": pa.string()})
+        >>> select(schema, ["x*"], ["^x2$"])
+        ('x1',)
+    """
+    numeric = [column.name for column in schema if is_numeric(column.type)]
+    chosen = set(numeric)
+    if columns is not None:
+        chosen = set()
+        for pattern in columns:
+            found = _matches(schema.names, pattern)
+            if pattern in schema.names and pattern not in numeric:
+                raise UsageError(
+                    f"Column {describe(pattern)} is {schema.field(pattern).type}; only integers, "
+                    "floats and decimals can be normalized."
+                )
+            chosen.update(found)
+    for pattern in exclude or ():
+        chosen.difference_update(_matches(schema.names, pattern))
+    return tuple(name for name in numeric if name in chosen)
+
+
+def _matches(names: Sequence[str], pattern: str) -> list[str]:
+    if pattern in names:
+        return [pattern]
+    if pattern.startswith("^") and pattern.endswith("$"):
+        try:
+            expression = re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"{describe(pattern)} is not a regular expression: {error}.") from None
+        found = [name for name in names if expression.search(name)]
+    elif any(sign in pattern for sign in "*?["):
+        found = fnmatch.filter(names, pattern)
+    else:
+        found = []
+    if not found:
+        near = difflib.get_close_matches(pattern, names[:100_000], n=1, cutoff=0.0)
+        hint = f" Did you mean {describe(near[0])}?" if near else ""
+        raise UsageError(f"No column is named or matched by {describe(pattern)}.{hint}")
+    return found
+
+
+def reason_to_pass(column: pa.Field) -> str:
+    """Return why a column passes through unchanged."""
+    return "not selected" if is_numeric(column.type) else f"{column.type} is not numeric"

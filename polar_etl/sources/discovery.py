@@ -1,0 +1,69 @@
+"""From what people type to a list of files."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from polar_etl.errors import InputError, UsageError, describe
+
+_SUFFIXES = (".parquet", ".parq", ".pq")
+
+
+def find_files(inputs: Sequence[str | os.PathLike[str]], apart_from: Sequence[Path]) -> list[str]:
+    """Return the files that `inputs` name, in the order in which their rows are taken.
+
+    Args:
+        inputs: Files in the given order, directories (their Parquet files, sorted by path), and
+            globs (sorted by path). Hidden files and those that begin with `_` are left out of
+            directories.
+        apart_from: Directories of the output; none of the files may lie in them.
+
+    Raises:
+        InputError: An input does not exist or holds no Parquet file.
+        UsageError: An input lies in the output.
+    """
+    found: list[str] = []
+    for item in inputs:
+        text = os.fspath(item)
+        if "\0" in text:
+            raise UsageError(f"{describe(text)} can't be a path.")
+        files = _expand(text)
+        if not files:
+            raise InputError(f"{describe(text)} holds no Parquet file ({', '.join(_SUFFIXES)}).")
+        found += files
+    if not found:
+        raise UsageError("There is no input.")
+    for path in found:
+        absolute = Path(path).absolute()
+        for folder in apart_from:
+            if folder in absolute.parents:
+                raise UsageError(
+                    f"The input {describe(path)} lies in the output directory "
+                    f"{describe(str(folder))}: choose another output."
+                )
+    return found
+
+
+def _expand(text: str) -> list[str]:
+    if os.path.isdir(text):
+        return sorted(_walk(text))
+    if os.path.exists(text):
+        return [text]
+    if glob.has_magic(text):
+        return sorted(path for path in glob.glob(text, recursive=True) if os.path.isfile(path))
+    raise InputError(f"{describe(text)} does not exist. Check the path; quote a glob.")
+
+
+def _walk(folder: str) -> list[str]:
+    found = []
+    for here, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        found += [
+            os.path.join(here, name)
+            for name in names
+            if name.lower().endswith(_SUFFIXES) and not name.startswith((".", "_"))
+        ]
+    return found

@@ -1,0 +1,299 @@
+"""Parquet files, read as Arrow by PyArrow: untrusted bytes meet no other decoder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from polar_etl.errors import InputError, describe
+from polar_etl.sources.base import Reading, SourceFile
+from polar_etl.sources.schemas import checked_schema, difference, has_variable_width, leaves
+
+_COLUMNS_AT_A_TIME = 512
+"""PyArrow keeps a decompressor (0.1 MB) for every column it reads at a time."""
+_STREAM_BUFFER = 1 << 16
+_PAGES_SAMPLED = 16
+
+
+@dataclass(frozen=True, eq=False)
+class ParquetSource:
+    """Parquet files of one schema, in the given order."""
+
+    schema: pa.Schema
+    files: tuple[SourceFile, ...]
+    _footers: dict[int, pq.FileMetaData] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, paths: list[str]) -> ParquetSource:
+        """Return the source over the files at `paths`, after reading every footer once.
+
+        Raises:
+            InputError: A file is missing, is no Parquet, or its schema differs from the first's.
+        """
+        found, schema = [], None
+        footers: dict[int, pq.FileMetaData] = {}
+        for index, path in enumerate(paths):
+            metadata, file, own = _inspect(path)
+            if schema is None:
+                schema = own
+            elif text := difference(schema, own):
+                raise InputError(
+                    f"{describe(path)} differs in schema from {describe(paths[0])}: {text}. "
+                    "All files of an input must have one schema: convert the file or leave it out."
+                )
+            found.append(file)
+            footers = {index: metadata}
+        if schema is None:
+            raise InputError("There is no Parquet file to read.")
+        return cls(schema, tuple(found), footers)
+
+    def fingerprint(self) -> dict[str, object]:
+        """Return path, size, mtime and footer hash of every file."""
+        return {
+            "files": [
+                {"path": f.path, "size": f.size, "mtime_ns": f.mtime_ns, "footer": f.footer}
+                for f in self.files
+            ]
+        }
+
+    def read(
+        self, file: int, first: int, stop: int, columns: list[str] | None, how: Reading
+    ) -> Iterator[pa.Table]:
+        """Yield the rows `first` … `stop` of a file, see `Source.read`."""
+        groups = self.files[file].group_rows
+        start = 0
+        pending: list[int] = []
+        pending_from = 0
+        for index, rows in enumerate((*groups, None)):
+            wanted = rows is not None and rows > 0 and start < stop and start + rows > first
+            whole = wanted and rows is not None and rows <= how.group_rows
+            held = sum(groups[i] for i in pending)
+            if pending and not (whole and rows is not None and held + rows <= how.group_rows):
+                yield from self._window(
+                    self._whole(file, pending, columns, how), pending_from, first, stop
+                )
+                pending = []
+            if rows is None:
+                return
+            if whole:
+                pending_from = pending_from if pending else start
+                pending.append(index)
+            elif wanted:
+                stream = self._stream(file, index, columns, how)
+                yield from self._window(stream, start, first, stop)
+            start += rows
+
+    def _window(
+        self, tables: Iterator[pa.Table], start: int, first: int, stop: int
+    ) -> Iterator[pa.Table]:
+        for table in tables:
+            low, high = max(first - start, 0), min(stop - start, table.num_rows)
+            start += table.num_rows
+            if low < high:
+                yield table if high - low == table.num_rows else table.slice(low, high - low)
+            del table
+            if start >= stop:
+                return
+
+    def _whole(
+        self, file: int, groups: list[int], columns: list[str] | None, how: Reading
+    ) -> Iterator[pa.Table]:
+        names = self.schema.names if columns is None else columns
+        chunks: list[pa.ChunkedArray] = []
+        with self._opened(file, buffer_size=0) as opened:
+            for low in range(0, len(names), _COLUMNS_AT_A_TIME):
+                indices = self._leaves_of(names[low : low + _COLUMNS_AT_A_TIME])
+                table = opened.reader.read_row_groups(
+                    groups, column_indices=indices, use_threads=how.threads > 1
+                )
+                chunks += table.columns
+        yield self._table(names, chunks)
+
+    def _stream(
+        self, file: int, group: int, columns: list[str] | None, how: Reading
+    ) -> Iterator[pa.Table]:
+        names = self.schema.names if columns is None else columns
+        with self._opened(file, buffer_size=_STREAM_BUFFER) as opened:
+            batches = opened.reader.iter_batches(
+                how.stream_rows,
+                row_groups=[group],
+                column_indices=self._leaves_of(names),
+                use_threads=how.threads > 1,
+            )
+            for batch in batches:
+                yield self._table(names, pa.Table.from_batches([batch]).columns)
+                del batch
+
+    def _table(self, names: list[str], columns: list[pa.ChunkedArray]) -> pa.Table:
+        """Return the columns as a table, after checking that they are what the footer promised."""
+        schema = pa.schema([self.schema.field(name) for name in names])
+        for expected, column in zip(schema, columns, strict=True):
+            if not column.type.equals(expected.type):
+                raise pa.ArrowInvalid(
+                    f"column {describe(expected.name)} decodes to {column.type}, "
+                    f"not to {expected.type}"
+                )
+        return pa.Table.from_arrays(columns, schema=schema)
+
+    def _opened(self, file: int, *, buffer_size: int) -> _Opened:
+        return _Opened(self.files[file], self._footers, file, buffer_size)
+
+    @cached_property
+    def _leaf_ranges(self) -> dict[str, range]:
+        ranges, start = {}, 0
+        for column in self.schema:
+            count = leaves(column.type)
+            ranges[column.name] = range(start, start + count)
+            start += count
+        return ranges
+
+    def _leaves_of(self, names: list[str]) -> list[int]:
+        return [leaf for name in names for leaf in self._leaf_ranges[name]]
+
+
+class _Opened:
+    """An open Parquet file; decoding errors inside the `with` block become `InputError`."""
+
+    def __init__(
+        self, file: SourceFile, footers: dict[int, pq.FileMetaData], index: int, buffer_size: int
+    ) -> None:
+        self._file = file
+        self._footers = footers
+        self._index = index
+        self._buffer_size = buffer_size
+        self._open: pq.ParquetFile | None = None
+
+    def __enter__(self) -> pq.ParquetFile:
+        try:
+            now = os.stat(self._file.path)
+            if (now.st_size, now.st_mtime_ns) != (self._file.size, self._file.mtime_ns):
+                raise InputError(
+                    f"{describe(self._file.path)} has changed while it was being read. "
+                    "Run again with --overwrite when nothing writes to it any more."
+                )
+            self._open = pq.ParquetFile(
+                self._file.path,
+                metadata=self._footers.get(self._index),
+                pre_buffer=False,
+                buffer_size=self._buffer_size,
+                page_checksum_verification=True,
+            )
+        except Exception as error:
+            raise _unreadable(self._file.path, error) from None
+        if self._index not in self._footers:
+            self._footers.clear()
+            self._footers[self._index] = self._open.metadata
+        return self._open
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._open is not None:
+            self._open.close()
+        if isinstance(error, Exception) and not isinstance(error, MemoryError):
+            raise _unreadable(self._file.path, error) from None
+
+
+def _inspect(path: str) -> tuple[pq.FileMetaData, SourceFile, pa.Schema]:
+    try:
+        before = os.stat(path)
+        with pq.ParquetFile(path) as opened:
+            metadata, schema = opened.metadata, opened.schema_arrow
+        footer = _footer_hash(path)
+    except Exception as error:
+        raise _unreadable(path, error) from None
+    schema = checked_schema(path, schema)
+    if sum(leaves(column.type) for column in schema) != metadata.num_columns:
+        raise InputError(
+            f"{describe(path)} has {metadata.num_columns} columns in its footer and another "
+            "number in its Arrow schema: write it again without the stored schema."
+        )
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    variable = [i for i, wide in enumerate(_variable_leaves(schema)) if wide]
+    return (
+        metadata,
+        SourceFile(
+            path=os.path.abspath(path),
+            size=before.st_size,
+            mtime_ns=before.st_mtime_ns,
+            footer=footer,
+            group_rows=tuple(group.num_rows for group in groups),
+            chunks=metadata.num_columns * len(groups),
+            variable_bytes=sum(
+                max(group.column(i).total_uncompressed_size, 0)
+                for group in groups
+                for i in variable
+            ),
+            page_bytes=_largest_page(path, groups),
+        ),
+        schema,
+    )
+
+
+def _variable_leaves(schema: pa.Schema) -> list[bool]:
+    return [
+        has_variable_width(column.type) for column in schema for _ in range(leaves(column.type))
+    ]
+
+
+def _footer_hash(path: str) -> str:
+    with open(path, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(end - 8, 0))
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(max(end - 8 - length, 0))
+        return hashlib.blake2b(file.read(length + 8), digest_size=16).hexdigest()
+
+
+def _largest_page(path: str, groups: list[pq.RowGroupMetaData]) -> int:
+    """Return the uncompressed bytes of the largest page seen, looking at some columns only.
+
+    Reading from inside a row group holds one page of every column. The footer does not tell how
+    large pages are, their headers do: a Thrift struct that begins with type and size.
+    """
+    largest = max(groups, key=lambda group: group.num_rows, default=None)
+    if largest is None or not largest.num_columns:
+        return 0
+    found = 0
+    with open(path, "rb") as file:
+        for index in range(0, largest.num_columns, max(1, largest.num_columns // _PAGES_SAMPLED)):
+            chunk = largest.column(index)
+            file.seek(max(chunk.data_page_offset, 0))
+            found = max(found, _page_size(file.read(16), chunk.total_uncompressed_size))
+    return found
+
+
+def _page_size(header: bytes, chunk: int) -> int:
+    """Return field 2 of a Thrift compact `PageHeader`, or a usual size where there is none."""
+    numbers: list[int] = []
+    value, shift = 0, 0
+    for byte in header:
+        if len(numbers) % 2 == 0:
+            numbers.append(byte)
+            continue
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            numbers.append(value >> 1)
+            value, shift = 0, 0
+    if len(numbers) >= 4 and numbers[0] == numbers[2] == 0x15 and numbers[3] <= max(chunk, 0):
+        return numbers[3]
+    return min(max(chunk, 0), 1 << 20)
+
+
+def _unreadable(path: str, error: BaseException) -> Exception:
+    if isinstance(error, InputError):
+        return error
+    if isinstance(error, MemoryError):
+        return error
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        reason = "there is no such file"
+    return InputError(
+        f"{describe(path)} can't be read as Parquet: {describe(reason, 300)[1:-1]}. "
+        "Check that the file is complete and not damaged or encrypted."
+    )

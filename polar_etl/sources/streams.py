@@ -1,0 +1,72 @@
+"""Rows that can be read once, in batches: LazyFrames and Arrow streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from polar_etl.errors import InputError, UsageError
+from polar_etl.sources.schemas import checked_schema
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@dataclass(frozen=True, eq=False)
+class StreamSource:
+    """An ordered stream of tables of one schema."""
+
+    schema: pa.Schema
+    _reader: Iterator[pa.Table]
+
+    @classmethod
+    def of(cls, data: Any) -> StreamSource:
+        """Return the stream of `data`, a Polars frame or anything with `__arrow_c_stream__`.
+
+        Raises:
+            UsageError: `data` is neither.
+        """
+        if type(data).__module__.partition(".")[0] == "polars" and hasattr(data, "lazy"):
+            return _of_lazyframe(data.lazy())
+        if not hasattr(data, "__arrow_c_stream__"):
+            raise UsageError(
+                f"{type(data).__name__} is no source: expected a path, paths, a LazyFrame or an "
+                "object with __arrow_c_stream__."
+            )
+        reader = pa.RecordBatchReader.from_stream(data)
+        batches = (pa.Table.from_batches([batch]) for batch in reader)
+        return cls(checked_schema("the stream", reader.schema), batches)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Yield the tables; the second call yields nothing.
+
+        Raises:
+            InputError: The stream breaks off.
+        """
+        try:
+            yield from self._reader
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"The stream can't be read: {error}") from error
+
+
+def _of_lazyframe(frame: pl.LazyFrame) -> StreamSource:
+    import polars as pl
+
+    def tables() -> Iterator[pa.Table]:
+        try:
+            for batch in frame.collect_batches(maintain_order=True):
+                yield _table(batch)
+        except pl.exceptions.PolarsError as error:
+            raise InputError(f"The LazyFrame can't be collected: {error}") from error
+
+    empty = pl.DataFrame(schema=frame.collect_schema())
+    return StreamSource(checked_schema("the LazyFrame", _table(empty).schema), tables())
+
+
+def _table(frame: pl.DataFrame) -> pa.Table:
+    from polars import CompatLevel
+
+    return frame.to_arrow(compat_level=CompatLevel.oldest())
