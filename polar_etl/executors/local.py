@@ -1,0 +1,52 @@
+"""Threads of this process: an ordered map with a bounded number of tasks in flight."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ordered_map(
+    task: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    threads: int,
+    in_flight: int,
+    lane: Callable[[Item], int] | None = None,
+) -> Generator[Result, None, None]:
+    """Yield `task(item)` for every item, in order, working ahead on a few of them.
+
+    The items are drawn in the calling thread, so whatever reads them overlaps with the tasks.
+    Closing the generator drops tasks that have not begun and waits for those that have.
+
+    Args:
+        task: Called in a worker thread.
+        items: Drawn one by one, only while fewer than `in_flight` results are outstanding.
+        threads: Number of worker threads.
+        in_flight: Largest number of items drawn whose results were not yet yielded.
+        lane: Items with the same lane run one after the other, in order; None for no such rule.
+    """
+    with ExitStack() as stack:
+        lanes = [
+            stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="polar-etl"))
+            for _ in range(threads)
+        ]
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for number, item in enumerate(items):
+                chosen = lanes[(number if lane is None else lane(item)) % threads]
+                waiting.append(chosen.submit(task, item))
+                del item
+                while waiting and (len(waiting) >= in_flight or waiting[0].done()):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

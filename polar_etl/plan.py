@@ -1,0 +1,214 @@
+"""Arithmetic that turns shapes and a memory limit into a plan. Reads no data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from math import ceil
+
+from polar_etl.blocks import block_rows
+from polar_etl.errors import MemoryLimitError
+from polar_etl.memory import format_size
+from polar_etl.sources.base import Reading
+
+MIB = 1 << 20
+_FOOTER_CHUNK = 1300
+"""Bytes that PyArrow keeps for one column chunk of a footer (measured: 1.2 kB)."""
+_DECODER = 110_000
+"""Bytes of buffers and zstd state for one column that is being decoded (measured: 0.1 MB)."""
+_COLUMNS_DECODED = 512
+_RUNTIME = 30 * MIB
+"""Thread stacks, code loaded late, SQLite, and what the allocators keep back."""
+_COLUMN_OBJECTS = 3_000
+"""Bytes of Python and Arrow objects for one column of one table."""
+_CACHE_SHARE = 0.85
+"""Share of the room left under the limit that decoded batches may fill."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """All that a plan depends on besides the limit."""
+
+    rows: int
+    largest_group: int
+    """Rows of the largest row group."""
+    files: int
+    columns: int
+    """Leaf columns."""
+    normalized: int
+    """Columns that are normalized."""
+    row_bytes: int
+    """Decoded bytes of a row."""
+    normalized_bytes: int
+    """Decoded bytes of the normalized columns of a row."""
+    output_bytes: int
+    """Bytes of a row of the output, decoded."""
+    nominal_output_bytes: int
+    """The same as far as the schema alone tells; part boundaries follow from it."""
+    footer_chunks: int
+    """Column chunks in the largest footer."""
+    page_bytes: int
+    """Uncompressed bytes of the largest page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a run goes.
+
+    Only `slab_rows` and `part_rows` shape the output, and neither follows from the memory limit or
+    the threads.
+    """
+
+    slab_rows: int
+    """Rows of a row group of the output."""
+    part_rows: int
+    """Rows of a part, the last one excepted."""
+    parts: int
+    """Number of parts."""
+    batch_rows: int
+    """Rows of a batch of the first pass: whole blocks."""
+    threads: int
+    in_flight: int
+    """Batches decoded ahead or being worked on."""
+    reading: Reading
+    cached_bytes: int
+    """Decoded bytes kept from the first pass for the second."""
+    bill: tuple[tuple[str, int], ...]
+    """What the projected peak consists of."""
+    limit: int
+
+    @property
+    def projected(self) -> int:
+        """Bytes that the process is expected to need at most."""
+        return sum(size for _, size in self.bill)
+
+
+def slab_rows(output_bytes: int) -> int:
+    """Return the rows of an output row group, from the bytes of an output row alone.
+
+    About 32 MiB; more for wide tables, whose column chunks would become too short to compress.
+
+    Example:
+        >>> slab_rows(200), slab_rows(4_000), slab_rows(40_000), slab_rows(400_000)
+        (167680, 16384, 4096, 1024)
+    """
+    size = max(output_bytes, 1)
+    rows = max(
+        32 * MIB // size,
+        min(16_384, 64 * MIB // size),
+        min(4_096, 192 * MIB // size),
+        min(1_024, 512 * MIB // size),
+        1,
+    )
+    rows = min(rows, 1 << 20)
+    return rows - rows % 256 if rows > 256 else rows
+
+
+def make_plan(
+    shape: Shape, *, limit: int, base: int, threads: int, rows_per_part: int | None
+) -> Plan:
+    """Return the fastest plan whose projected peak stays within `limit`.
+
+    Args:
+        shape: What is to be processed.
+        limit: Bytes that the process may use.
+        base: Bytes that the process uses already.
+        threads: Largest number of threads.
+        rows_per_part: Rows of a part; None for one output row group per part.
+
+    Raises:
+        MemoryLimitError: No plan fits; says what the smallest one needs, and for what.
+    """
+    slab = slab_rows(shape.nominal_output_bytes)
+    part = rows_per_part or slab
+    slab = min(slab, part)
+    plans = [
+        _plan(shape, limit, base, slab, part, workers, ahead, group_rows, stream_rows)
+        for (workers, ahead), (group_rows, stream_rows) in product(
+            _workers(threads), _readings(shape, slab)
+        )
+    ]
+    for plan in plans:
+        if plan.projected <= limit:
+            return plan
+    raise _refusal(min(plans, key=lambda plan: plan.projected), limit)
+
+
+def _workers(threads: int) -> list[tuple[int, int]]:
+    """Return (threads, batches in flight), from fast to small."""
+    return [(threads, threads + 1), (threads, threads), (1, 1)]
+
+
+def _readings(shape: Shape, slab: int) -> list[tuple[int, int]]:
+    """Return (rows of a row group decoded whole, rows decoded from inside), from fast to small."""
+    whole = [(max(shape.largest_group, slab), slab)]
+    inside = [rows for rows in (slab, slab // 2, slab // 4, slab // 8) if rows >= 256]
+    if shape.largest_group <= slab or not inside:
+        return whole
+    if shape.largest_group * shape.row_bytes <= 256 * MIB:
+        return whole + [(0, rows) for rows in inside]
+    return [(0, rows) for rows in inside] + whole
+
+
+def _plan(
+    shape: Shape,
+    limit: int,
+    base: int,
+    slab: int,
+    part: int,
+    threads: int,
+    in_flight: int,
+    group_rows: int,
+    stream_rows: int,
+) -> Plan:
+    block = block_rows(shape.normalized)
+    batch = max(slab_rows(shape.normalized_bytes) // block, 1) * block
+    if group_rows:
+        decoding = min(shape.columns, _COLUMNS_DECODED) * _DECODER
+        unit = min(max(group_rows, batch, slab), max(shape.rows, 1))
+    else:
+        batch = max(stream_rows // block, 1) * block
+        decoding = shape.columns * (_DECODER + 2 * shape.page_bytes) + stream_rows * shape.row_bytes
+        unit = min(max(batch, slab), max(shape.rows, 1))
+    objects = shape.columns * _COLUMN_OBJECTS
+    slabs_per_part = ceil(min(part, max(shape.rows, 1)) / slab)
+    out = min(slab, max(shape.rows, 1)) * shape.output_bytes
+    bill = (
+        ("interpreter and libraries", base + _RUNTIME),
+        ("footers", shape.footer_chunks * _FOOTER_CHUNK),
+        ("statistics", shape.normalized * 600),
+        ("decoding", decoding),
+        ("decoded batches", (in_flight + 2) * (unit * shape.row_bytes + objects)),
+        ("normalized columns", threads * (out + objects)),
+        ("encoding", threads * (slabs_per_part * shape.columns * _FOOTER_CHUNK + 8 * MIB)),
+    )
+    room = limit - sum(size for _, size in bill)
+    cached = min(int(max(room, 0) * _CACHE_SHARE), shape.rows * shape.row_bytes)
+    return Plan(
+        slab_rows=slab,
+        part_rows=part,
+        parts=max(1, ceil(shape.rows / part)),
+        batch_rows=batch,
+        threads=threads,
+        in_flight=in_flight,
+        reading=Reading(threads=threads, group_rows=group_rows, stream_rows=stream_rows),
+        cached_bytes=cached,
+        bill=(*bill, ("decoded batches kept for the second pass", cached)),
+        limit=limit,
+    )
+
+
+def _refusal(smallest: Plan, limit: int) -> MemoryLimitError:
+    needed = smallest.projected - smallest.cached_bytes
+    lines = ", ".join(f"{name} {format_size(size)}" for name, size in smallest.bill if size)
+    megabytes = ceil(needed / 10**6)
+    return MemoryLimitError(
+        f"The memory limit of {format_size(limit)} is too small: the smallest plan needs "
+        f"{format_size(needed)} ({lines}). Nothing was read or written. "
+        f"Use --memory-limit {megabytes}MB or more"
+        + (
+            ", or fewer rows in a part (--rows-per-part)."
+            if smallest.slab_rows > 1
+            else "; one row with all its columns is what does not fit."
+        )
+    )
