@@ -1,0 +1,221 @@
+"""The manifest: which batches of both passes are finished, and what they were computed from.
+
+A SQLite database in write-ahead mode with full synchronization: a row that was committed survives
+a power cut, and a row is committed only after the part that it names is on disk.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sqlite3
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polar_etl.errors import StateMismatchError, describe
+from polar_etl.events import PassName
+from polar_etl.moments import Moments
+from polar_etl.parts import Receipt, is_part_name
+
+FORMAT = "polar-etl manifest 1"
+
+_TABLES = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE batches (
+    pass TEXT NOT NULL, batch INTEGER NOT NULL, file INTEGER NOT NULL, first_row INTEGER NOT NULL,
+    rows INTEGER NOT NULL, seconds REAL NOT NULL, bytes_in INTEGER NOT NULL,
+    bytes_out INTEGER NOT NULL, part TEXT, digest TEXT, rss INTEGER NOT NULL, peak INTEGER NOT NULL,
+    PRIMARY KEY (pass, batch)
+);
+CREATE TABLE moments (file INTEGER PRIMARY KEY, rows INTEGER NOT NULL, state BLOB NOT NULL);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRow:
+    """One finished batch."""
+
+    pass_name: PassName
+    batch: int
+    file: int
+    """Index of the file that the batch begins in."""
+    first_row: int
+    """First row, counted from the start of that file."""
+    rows: int
+    seconds: float
+    bytes_in: int
+    """Decoded bytes that were read."""
+    bytes_out: int
+    """Bytes of the part's file; 0 in the pass that collects moments."""
+    part: str | None
+    digest: str | None
+    rss: int
+    peak: int
+
+    def receipt(self) -> Receipt:
+        """Return what the manifest says of the batch's part."""
+        return Receipt(self.part or "", self.rows, self.bytes_out, self.digest or "")
+
+
+class Manifest:
+    """An open manifest. Only the driving thread of a run writes it."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+
+    @classmethod
+    @contextmanager
+    def create(cls, path: Path, facts: dict[str, object]) -> Iterator[Manifest]:
+        """Create the manifest at `path`, where there is none, with the given facts."""
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        with cls._connected(path, read_only=False) as manifest:
+            with manifest._connection as transaction:  # noqa: SLF001 - our own
+                for statement in _TABLES.split(";"):
+                    transaction.execute(statement)
+                transaction.executemany(
+                    "INSERT INTO facts VALUES (?, ?)",
+                    [(k, json.dumps(v)) for k, v in {"format": FORMAT, **facts}.items()],
+                )
+            yield manifest
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, *, read_only: bool = False) -> Iterator[Manifest]:
+        """Open the manifest at `path`.
+
+        Raises:
+            StateMismatchError: It is no manifest, or a damaged one.
+        """
+        with cls._connected(path, read_only=read_only) as manifest:
+            if manifest.fact("format") != FORMAT:
+                raise _damaged(path, "its format is another one")
+            yield manifest
+
+    @classmethod
+    @contextmanager
+    def _connected(cls, path: Path, *, read_only: bool) -> Iterator[Manifest]:
+        if path.is_symlink():
+            raise _damaged(path, "it is a symbolic link")
+        mode = "ro" if read_only else "rw"
+        connection = None
+        try:
+            connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True)
+            connection.execute("PRAGMA trusted_schema = OFF")
+            if not read_only:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")
+            yield cls(connection, path)
+        except sqlite3.OperationalError as error:
+            if "disk" in str(error) or "full" in str(error) or "I/O" in str(error):
+                raise OSError(f"the manifest can't be written: {error}") from None
+            raise _damaged(path, str(error)) from None
+        except sqlite3.Error as error:
+            raise _damaged(path, str(error)) from None
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def fact(self, name: str) -> Any:
+        """Return a recorded fact, None where there is none."""
+        row = self._connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        try:
+            return None if row is None else json.loads(row[0])
+        except (ValueError, TypeError):
+            raise _damaged(self._path, f"the fact {name} is no JSON") from None
+
+    def set_fact(self, name: str, value: object) -> None:
+        """Record a fact, durably."""
+        with self._connection as transaction:
+            transaction.execute(
+                "INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value))
+            )
+
+    def record(self, row: BatchRow) -> None:
+        """Record a finished batch, durably. Its part must be on disk already."""
+        with self._connection as transaction:
+            self._insert(transaction, row)
+
+    def record_moments(self, row: BatchRow, rows: int, state: Moments) -> None:
+        """Record a finished batch of the first pass with the moments of its file so far.
+
+        Args:
+            row: The batch.
+            rows: Rows of the file that `state` covers, from its start.
+            state: Moments of these rows.
+        """
+        with self._connection as transaction:
+            self._insert(transaction, row)
+            transaction.execute(
+                "INSERT OR REPLACE INTO moments VALUES (?, ?, ?)", (row.file, rows, _pack(state))
+            )
+
+    @staticmethod
+    def _insert(transaction: sqlite3.Connection, row: BatchRow) -> None:
+        transaction.execute(
+            "INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            tuple(asdict(row).values()),
+        )
+
+    def forget_parts(self, batches: list[int]) -> None:
+        """Strike out batches whose part is missing or damaged."""
+        with self._connection as transaction:
+            transaction.executemany(
+                "DELETE FROM batches WHERE pass = 'parts' AND batch = ?", [(b,) for b in batches]
+            )
+
+    def batches(self, pass_name: PassName) -> list[BatchRow]:
+        """Return the finished batches of a pass, in order."""
+        rows = self._connection.execute(
+            "SELECT * FROM batches WHERE pass = ? ORDER BY batch", (pass_name,)
+        ).fetchall()
+        found = [BatchRow(*row) for row in rows]
+        for row in found:
+            self._check(row)
+        return found
+
+    def _check(self, row: BatchRow) -> None:
+        whole = (row.batch, row.file, row.first_row, row.rows, row.bytes_out)
+        if not all(type(value) is int and value >= 0 for value in whole):
+            raise _damaged(self._path, f"batch {describe(str(row.batch))} holds impossible numbers")
+        if row.pass_name == "parts" and not is_part_name(str(row.part)):
+            raise _damaged(self._path, f"{describe(str(row.part))} is not the name of a part")
+
+    def moments(self, width: int) -> dict[int, tuple[int, Moments]]:
+        """Return by file how many rows are covered, and their moments."""
+        rows = self._connection.execute("SELECT file, rows, state FROM moments").fetchall()
+        try:
+            return {file: (covered, _unpack(state, width)) for file, covered, state in rows}
+        except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise _damaged(self._path, f"moments can't be read: {error}") from None
+
+
+def _pack(moments: Moments) -> bytes:
+    sink = io.BytesIO()
+    np.savez(sink, **{field.name: getattr(moments, field.name) for field in fields(moments)})
+    return sink.getvalue()
+
+
+def _unpack(state: bytes, width: int) -> Moments:
+    expected = Moments.empty(width)
+    with np.load(io.BytesIO(state), allow_pickle=False) as arrays:
+        found = {field.name: arrays[field.name] for field in fields(expected)}
+    for name, array in found.items():
+        model = getattr(expected, name)
+        if array.shape != model.shape or array.dtype != model.dtype:
+            raise ValueError(f"{name} has another shape or type")
+    return Moments(**found)
+
+
+def _damaged(path: Path, reason: str) -> StateMismatchError:
+    return StateMismatchError(
+        f"The manifest {describe(str(path))} can't be used: {describe(reason)[1:-1]}. "
+        "Start anew with --overwrite."
+    )

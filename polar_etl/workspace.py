@@ -1,0 +1,147 @@
+"""The two directories of a run: `out/` with nothing but parts, and the state beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from polar_etl.durable import make_directory, sync_directory
+from polar_etl.errors import RunFailedError, StateMismatchError, UsageError, describe
+from polar_etl.lock import OutputLock
+from polar_etl.parts import is_part_name
+
+_TEMPORARY = re.compile(r"\.part-\d{5,9}\.parquet\.[0-9a-f]{8}\.tmp")
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Paths of one output. Everything in `state` is ours; in `out`, only files named like parts."""
+
+    out: Path
+    state: Path
+
+    @classmethod
+    def at(cls, out: str | os.PathLike[str], state_dir: str | os.PathLike[str] | None) -> Workspace:
+        """Return the workspace of the output directory `out`; nothing is created.
+
+        Raises:
+            UsageError: `out` is a file, or both directories are one inside the other.
+        """
+        folder = Path(os.path.abspath(out))
+        state = (
+            Path(os.path.abspath(state_dir))
+            if state_dir is not None
+            else folder.with_name(f"{folder.name}.polar-etl")
+        )
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{describe(str(folder))} is a file; the output must be a directory.")
+        if state == folder or folder in state.parents or state in folder.parents:
+            raise UsageError("The output and the state directory must not lie one in the other.")
+        return cls(folder, state)
+
+    @property
+    def manifest(self) -> Path:
+        """Path of the manifest."""
+        return self.state / "manifest.db"
+
+    @property
+    def scaler(self) -> Path:
+        """Path of the fitted scaler."""
+        return self.state / "scaler.json"
+
+    @property
+    def scratch(self) -> Path:
+        """Directory of unfinished parts, on the filesystem of `out`."""
+        if self.state.stat().st_dev == self.out.stat().st_dev:
+            return self.state / "tmp"
+        return self.out
+
+    @contextmanager
+    def opened(self, *, overwrite: bool) -> Iterator[bool]:
+        """Create what is missing, hold the lock, and yield whether an earlier run is there.
+
+        Raises:
+            OutputLockedError: Another run holds the lock.
+            StateMismatchError: The output holds files that no manifest knows.
+            RunFailedError: A directory can't be created or written.
+        """
+        try:
+            created = make_directory(self.state)
+            if self.state.is_symlink():
+                raise StateMismatchError(f"{describe(str(self.state))} is a symbolic link.")
+            self.state.chmod(0o700)
+            with OutputLock(self.state / "lock"):
+                try:
+                    resumed = self.manifest.exists() and not overwrite
+                    if not resumed:
+                        self._refuse_foreign_files(parts_are_foreign=not overwrite)
+                        self._clear()
+                    created += make_directory(self.out)
+                    self._prepare_scratch()
+                except BaseException:
+                    self._remove_created(created)
+                    raise
+                yield resumed
+        except OSError as error:
+            raise RunFailedError(
+                f"The output {describe(str(self.out))} can't be written: {error}. "
+                "Finished parts are safe."
+            ) from error
+
+    def discard(self) -> None:
+        """Remove all that runs have made here: parts, state, and the directories if empty."""
+        self._clear()
+        shutil.rmtree(self.state, ignore_errors=True)
+        with suppress(OSError):
+            self.out.rmdir()
+
+    def part_files(self) -> list[str]:
+        """Return the names of the finished parts on disk."""
+        if not self.out.is_dir():
+            return []
+        return sorted(name for name in os.listdir(self.out) if is_part_name(name))
+
+    def _prepare_scratch(self) -> None:
+        scratch = self.scratch
+        if scratch != self.out:
+            if scratch.is_symlink():
+                scratch.unlink()
+            scratch.mkdir(mode=0o700, exist_ok=True)
+        for name in os.listdir(scratch):
+            if _TEMPORARY.fullmatch(name):
+                (scratch / name).unlink()
+
+    def _refuse_foreign_files(self, *, parts_are_foreign: bool) -> None:
+        names = sorted(os.listdir(self.out)) if self.out.is_dir() else []
+        found = [
+            name
+            for name in names
+            if not _TEMPORARY.fullmatch(name) and (parts_are_foreign or not is_part_name(name))
+        ]
+        if found:
+            raise StateMismatchError(
+                f"{describe(str(self.out))} holds files that no manifest knows, such as "
+                f"{describe(found[0])}. Write to a new directory, or use --overwrite to replace "
+                "parts of an earlier run."
+            )
+
+    def _clear(self) -> None:
+        """Remove manifest first, then parts, so that no manifest ever names a missing part."""
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            self.manifest.with_name(self.manifest.name + suffix).unlink(missing_ok=True)
+        self.scaler.unlink(missing_ok=True)
+        sync_directory(self.state)
+        for name in self.part_files():
+            (self.out / name).unlink()
+
+    def _remove_created(self, created: list[Path]) -> None:
+        if self.state in created:
+            shutil.rmtree(self.state, ignore_errors=True)
+        for folder in reversed(created):
+            with suppress(OSError):
+                folder.rmdir()
