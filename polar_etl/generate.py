@@ -1,0 +1,141 @@
+"""Synthetic tables of any size, made and written row group by row group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from polar_etl.errors import RunFailedError, UsageError, describe
+
+DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64")
+_GROUP_BYTES = 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a synthetic table looks like; the same recipe gives the same bytes."""
+
+    chunks: int
+    rows: int
+    """Rows of each chunk."""
+    columns: int
+    dtype: str
+    seed: int
+    null_fraction: float
+    row_group_rows: int | None
+    """None: a chunk, or 64 MiB of it where that is less."""
+
+    def __post_init__(self) -> None:
+        """Refuse recipes that make no table.
+
+        Raises:
+            UsageError: A number is out of its range, or the dtype is not one of `DTYPES`.
+        """
+        if self.chunks < 0 or self.rows < 0 or self.columns < 1:
+            raise UsageError("chunks and rows must not be negative, cols must be at least 1.")
+        if self.dtype not in DTYPES:
+            raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, found {self.dtype!r}.")
+        if not 0 <= self.null_fraction <= 1:
+            raise UsageError("null-fraction must lie between 0 and 1.")
+        if self.row_group_rows is not None and self.row_group_rows < 1:
+            raise UsageError("row-group-size must be at least 1.")
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns `c0`, `c1`, … of one type."""
+        kind = pa.from_numpy_dtype(np.dtype(self.dtype))
+        return pa.schema([(f"c{i}", kind) for i in range(self.columns)])
+
+    def group_lengths(self) -> Iterator[int]:
+        """Yield the rows of each row group."""
+        width = self.columns * np.dtype(self.dtype).itemsize
+        most = self.row_group_rows or min(max(self.rows, 1), max(_GROUP_BYTES // width, 1))
+        for _ in range(self.chunks):
+            left = self.rows
+            while left:
+                yield min(left, most)
+                left -= min(left, most)
+
+    def truth(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return mean and scale of the distribution that each column is drawn from."""
+        draw = np.random.default_rng(self.seed)
+        mean = draw.normal(0.0, 10.0, self.columns)
+        scale = np.exp(draw.normal(0.0, 1.0, self.columns))
+        whole = self.dtype.startswith("int")
+        return (mean, scale + 2.0) if whole else (mean, scale)
+
+
+def generate(path: Path, recipe: Recipe, truth: Path | None = None) -> int:
+    """Write the table to `path` and return its rows; memory holds one row group.
+
+    Args:
+        path: The Parquet file; must not exist.
+        recipe: What it looks like.
+        truth: Where to write mean and scale of every column, as Parquet.
+
+    Raises:
+        UsageError: A file exists already.
+        RunFailedError: A file can't be written; nothing is left of it.
+    """
+    for target in (path, truth):
+        if target is not None and target.exists():
+            raise UsageError(
+                f"{describe(str(target))} exists already: remove it or choose another."
+            )
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        rows = _write(temporary, recipe)
+        temporary.rename(path)
+        if truth is not None:
+            mean, scale = recipe.truth()
+            names = recipe.schema.names
+            pq.write_table(pa.table({"column": names, "mean": mean, "scale": scale}), truth)
+    except OSError as error:
+        raise RunFailedError(f"{describe(str(path))} can't be written: {error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return rows
+
+
+def _write(path: Path, recipe: Recipe) -> int:
+    rows = 0
+    with pq.ParquetWriter(
+        path,
+        recipe.schema,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=False,
+        write_statistics=False,
+    ) as writer:
+        for number, length in enumerate(recipe.group_lengths()):
+            table = pa.Table.from_arrays(_columns(recipe, number, length), schema=recipe.schema)
+            writer.write_table(table, row_group_size=length)
+            rows += length
+    return rows
+
+
+def _columns(recipe: Recipe, number: int, length: int) -> list[pa.Array]:
+    draw = np.random.default_rng([recipe.seed, number])
+    single = recipe.dtype in ("float16", "float32")
+    columns = []
+    for mean, scale in zip(*recipe.truth(), strict=True):
+        values = draw.standard_normal(length, dtype=np.float32 if single else np.float64)
+        values *= values.dtype.type(scale)
+        values += values.dtype.type(mean)
+        nulls = draw.random(length) < recipe.null_fraction if recipe.null_fraction else None
+        columns.append(pa.array(_as_dtype(values, recipe.dtype), mask=nulls))
+    return columns
+
+
+def _as_dtype(values: npt.NDArray[np.floating], dtype: str) -> npt.NDArray[np.generic]:
+    kind = np.dtype(dtype)
+    if kind.kind == "i":
+        limits = np.iinfo(kind)
+        return np.asarray(np.clip(np.rint(values), limits.min, limits.max), kind)
+    return np.asarray(values, kind)

@@ -1,0 +1,176 @@
+"""The two passes over a source, as tasks: moments of batches, and parts from batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from polar_etl.blocks import observe
+from polar_etl.columns import pieces_of
+from polar_etl.errors import InputError, RunFailedError, describe
+from polar_etl.moments import Moments
+from polar_etl.parts import PartFormat, PartWriter, Receipt
+from polar_etl.scaler import Scaler, output_type
+from polar_etl.standardize import Standardizer
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one file, decoded."""
+
+    file: int
+    first_row: int
+    """Index of the first row within the file: a multiple of the block's rows."""
+    table: pa.Table
+
+
+@dataclass(frozen=True, slots=True)
+class BatchMoments:
+    """What became of a `Batch`."""
+
+    file: int
+    first_row: int
+    rows: int
+    bytes_in: int
+    blocks: list[Moments]
+    seconds: float
+
+
+def collect_moments(batch: Batch, names: tuple[str, ...]) -> BatchMoments:
+    """Return the moments of every block of a batch."""
+    started = time.perf_counter()
+    columns = [pieces_of(batch.table.column(name)) for name in names]
+    return BatchMoments(
+        file=batch.file,
+        first_row=batch.first_row,
+        rows=batch.table.num_rows,
+        bytes_in=batch.table.nbytes,
+        blocks=observe(columns, batch.table.num_rows, batch.first_row),
+        seconds=time.perf_counter() - started,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Slab:
+    """Rows that become one row group of a part, decoded."""
+
+    part: int
+    last: bool
+    """Whether the part ends with this slab."""
+    table: pa.Table
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of a `Slab`."""
+
+    part: int
+    rows: int
+    bytes_in: int
+    receipt: Receipt | None
+    """The part's receipt, with its last slab."""
+    seconds: float
+
+
+@dataclass(eq=False)
+class PartsStage:
+    """Normalizes slabs and writes them; slabs of one part come in order, parts side by side."""
+
+    names: tuple[str, ...]
+    """Names of the normalized columns."""
+    standardizer: Standardizer
+    form: PartFormat
+    writer: Callable[[int], PartWriter]
+    """Begins the part of an index."""
+    _open: dict[int, PartWriter] = field(default_factory=dict)
+    _failed: bool = False
+
+    def write(self, slab: Slab) -> Written:
+        """Append a slab to its part, and commit the part with its last slab.
+
+        Once a slab has failed all further ones do: a part must not be begun in its middle.
+        """
+        if self._failed:
+            raise RunFailedError("An earlier batch has failed.")
+        started = time.perf_counter()
+        writer = self._open.get(slab.part)
+        if writer is None:
+            writer = self._open[slab.part] = self.writer(slab.part)
+        try:
+            writer.write(self._normalized(slab.table))
+            receipt = writer.commit() if slab.last else None
+        except BaseException:
+            self._failed = True
+            self._open.pop(slab.part).abort()
+            raise
+        if slab.last:
+            del self._open[slab.part]
+        return Written(
+            part=slab.part,
+            rows=slab.table.num_rows,
+            bytes_in=slab.table.nbytes,
+            receipt=receipt,
+            seconds=time.perf_counter() - started,
+        )
+
+    def abort(self) -> None:
+        """Drop all parts that were begun and not committed."""
+        while self._open:
+            self._open.popitem()[1].abort()
+
+    def _normalized(self, table: pa.Table) -> pa.Table:
+        pieces = [pieces_of(table.column(name)) for name in self.names]
+        done = dict(zip(self.names, self.standardizer.apply(pieces, len(table)), strict=True))
+        columns = [
+            done[name] if name in done else passed_through(name, table.column(name))
+            for name in table.column_names
+        ]
+        return pa.Table.from_arrays(columns, schema=self.form.schema)
+
+
+def passed_through(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+    """Return a column in the form that gives the same bytes however it was cut when read.
+
+    Raises:
+        InputError: The decoded values are not valid Arrow, text that is not UTF-8 for one.
+    """
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"Column {describe(name)} holds invalid values: {error}") from None
+    if pa.types.is_dictionary(column.type):
+        return _encoded_anew(column)
+    try:
+        return column.combine_chunks()
+    except pa.ArrowInvalid:  # more text than 32-bit offsets can tell
+        return column
+
+
+def _encoded_anew(column: pa.ChunkedArray) -> pa.Array:
+    kind = column.type
+    plain = column.cast(kind.value_type).combine_chunks()
+    encoded = plain.dictionary_encode()
+    return pa.DictionaryArray.from_arrays(
+        encoded.indices.cast(kind.index_type), encoded.dictionary, ordered=kind.ordered
+    )
+
+
+def output_schema(schema: pa.Schema, scaler: Scaler) -> pa.Schema:
+    """Return the schema of the parts: the source's, with normalized columns as floats."""
+    types = dict(zip(scaler.columns, scaler.dtypes, strict=True))
+    made_null = {
+        name
+        for name, count in zip(scaler.columns, scaler.moments.inf_count, strict=True)
+        if count and scaler.inf == "null"
+    }
+    fields = []
+    for column in schema:
+        if column.name in types:
+            single = output_type(types[column.name], scaler.dtype) == "float32"
+            column = column.with_type(pa.float32() if single else pa.float64())
+            column = column.with_nullable(column.nullable or column.name in made_null)
+        fields.append(column)
+    return pa.schema(fields, metadata=schema.metadata)

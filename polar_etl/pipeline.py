@@ -1,0 +1,359 @@
+"""The order of the steps: plan, fit, write, record. The only module that knows both passes."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+
+import psutil
+import pyarrow as pa
+
+from polar_etl.durable import write_atomically
+from polar_etl.errors import InputError, RunFailedError, StateMismatchError, describe
+from polar_etl.events import Listener, Warned, silent
+from polar_etl.fitting import fit_files, refuse_infinities
+from polar_etl.manifest import Manifest
+from polar_etl.memory import PeakSampler, peak_of_process
+from polar_etl.moments import Moments, merge_all
+from polar_etl.plan import Plan, Shape, make_plan
+from polar_etl.run import Cache, Run
+from polar_etl.scaler import Scaler, library_versions, output_type
+from polar_etl.sources.base import Source, SourceFile
+from polar_etl.sources.schemas import width
+from polar_etl.standardize import InfPolicy
+from polar_etl.stop import Stop
+from polar_etl.workspace import Workspace
+from polar_etl.writing import write_parts
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What shapes the result. Two runs with equal settings on one input give the same bytes."""
+
+    columns: tuple[str, ...]
+    """Names of the normalized columns."""
+    ddof: int
+    inf: InfPolicy
+    dtype: str | None
+    rows_per_part: int | None
+    """None for the default, which follows from the schema."""
+    part_bytes: int | None
+    """Decoded bytes of a part, another way to say `rows_per_part`."""
+    level: int
+    """Level of zstd."""
+    scaler: str | None = None
+    """Hash of the scaler to apply; None to fit one."""
+
+    def facts(self) -> dict[str, object]:
+        """Return the settings as a small JSON value."""
+        names = hashlib.blake2b("\0".join(self.columns).encode(), digest_size=16).hexdigest()
+        return {
+            "normalized columns": f"{len(self.columns)} ({names})",
+            "--ddof": self.ddof,
+            "--inf": self.inf,
+            "--dtype": self.dtype,
+            "--rows-per-part": self.rows_per_part,
+            "--part-size": self.part_bytes,
+            "--compression-level": self.level,
+            "--scaler": self.scaler,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a run may use. Never changes the result."""
+
+    memory: int
+    """Bytes."""
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run did."""
+
+    rows: int
+    columns: int
+    normalized_columns: int
+    batches: int
+    """Batches of both passes, all runs together."""
+    resumed_batches: int
+    """Those that an earlier run had finished."""
+    parts: int
+    bytes_in: int
+    """Bytes of the input files."""
+    bytes_out: int
+    """Bytes of all parts."""
+    seconds: float
+    memory_limit: int
+    projected_peak: int
+    measured_peak: int
+    output: str
+    nothing_to_do: bool
+
+
+@dataclass(eq=False)
+class Control:
+    """Who watches a run and who may stop it."""
+
+    listen: Listener = silent
+    stop: Stop = field(default_factory=Stop)
+
+
+def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings) -> Shape:
+    """Return what a plan needs to know of a source's schema and footers."""
+    chosen = set(settings.columns)
+    rows = sum(file.rows for file in files)
+    text = max((_text_bytes(file) for file in files), default=0)
+    nominal = sum(width(column.type) for column in schema)
+    output = sum(
+        (4 if output_type(str(column.type), settings.dtype) == "float32" else 8)
+        if column.name in chosen
+        else width(column.type)
+        for column in schema
+    )
+    largest = max(files, key=lambda file: file.chunks, default=None)
+    return Shape(
+        rows=rows,
+        largest_group=max((max(f.group_rows, default=0) for f in files), default=0),
+        files=len(files),
+        columns=len(schema) if largest is None else _leaf_columns(largest, len(schema)),
+        normalized=len(settings.columns),
+        row_bytes=nominal + text,
+        normalized_bytes=sum(width(schema.field(name).type) for name in settings.columns),
+        output_bytes=output + text,
+        nominal_output_bytes=output,
+        footer_chunks=0 if largest is None else largest.chunks,
+        page_bytes=max((file.page_bytes for file in files), default=0),
+    )
+
+
+def _text_bytes(file: SourceFile) -> int:
+    """Return decoded bytes per row of columns of variable width, with room for dictionaries."""
+    return 3 * file.variable_bytes // max(file.rows, 1)
+
+
+def _leaf_columns(file: SourceFile, columns: int) -> int:
+    return file.chunks // len(file.group_rows) if file.group_rows else columns
+
+
+def plan_run(source: Source, settings: Settings, limits: Limits, base: int) -> Plan:
+    """Return the plan for a run, see `make_plan`."""
+    shape = shape_of(source.schema, source.files, settings)
+    return make_plan(
+        shape,
+        limit=limits.memory,
+        base=base,
+        threads=limits.threads,
+        rows_per_part=rows_per_part(settings, shape),
+    )
+
+
+def rows_per_part(settings: Settings, shape: Shape) -> int | None:
+    """Return how many rows of a part were asked for, directly or as bytes; None if neither."""
+    if settings.rows_per_part is None and settings.part_bytes is not None:
+        return max(settings.part_bytes // max(shape.nominal_output_bytes, 1), 1)
+    return settings.rows_per_part
+
+
+def resident_memory() -> int:
+    """Return the resident bytes of this process."""
+    return int(psutil.Process().memory_info().rss)
+
+
+@contextmanager
+def _running(source: Source, plan: Plan, control: Control) -> Iterator[Run]:
+    """Watch memory and set PyArrow's threads and allocator for as long as a run lasts.
+
+    jemalloc gives memory back in time: with mimalloc, PyArrow's default, the same run peaks a
+    quarter higher and spends twice the time in the kernel (measured).
+    """
+    threads, pool = pa.cpu_count(), pa.default_memory_pool()
+    pa.set_cpu_count(plan.threads)
+    with suppress(NotImplementedError):
+        pa.set_memory_pool(pa.jemalloc_memory_pool())
+    try:
+        with PeakSampler(plan.limit) as sampler:
+            yield Run(source, plan, sampler, control.stop, control.listen)
+    except MemoryError as error:
+        raise RunFailedError(f"Memory ran out: {error}. Finished parts are safe.") from None
+    except pa.ArrowException as error:
+        raise RunFailedError(f"{describe(str(error))[1:-1]}. Finished parts are safe.") from None
+    finally:
+        pa.set_cpu_count(threads)
+        pa.set_memory_pool(pool)
+
+
+def fit(source: Source, settings: Settings, plan: Plan, control: Control) -> Scaler:
+    """Return the scaler of a source; nothing is written.
+
+    Raises:
+        InputError: The source holds infinite values and `settings.inf` is "error".
+    """
+    with _running(source, plan, control) as run:
+        files = fit_files(run, settings.columns, None, Cache(0))
+    return scaler_of(source.schema, settings, files, [file.path for file in source.files])
+
+
+def scaler_of(
+    schema: pa.Schema, settings: Settings, files: list[Moments], paths: list[str]
+) -> Scaler:
+    """Return the scaler of the moments of some files, merged in their order.
+
+    Raises:
+        InputError: There are infinite values and `settings.inf` is "error".
+    """
+    if settings.inf == "error":
+        refuse_infinities(paths, settings.columns, files)
+    return Scaler(
+        columns=settings.columns,
+        dtypes=tuple(str(schema.field(name).type) for name in settings.columns),
+        moments=merge_all(files, len(settings.columns)),
+        ddof=settings.ddof,
+        inf=settings.inf,
+        dtype=settings.dtype,
+    )
+
+
+def normalize(
+    source: Source,
+    workspace: Workspace,
+    settings: Settings,
+    plan: Plan,
+    control: Control,
+    *,
+    scaler: Scaler | None = None,
+    overwrite: bool = False,
+) -> Report:
+    """Fit and write what is missing of an output, or only write when there is a scaler.
+
+    Raises:
+        InputError: The input can't be decoded or holds infinite values; what this run created
+            is removed again.
+        StateMismatchError: The output belongs to another input or other settings.
+        OutputLockedError: Another run is writing the output.
+        RunFailedError: Disk or memory failed; the same call resumes.
+        InterruptedRunError: `control.stop` asked for it; the same call resumes.
+    """
+    started = time.perf_counter()
+    facts = {
+        "input": source.fingerprint(),
+        "settings": settings.facts(),
+        "versions": library_versions(),
+        "projected_peak": plan.projected,
+        "memory_limit": plan.limit,
+        "parts": plan.parts,
+        "rows": sum(file.rows for file in source.files),
+    }
+    with workspace.opened(overwrite=overwrite) as resumed:
+        try:
+            path = workspace.manifest
+            with Manifest.open(path) if resumed else Manifest.create(path, facts) as manifest:
+                if resumed:
+                    _refuse_changes(manifest, facts)
+                    manifest.set_fact("projected_peak", plan.projected)
+                    manifest.set_fact("memory_limit", plan.limit)
+                with _running(source, plan, control) as run:
+                    report = _run_passes(run, workspace, settings, manifest, scaler)
+                manifest.set_fact("finished", True)
+        except InputError:
+            if not resumed:
+                workspace.discard()
+            raise
+    return replace(report, seconds=time.perf_counter() - started)
+
+
+def _run_passes(
+    run: Run, workspace: Workspace, settings: Settings, manifest: Manifest, scaler: Scaler | None
+) -> Report:
+    before = len(manifest.batches("moments"))
+    cache = Cache(run.plan.cached_bytes)
+    if scaler is None:
+        files = fit_files(run, settings.columns, manifest, cache)
+        paths = [file.path for file in run.source.files]
+        scaler = scaler_of(run.source.schema, settings, files, paths)
+    _keep_scaler(workspace, scaler, run.listen)
+    _warn_of_oddities(scaler, run.listen)
+    present = write_parts(run, scaler, manifest, workspace, settings.level, cache)
+    run.stop.check()
+    run.observe_memory()
+    moments, parts = manifest.batches("moments"), manifest.batches("parts")
+    return Report(
+        rows=run.offsets[-1],
+        columns=len(run.source.schema),
+        normalized_columns=len(settings.columns),
+        batches=len(moments) + len(parts),
+        resumed_batches=before + present,
+        parts=len(parts),
+        bytes_in=sum(file.size for file in run.source.files),
+        bytes_out=sum(row.bytes_out for row in parts),
+        seconds=0.0,
+        memory_limit=run.plan.limit,
+        projected_peak=run.plan.projected,
+        measured_peak=max(run.sampler.peak, peak_of_process()),
+        output=str(workspace.out),
+        nothing_to_do=before + present == len(moments) + len(parts),
+    )
+
+
+def _keep_scaler(workspace: Workspace, scaler: Scaler, listen: Listener) -> None:
+    """Write the scaler into the state directory, also over one that was changed there."""
+    content = scaler.to_json().encode()
+    path = workspace.scaler
+    if path.is_file() and not path.is_symlink():
+        if path.read_bytes() == content:
+            return
+        listen(Warned("scaler.json in the state directory was changed: it is written again."))
+    write_atomically(path, content)
+
+
+def _warn_of_oddities(scaler: Scaler, listen: Listener) -> None:
+    """Tell of columns whose numbers need a second look."""
+    constant = [n for n, flat in zip(scaler.columns, scaler.is_constant(), strict=True) if flat]
+    if constant:
+        listen(Warned(f"Constant, so 0 in the output: {_some(constant)}."))
+    infinite = scaler.moments.variance(scaler.ddof) == float("inf")
+    huge = [name for name, over in zip(scaler.columns, infinite, strict=True) if over]
+    if huge:
+        listen(Warned(f"Variance beyond Float64 (the deviation is right): {_some(huge)}."))
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(describe(name) for name in names[:5]) + more
+
+
+def _refuse_changes(manifest: Manifest, facts: dict[str, object]) -> None:
+    """Raise an error that says what differs between the earlier run and this one.
+
+    Raises:
+        StateMismatchError: Input, settings or versions differ.
+    """
+    for kind in ("input", "settings", "versions"):
+        before, now = manifest.fact(kind), facts[kind]
+        if before == now:
+            continue
+        found = "; ".join(_differences(before, now)) or "it is recorded otherwise"
+        raise StateMismatchError(
+            f"The output was begun with other {kind}: {found}. Repeat the earlier command, write "
+            "to another directory, or start anew with --overwrite."
+        )
+
+
+def _differences(before: object, now: object, name: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        label = f"{name} {now['path']}" if "path" in now else name
+        for key in now:
+            if before.get(key) != now[key]:
+                yield from _differences(before.get(key), now[key], f"{label} {key}".strip())
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for old, new in zip(before, now, strict=True):
+            if old != new:
+                yield from _differences(old, new, name)
+    elif isinstance(before, list) and isinstance(now, list):
+        yield f"{len(before)} {name}, now {len(now)}"
+    else:
+        yield f"{describe(name)[1:-1]} was {describe(str(before))}, now {describe(str(now))}"

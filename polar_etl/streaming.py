@@ -1,0 +1,94 @@
+"""Both passes over a stream that is read once: nothing can be resumed, so nothing is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from itertools import chain, repeat
+
+from polar_etl.errors import UsageError
+from polar_etl.executors.local import ordered_map
+from polar_etl.moments import Moments
+from polar_etl.parts import PartFormat, PartWriter, Receipt, part_name
+from polar_etl.passes import Batch, PartsStage, Slab, collect_moments, output_schema
+from polar_etl.plan import Plan
+from polar_etl.scaler import Scaler
+from polar_etl.sources.base import cut
+from polar_etl.sources.streams import StreamSource
+from polar_etl.workspace import Workspace
+
+
+def fit_stream(source: StreamSource, names: tuple[str, ...], plan: Plan) -> Moments:
+    """Return the moments of the columns `names` over the whole stream, as if it were one file."""
+    moments = Moments.empty(len(names))
+    results = ordered_map(
+        partial(collect_moments, names=names),
+        _batches(source, names, plan),
+        threads=plan.threads,
+        in_flight=plan.in_flight,
+    )
+    for result in results:
+        for block in result.blocks:
+            moments = moments.merge(block)
+    return moments
+
+
+def _batches(source: StreamSource, names: tuple[str, ...], plan: Plan) -> Iterator[Batch]:
+    first = 0
+    tables = (table.select(list(names)) for table in source.tables())
+    for table in cut(tables, repeat(plan.batch_rows)):
+        yield Batch(0, first, table)
+        first += table.num_rows
+
+
+def write_stream(
+    source: StreamSource, scaler: Scaler, plan: Plan, workspace: Workspace, level: int
+) -> list[Receipt]:
+    """Write the stream as parts and return their receipts.
+
+    Raises:
+        UsageError: The output holds an earlier run.
+    """
+    with workspace.opened(overwrite=False) as earlier:
+        if earlier:
+            raise UsageError(
+                f"{workspace.out} holds a run over files, and a stream can't resume it: "
+                "choose another output."
+            )
+        form = PartFormat(output_schema(source.schema, scaler), scaler.columns, level)
+        scratch = workspace.scratch
+        stage = PartsStage(
+            names=scaler.columns,
+            standardizer=scaler.standardizer(),
+            form=form,
+            writer=lambda index: PartWriter(workspace.out, scratch, part_name(index), form),
+        )
+        results = ordered_map(
+            stage.write,
+            _slabs(source, plan),
+            threads=plan.threads,
+            in_flight=plan.in_flight,
+            lane=lambda slab: slab.part,
+        )
+        try:
+            with closing(results):
+                return [result.receipt for result in results if result.receipt]
+        except BaseException:
+            stage.abort()
+            workspace.discard()
+            raise
+
+
+def _slabs(source: StreamSource, plan: Plan) -> Iterator[Slab]:
+    """Yield slabs; the one that ends a part is known only when the next one has come."""
+    per_part = -(-plan.part_rows // plan.slab_rows)
+    lengths = [plan.slab_rows] * (per_part - 1)
+    lengths.append(plan.part_rows - sum(lengths))
+    tables = cut(source.tables(), chain.from_iterable(repeat(lengths)))
+    held = next(tables, source.schema.empty_table())
+    number = 0
+    for table in tables:
+        yield Slab(number // per_part, number % per_part == per_part - 1, held)
+        held, number = table, number + 1
+    yield Slab(number // per_part, True, held)
