@@ -1,0 +1,277 @@
+"""The public functions. Defaults live here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+
+from polar_etl import pipeline
+from polar_etl.errors import UsageError
+from polar_etl.events import Listener, silent
+from polar_etl.memory import limit_in_force, parse_size
+from polar_etl.pipeline import Control, Limits, Report, Settings
+from polar_etl.plan import Plan, Shape, make_plan
+from polar_etl.scaler import Scaler
+from polar_etl.selection import select
+from polar_etl.sources.discovery import find_files
+from polar_etl.sources.parquet import ParquetSource
+from polar_etl.sources.streams import StreamSource
+from polar_etl.standardize import InfPolicy
+from polar_etl.streaming import fit_stream, write_stream
+from polar_etl.workspace import Workspace
+
+if TYPE_CHECKING:
+    import polars as pl
+
+StrPath = str | os.PathLike[str]
+Paths = StrPath | Sequence[StrPath]
+DTypeName = Literal["float32", "float64"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """All that can be set, with its defaults."""
+
+    columns: Sequence[str] | None = None
+    """Names, globs or `^regex$` of the columns to normalize; None: all numeric ones."""
+    exclude: Sequence[str] | None = None
+    """The same, for columns that pass through."""
+    ddof: int = 0
+    """0: population deviation; 1: sample deviation."""
+    inf: InfPolicy = "error"
+    """What to do with infinite values."""
+    dtype: DTypeName | None = None
+    """Output type; None: float32 from float32 and float16, float64 from everything else."""
+    memory_limit: str | int | None = None
+    """Such as "512MB", "2GiB" or "50%"; None: half of what the process may use."""
+    threads: int | None = None
+    """None: as many as the processor has for this process."""
+    rows_per_part: int | None = None
+    """Rows of a part; None: one row group, about 32 MiB (more for wide tables)."""
+    part_size: str | int | None = None
+    """Decoded bytes of a part, instead of `rows_per_part`."""
+    compression_level: int = 1
+    """Level of zstd, -7 to 22."""
+    state_dir: StrPath | None = None
+    """Where manifest and scaler are kept; None: `OUT.polar-etl` beside the output."""
+    overwrite: bool = False
+    """Whether an earlier run's output is replaced."""
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense.
+
+        Raises:
+            UsageError: A value is out of its range.
+        """
+        _require(self.ddof in (0, 1), f"ddof must be 0 or 1, found {self.ddof}.")
+        _require(self.inf in ("error", "ignore", "null"), f"inf can't be {self.inf!r}.")
+        _require(self.dtype in (None, "float32", "float64"), f"dtype can't be {self.dtype!r}.")
+        _require(self.threads is None or self.threads >= 1, "threads must be at least 1.")
+        _require(
+            self.rows_per_part is None or self.rows_per_part >= 1,
+            "rows_per_part must be at least 1.",
+        )
+        _require(
+            self.rows_per_part is None or self.part_size is None,
+            "Give rows_per_part or part_size, not both.",
+        )
+        _require(-7 <= self.compression_level <= 22, "compression_level must be -7 to 22.")
+
+    def limits(self) -> Limits:
+        """Return the memory limit in bytes and the number of threads."""
+        cores = len(os.sched_getaffinity(0))
+        return Limits(limit_in_force(self.memory_limit), self.threads or cores)
+
+    def settings(self, schema: pa.Schema, scaler: Scaler | None = None) -> Settings:
+        """Return what shapes the result, for a source of this schema."""
+        chosen = scaler.columns if scaler else select(schema, self.columns, self.exclude)
+        return Settings(
+            columns=chosen,
+            ddof=self.ddof if scaler is None else scaler.ddof,
+            inf=self.inf if scaler is None else scaler.inf,
+            dtype=self.dtype if scaler is None else scaler.dtype,
+            rows_per_part=self.rows_per_part,
+            part_bytes=None if self.part_size is None else parse_size(self.part_size),
+            level=self.compression_level,
+            scaler=None if scaler is None else scaler.digest(),
+        )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run that is planned and not begun."""
+
+    source: ParquetSource
+    settings: Settings
+    plan: Plan
+
+
+def prepare(
+    inputs: Paths,
+    options: Options,
+    *,
+    scaler: Scaler | None = None,
+    workspace: Workspace | None = None,
+) -> Prepared:
+    """Read the footers, choose columns, and plan; no data is read and nothing is written.
+
+    Raises:
+        InputError: An input is missing or no Parquet, or schemas differ.
+        UsageError: A column does not exist or is not numeric.
+        MemoryLimitError: The memory limit is too small.
+    """
+    base = pipeline.resident_memory()
+    limits = options.limits()
+    apart = [workspace.out, workspace.state] if workspace else []
+    many = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
+    source = ParquetSource.open(find_files(many, apart))
+    if scaler:
+        scaler.require(source.schema)
+    settings = options.settings(source.schema, scaler)
+    return Prepared(source, settings, pipeline.plan_run(source, settings, limits, base))
+
+
+def run(
+    inputs: Paths,
+    out: StrPath,
+    options: Options,
+    control: Control,
+    *,
+    scaler: Scaler | None = None,
+) -> Report:
+    """Normalize `inputs` into `out`, with a given scaler or one that is fitted first."""
+    workspace = Workspace.at(out, options.state_dir)
+    ready = prepare(inputs, options, scaler=scaler, workspace=workspace)
+    return pipeline.normalize(
+        ready.source,
+        workspace,
+        ready.settings,
+        ready.plan,
+        control,
+        scaler=scaler,
+        overwrite=options.overwrite,
+    )
+
+
+def normalize(
+    inputs: Paths, out: StrPath, *, listener: Listener = silent, **options: Any
+) -> pl.LazyFrame:
+    """Standardize every numeric column of Parquet files and return a LazyFrame over the result.
+
+    Calling it again resumes a run that was interrupted; a finished one is not repeated.
+
+    Args:
+        inputs: A file, a directory, a glob, or several of them, of one schema.
+        out: Directory of the parts; must be new, empty, or of an earlier run.
+        listener: Is called with every event of the run.
+        **options: Fields of `Options`.
+
+    Raises:
+        PolarEtlError: One of its leaves says what is wrong and what to do.
+
+    Example:
+        >>> import polars as pl, polar_etl as pe, tempfile, pathlib
+        >>> here = pathlib.Path(tempfile.mkdtemp())
+        >>> frame = pl.DataFrame({"x": [1.0, 2.0, 3.0], "y": list("abc")})
+        >>> frame.write_parquet(here / "in.parquet")
+        >>> pe.normalize(here / "in.parquet", here / "out").collect()["x"].round(3).to_list()
+        [-1.225, 0.0, 1.225]
+    """
+    run(inputs, out, _options(options), Control(listener))
+    return _scan(out)
+
+
+def fit(source: Any, *, listener: Listener = silent, **options: Any) -> Scaler:
+    """Collect the moments of every numeric column and return the scaler.
+
+    Args:
+        source: Parquet files as for `normalize`, or a LazyFrame, or anything with
+            `__arrow_c_stream__`, which is read once, in batches.
+        listener: Is called with every event of the run.
+        **options: Fields of `Options`.
+
+    Raises:
+        InputError: The input can't be read, or holds infinite values and `inf` is "error".
+
+    Example:
+        >>> import polars as pl, polar_etl as pe
+        >>> pe.fit(pl.LazyFrame({"x": [1.0, 2.0, 3.0]})).stats["mean"].item()
+        2.0
+    """
+    chosen = _options(options)
+    if _is_path(source):
+        ready = prepare(source, chosen)
+        return pipeline.fit(ready.source, ready.settings, ready.plan, Control(listener))
+    stream = StreamSource.of(source)
+    settings = chosen.settings(stream.schema)
+    moments = fit_stream(stream, settings.columns, _stream_plan(stream, settings, chosen))
+    return pipeline.scaler_of(stream.schema, settings, [moments], ["the stream"])
+
+
+def transform(
+    source: Any, out: StrPath, *, scaler: Scaler, listener: Listener = silent, **options: Any
+) -> pl.LazyFrame:
+    """Apply a fitted scaler and return a LazyFrame over the parts in `out`.
+
+    Args:
+        source: As for `fit`. Files are resumed like `normalize` resumes them; a stream is not.
+        out: Directory of the parts.
+        scaler: Says how, and decides on `ddof`, `inf`, `dtype` and the columns.
+        listener: Is called with every event of the run.
+        **options: Fields of `Options` that the scaler does not decide on.
+
+    Raises:
+        PolarEtlError: One of its leaves says what is wrong and what to do.
+    """
+    chosen = _options(options)
+    if _is_path(source):
+        run(source, out, chosen, Control(listener), scaler=scaler)
+        return _scan(out)
+    stream = StreamSource.of(source)
+    scaler.require(stream.schema)
+    settings = chosen.settings(stream.schema, scaler)
+    plan = _stream_plan(stream, settings, chosen)
+    workspace = Workspace.at(out, chosen.state_dir)
+    write_stream(stream, scaler, plan, workspace, chosen.compression_level)
+    return _scan(out)
+
+
+def _options(given: dict[str, Any]) -> Options:
+    try:
+        return Options(**given)
+    except TypeError as error:
+        raise UsageError(f"There is no such option: {error}.") from None
+
+
+def _is_path(source: Any) -> bool:
+    items = source if isinstance(source, (list, tuple)) else [source]
+    return all(isinstance(item, (str, os.PathLike)) for item in items)
+
+
+def _stream_plan(stream: StreamSource, settings: Settings, options: Options) -> Plan:
+    """Return a plan for rows that nobody has counted: the memory of the stream is its own."""
+    shape: Shape = pipeline.shape_of(stream.schema, (), settings)
+    limits = options.limits()
+    return make_plan(
+        shape,
+        limit=max(limits.memory, 1 << 62),
+        base=0,
+        threads=limits.threads,
+        rows_per_part=pipeline.rows_per_part(settings, shape),
+    )
+
+
+def _scan(out: StrPath) -> pl.LazyFrame:
+    import polars as pl
+
+    return pl.scan_parquet(Path(out))

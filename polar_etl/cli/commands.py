@@ -1,0 +1,476 @@
+"""The commands. Each parses its arguments, calls the library, and renders what comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from polar_etl.cli.output import Output, configure_logging, progress
+from polar_etl.errors import PolarEtlError, RunFailedError, StateMismatchError
+from polar_etl.memory import format_size
+
+if TYPE_CHECKING:
+    from polar_etl.pipeline import Control, Report
+
+_EPILOG = (
+    "Exit codes: 0 done; 1 failed, can be resumed (the command is printed); 2 usage; "
+    "3 done, with rows or files set aside; 4 input unreadable or invalid; 5 state does not match "
+    "(input, settings or manifest changed or damaged); 6 output locked by another run; 7 memory "
+    "limit too small; 130 interrupted; 143 terminated. Every option can be set by an environment "
+    "variable POLAR_ETL_<OPTION>, such as POLAR_ETL_MEMORY_LIMIT."
+)
+
+app = typer.Typer(
+    name="polar-etl",
+    help="Standardize every numeric column of Parquet files larger than memory.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
+
+
+class Inf(str, Enum):
+    """What to do with infinite values."""
+
+    error = "error"
+    ignore = "ignore"
+    null = "null"
+
+
+class DType(str, Enum):
+    """Output types."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+class LogFormat(str, Enum):
+    """Forms of messages."""
+
+    text = "text"
+    json = "json"
+
+
+class LogLevel(str, Enum):
+    """How much is said."""
+
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+def _option(name: str, text: str, **more: Any) -> Any:
+    variable = "POLAR_ETL_" + name.lstrip("-").upper().replace("-", "_")
+    return typer.Option(name, help=text, envvar=variable, **more)
+
+
+Inputs = Annotated[
+    list[str], typer.Argument(help="Parquet files, directories, or globs in quotes.")
+]
+Out = Annotated[Path, typer.Argument(help="Directory of the parts.")]
+Columns = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads it at run time
+    _option("--columns", "Column to normalize: a name, glob or ^regex$. Can be repeated."),
+]
+Exclude = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    _option("--exclude", "Column to pass through: a name, glob or ^regex$. Can be repeated."),
+]
+DDof = Annotated[int, _option("--ddof", "0: population deviation; 1: sample deviation.")]
+InfOption = Annotated[Inf, _option("--inf", "Infinite values: refuse, pass on, or make null.")]
+DTypeOption = Annotated[
+    Optional[DType],  # noqa: UP045
+    _option("--dtype", "Output type; default: float32 from float32 and float16, else float64."),
+]
+MemoryLimit = Annotated[
+    Optional[str],  # noqa: UP045
+    _option("--memory-limit", "Such as 512MB, 2GiB or 50%; default: half of what there is."),
+]
+Threads = Annotated[
+    Optional[int],  # noqa: UP045
+    _option("--threads", "Default: as many as the processor has for this process."),
+]
+RowsPerPart = Annotated[
+    Optional[int],  # noqa: UP045
+    _option("--rows-per-part", "Rows of a part; default: about 32 MiB, more for wide tables."),
+]
+PartSize = Annotated[
+    Optional[str],  # noqa: UP045
+    _option("--part-size", "Decoded size of a part, such as 256MB, instead of rows."),
+]
+Level = Annotated[int, _option("--compression-level", "Level of zstd, -7 to 22.")]
+StateDir = Annotated[
+    Optional[Path],  # noqa: UP045
+    _option("--state-dir", "Where manifest and scaler are kept; default: OUT.polar-etl."),
+]
+Overwrite = Annotated[bool, _option("--overwrite", "Replace the output of an earlier run.")]
+Json = Annotated[bool, _option("--json", "Print JSON Lines; the last one is the summary.")]
+Quiet = Annotated[bool, _option("--quiet", "Say nothing but errors and the result.")]
+Level_ = Annotated[LogLevel, _option("--log-level", "How much is said on stderr.")]
+Form = Annotated[LogFormat, _option("--log-format", "Form of what is said on stderr.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"polar-etl {version('polar-etl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@contextmanager
+def _session(
+    as_json: bool, quiet: bool, level: LogLevel, form: LogFormat, *, resumable: bool = False
+) -> Iterator[Output]:
+    """Configure messages, and turn errors into a sentence and an exit code."""
+    configure_logging(level.value, form.value, quiet)
+    output = Output(as_json, quiet)
+    try:
+        yield output
+    except PolarEtlError as error:
+        output.error(error, resumable=resumable and error.exit_code in (1, 130, 143))
+        raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        output.error(RunFailedError(str(error)), resumable=resumable)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def _signals(control: Control) -> Iterator[None]:
+    """Stop between two batches at the first signal, at once at the second."""
+    seen: list[int] = []
+
+    def handle(number: int, _frame: object) -> None:
+        if seen:
+            os._exit(128 + number)
+        seen.append(number)
+        control.stop.interrupt() if number == signal.SIGINT else control.stop.terminate()
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _options(**fields: Any) -> Any:
+    from polar_etl.api import Options
+
+    plain = {k: v.value if isinstance(v, Enum) else v for k, v in fields.items()}
+    return Options(**plain)
+
+
+def _run(output: Output, inputs: list[str], out: Path, options: Any, scaler: Any = None) -> None:
+    from polar_etl.api import run
+    from polar_etl.memory import limit_in_force
+    from polar_etl.pipeline import Control
+
+    with progress(output, limit_in_force(options.memory_limit)) as listener:
+        control = Control(listener)
+        with _signals(control):
+            report = run(inputs, out, options, control, scaler=scaler)
+    output.result(asdict(report), _report_lines(report))
+
+
+def _report_lines(report: Report) -> list[str]:
+    if report.nothing_to_do:
+        return [f"Nothing to do: {report.output} is finished ({report.parts} parts)."]
+    resumed = f", {report.resumed_batches} resumed" if report.resumed_batches else ""
+    return [
+        f"{report.rows:,} rows, {report.normalized_columns:,} of {report.columns:,} columns "
+        f"normalized, {report.batches} batches{resumed}",
+        f"{report.parts} parts, {format_size(report.bytes_out)}, in {report.output}",
+        f"{report.seconds:.1f} s; peak memory {format_size(report.measured_peak)}, projected "
+        f"{format_size(report.projected_peak)}, limit {format_size(report.memory_limit)}",
+    ]
+
+
+@app.command(epilog=_EPILOG)
+def normalize(
+    inputs: Inputs,
+    out: Out,
+    columns: Columns = None,
+    exclude: Exclude = None,
+    ddof: DDof = 0,
+    inf: InfOption = Inf.error,
+    dtype: DTypeOption = None,
+    memory_limit: MemoryLimit = None,
+    threads: Threads = None,
+    rows_per_part: RowsPerPart = None,
+    part_size: PartSize = None,
+    compression_level: Level = 1,
+    state_dir: StateDir = None,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[
+        bool, _option("--dry-run", "Show the plan; read and write no data.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    log_level: Level_ = LogLevel.info,
+    log_format: Form = LogFormat.text,
+) -> None:
+    """Standardize every numeric column: mean 0, standard deviation 1.
+
+    The same command again resumes a run that was killed.
+    """
+    with _session(json, quiet, log_level, log_format, resumable=True) as output:
+        options = _options(
+            columns=columns,
+            exclude=exclude,
+            ddof=ddof,
+            inf=inf,
+            dtype=dtype,
+            memory_limit=memory_limit,
+            threads=threads,
+            rows_per_part=rows_per_part,
+            part_size=part_size,
+            compression_level=compression_level,
+            state_dir=state_dir,
+            overwrite=overwrite,
+        )
+        if dry_run:
+            _show_plan(output, inputs, options)
+        else:
+            _run(output, inputs, out, options)
+
+
+@app.command(epilog=_EPILOG)
+def fit(
+    inputs: Inputs,
+    scaler: Annotated[Path, typer.Argument(help="File that the scaler is written to.")],
+    columns: Columns = None,
+    exclude: Exclude = None,
+    ddof: DDof = 0,
+    inf: InfOption = Inf.error,
+    dtype: DTypeOption = None,
+    memory_limit: MemoryLimit = None,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    log_level: Level_ = LogLevel.info,
+    log_format: Form = LogFormat.text,
+) -> None:
+    """Collect the statistics of every numeric column into a scaler file."""
+    with _session(json, quiet, log_level, log_format) as output:
+        from polar_etl import pipeline
+        from polar_etl.api import prepare
+
+        options = _options(
+            columns=columns,
+            exclude=exclude,
+            ddof=ddof,
+            inf=inf,
+            dtype=dtype,
+            memory_limit=memory_limit,
+            threads=threads,
+        )
+        ready = prepare(inputs, options)
+        with progress(output, ready.plan.limit) as listener:
+            control = pipeline.Control(listener)
+            with _signals(control):
+                fitted = pipeline.fit(ready.source, ready.settings, ready.plan, control)
+        fitted.save(scaler)
+        rows = sum(file.rows for file in ready.source.files)
+        output.result(
+            {"rows": rows, "columns": len(fitted.columns), "scaler": str(scaler)},
+            [f"{rows:,} rows, {len(fitted.columns):,} columns: {scaler}"],
+        )
+
+
+@app.command(epilog=_EPILOG)
+def transform(
+    inputs: Inputs,
+    out: Out,
+    scaler: Annotated[Path, _option("--scaler", "Scaler file that 'polar-etl fit' wrote.")],
+    memory_limit: MemoryLimit = None,
+    threads: Threads = None,
+    rows_per_part: RowsPerPart = None,
+    part_size: PartSize = None,
+    compression_level: Level = 1,
+    state_dir: StateDir = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    log_level: Level_ = LogLevel.info,
+    log_format: Form = LogFormat.text,
+) -> None:
+    """Normalize with a scaler that was fitted before. Resumes like 'normalize'."""
+    with _session(json, quiet, log_level, log_format, resumable=True) as output:
+        from polar_etl.scaler import Scaler
+
+        options = _options(
+            memory_limit=memory_limit,
+            threads=threads,
+            rows_per_part=rows_per_part,
+            part_size=part_size,
+            compression_level=compression_level,
+            state_dir=state_dir,
+            overwrite=overwrite,
+        )
+        _run(output, inputs, out, options, Scaler.load(scaler))
+
+
+@app.command(epilog=_EPILOG)
+def plan(
+    inputs: Inputs,
+    columns: Columns = None,
+    exclude: Exclude = None,
+    dtype: DTypeOption = None,
+    memory_limit: MemoryLimit = None,
+    threads: Threads = None,
+    rows_per_part: RowsPerPart = None,
+    part_size: PartSize = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    log_level: Level_ = LogLevel.info,
+    log_format: Form = LogFormat.text,
+) -> None:
+    """Show what 'normalize' would do and how much memory it would take."""
+    with _session(json, quiet, log_level, log_format) as output:
+        options = _options(
+            columns=columns,
+            exclude=exclude,
+            dtype=dtype,
+            memory_limit=memory_limit,
+            threads=threads,
+            rows_per_part=rows_per_part,
+            part_size=part_size,
+        )
+        _show_plan(output, inputs, options)
+
+
+def _show_plan(output: Output, inputs: list[str], options: Any) -> None:
+    from polar_etl.api import prepare
+    from polar_etl.cli.plans import plan_fields, plan_lines
+
+    ready = prepare(inputs, options)
+    output.result(plan_fields(ready), plan_lines(ready))
+
+
+@app.command(epilog=_EPILOG)
+def status(
+    out: Out,
+    state_dir: StateDir = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    log_level: Level_ = LogLevel.info,
+    log_format: Form = LogFormat.text,
+) -> None:
+    """Show what is done and what is missing."""
+    with _session(json, quiet, log_level, log_format) as output:
+        from polar_etl.inspection import status_of
+        from polar_etl.workspace import Workspace
+
+        found = status_of(Workspace.at(out, state_dir))
+        missing = f", {len(found.missing)} missing" if found.missing else ""
+        lines = [
+            f"{found.output}: {'finished' if found.finished else 'not finished'}",
+            f"moments: {found.fitted_rows:,} of {found.rows:,} rows",
+            f"parts: {found.parts_done} of {found.parts}{missing}, {format_size(found.bytes_out)}",
+            f"memory: peak {format_size(found.measured_peak)}, projected "
+            f"{format_size(found.projected_peak)}, limit {format_size(found.memory_limit)}",
+        ]
+        output.result(asdict(found), lines)
+
+
+@app.command(epilog=_EPILOG)
+def verify(
+    out: Out,
+    state_dir: StateDir = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    log_level: Level_ = LogLevel.info,
+    log_format: Form = LogFormat.text,
+) -> None:
+    """Hash every part again and hold it against the manifest."""
+    with _session(json, quiet, log_level, log_format) as output:
+        from polar_etl import inspection
+        from polar_etl.workspace import Workspace
+
+        verdict = inspection.verify(Workspace.at(out, state_dir))
+        if verdict.problems:
+            shown = "; ".join(verdict.problems[:10])
+            more = len(verdict.problems) - 10
+            raise StateMismatchError(
+                f"{verdict.output} is not as its manifest says: {shown}"
+                + (f" and {more} more" if more > 0 else "")
+                + ". Give the command that made it again: it writes what is missing or damaged."
+            )
+        output.result(asdict(verdict), [f"{verdict.parts} parts are as the manifest says."])
+
+
+@app.command(epilog=_EPILOG)
+def generate(
+    out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
+    chunks: Annotated[int, _option("--chunks", "Number of chunks.")] = 1,
+    rows: Annotated[int, _option("--rows", "Rows of each chunk.")] = 100_000,
+    cols: Annotated[int, _option("--cols", "Number of columns.")] = 50,
+    dtype: Annotated[str, _option("--dtype", "Type of all columns.")] = "float32",
+    seed: Annotated[int, _option("--seed", "The same seed gives the same table.")] = 0,
+    null_fraction: Annotated[float, _option("--null-fraction", "Share of nulls.")] = 0.0,
+    row_group_size: Annotated[
+        Optional[int],  # noqa: UP045
+        _option("--row-group-size", "Rows of a row group; default: a chunk, at most 64 MiB."),
+    ] = None,
+    truth: Annotated[
+        Optional[Path],  # noqa: UP045
+        _option("--truth", "Parquet file for mean and scale of every column."),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    log_level: Level_ = LogLevel.info,
+    log_format: Form = LogFormat.text,
+) -> None:
+    """Write a synthetic table, in memory that does not grow with the chunks."""
+    with _session(json, quiet, log_level, log_format) as output:
+        from polar_etl.generate import Recipe
+        from polar_etl.generate import generate as write
+
+        recipe = Recipe(
+            chunks=chunks,
+            rows=rows,
+            columns=cols,
+            dtype=dtype,
+            seed=seed,
+            null_fraction=null_fraction,
+            row_group_rows=row_group_size,
+        )
+        written = write(out, recipe, truth)
+        size = out.stat().st_size
+        output.result(
+            {"rows": written, "columns": cols, "bytes_out": size, "output": str(out)},
+            [f"{written:,} rows, {cols:,} columns, {format_size(size)}: {out}"],
+        )
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except BrokenPipeError:
+        sys.exit(0)

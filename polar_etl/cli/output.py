@@ -1,0 +1,229 @@
+"""How results, messages and progress are shown: results on stdout, the rest on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from polar_etl.errors import PolarEtlError
+from polar_etl.events import BatchFinished, Event, PassFinished, PassStarted, Warned
+from polar_etl.memory import format_size
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+logger = logging.getLogger("polar_etl")
+_SECONDS_BETWEEN_LINES = 5.0
+_TITLES = {"moments": "Collecting moments", "parts": "Writing parts"}
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps(
+            {
+                "message_type": "log",
+                "level": record.levelname.lower(),
+                "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+                "message": record.getMessage(),
+            }
+        )
+
+
+def configure_logging(level: str, form: str, quiet: bool) -> None:
+    """Send messages to stderr; a terminal that has gone away does no harm."""
+    logging.raiseExceptions = False
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter() if form == "json" else logging.Formatter("%(message)s"))
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.ERROR if quiet else level.upper())
+    logger.propagate = False
+
+
+def resume_command() -> str:
+    """Return the command that was given, ready to be given again."""
+    words = [word for word in sys.argv[1:] if word != "--overwrite"]
+    return shlex.join(["polar-etl", *words])
+
+
+@dataclass(eq=False)
+class Output:
+    """Renders one command's output, as text or as JSON Lines."""
+
+    as_json: bool
+    quiet: bool
+    _closed: bool = False
+
+    def result(self, fields: Mapping[str, Any], lines: list[str]) -> None:
+        """Show the result: `fields` as the JSON summary, or `lines` as text."""
+        if self.as_json:
+            self.line({"message_type": "summary", **fields})
+        else:
+            self._print("\n".join(lines))
+
+    def line(self, fields: Mapping[str, Any]) -> None:
+        """Write one line of JSON to stdout."""
+        self._print(json.dumps(fields, default=str))
+
+    def error(self, error: PolarEtlError, *, resumable: bool) -> None:
+        """Show an error on stderr, with the command that resumes the run if one does."""
+        hint = f"\nTo go on: {resume_command()}" if resumable else ""
+        text = f"{error}{hint}"
+        if self.as_json:
+            fields = {"message_type": "error", "code": error.exit_code, "message": str(error)}
+            if resumable:
+                fields["resume"] = resume_command()
+            text = json.dumps(fields)
+        with contextlib.suppress(OSError, ValueError):
+            print(text if self.as_json else f"error: {text}", file=sys.stderr, flush=True)
+
+    def _print(self, text: str) -> None:
+        if self._closed:
+            return
+        try:
+            print(text, flush=True)
+        except (OSError, ValueError):  # nobody reads any more: the run goes on
+            self._closed = True
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+@contextlib.contextmanager
+def progress(output: Output, limit: int) -> Iterator[Any]:
+    """Yield a listener that shows progress: bars on a terminal, now and then a line elsewhere."""
+    bars = not output.quiet and not output.as_json and sys.stderr.isatty()
+    if not bars or os.environ.get("TERM") == "dumb":
+        yield _Lines(output, limit)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[memory]}"),
+        console=Console(stderr=True),
+    ) as shown:
+        yield _Bars(shown, limit)
+
+
+@dataclass(eq=False)
+class _Rate:
+    """Rows and bytes per second of a pass."""
+
+    rows: int
+    row_bytes: float
+    done: int
+    began_with: int
+    started: float = field(default_factory=time.monotonic)
+
+    def text(self) -> str:
+        seconds = max(time.monotonic() - self.started, 1e-6)
+        rows = (self.done - self.began_with) / seconds
+        return f"{rows:,.0f} rows/s, {format_size(rows * self.row_bytes)}/s"
+
+    def remaining(self) -> float:
+        seconds = time.monotonic() - self.started
+        return seconds * (self.rows - self.done) / max(self.done - self.began_with, 1)
+
+
+def _rate(event: PassStarted) -> _Rate:
+    return _Rate(event.rows, event.bytes_per_row, event.resumed_rows, event.resumed_rows)
+
+
+@dataclass(eq=False)
+class _Lines:
+    """One plain line every few seconds; with JSON, one line per batch on stdout."""
+
+    output: Output
+    limit: int
+    _current: _Rate | None = None
+    _last: float = field(default_factory=time.monotonic)
+
+    def __call__(self, event: Event, /) -> None:
+        """Take notice of `event`."""
+        match event:
+            case Warned():
+                logger.warning("warning: %s", event.message)
+            case PassStarted():
+                self._current = _rate(event)
+                logger.debug("%s: %s rows", _TITLES[event.pass_name], event.rows)
+            case BatchFinished():
+                self._batch(event)
+            case PassFinished():
+                logger.debug("%s: done in %.1f s", _TITLES[event.pass_name], event.seconds)
+
+    def _batch(self, event: BatchFinished) -> None:
+        assert self._current is not None
+        self._current.done += event.rows
+        if self.output.as_json and not self.output.quiet:
+            self.output.line(
+                {
+                    "message_type": "status",
+                    "pass": event.pass_name,
+                    "batch": event.batch,
+                    "part": event.part,
+                    "rows_done": self._current.done,
+                    "rows": self._current.rows,
+                    "rss": event.rss,
+                    "peak": event.peak,
+                }
+            )
+        elif time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            share = 100 * self._current.done / max(self._current.rows, 1)
+            logger.info(
+                "%s: %.0f%%, %s, %.0f s left, memory %s of %s",
+                _TITLES[event.pass_name],
+                share,
+                self._current.text(),
+                self._current.remaining(),
+                format_size(event.rss),
+                format_size(self.limit),
+            )
+
+
+@dataclass(eq=False)
+class _Bars:
+    """A bar per pass."""
+
+    shown: Progress
+    limit: int
+    _rates: dict[str, _Rate] = field(default_factory=dict)
+    _tasks: dict[str, TaskID] = field(default_factory=dict)
+
+    def __call__(self, event: Event, /) -> None:
+        """Take notice of `event`."""
+        match event:
+            case Warned():
+                self.shown.console.print(f"warning: {event.message}", markup=False)
+            case PassStarted():
+                self._rates[event.pass_name] = _rate(event)
+                self._tasks[event.pass_name] = self.shown.add_task(
+                    _TITLES[event.pass_name],
+                    total=event.rows,
+                    completed=event.resumed_rows,
+                    rate="",
+                    memory="",
+                )
+            case BatchFinished():
+                rate = self._rates[event.pass_name]
+                rate.done += event.rows
+                self.shown.update(
+                    self._tasks[event.pass_name],
+                    completed=rate.done,
+                    rate=rate.text(),
+                    memory=f"{format_size(event.rss)} of {format_size(self.limit)}",
+                )
+            case PassFinished():
+                pass

@@ -1,0 +1,66 @@
+"""How a plan is shown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import ceil
+from typing import Any
+
+from polar_etl.api import Prepared
+from polar_etl.errors import describe
+from polar_etl.memory import format_size
+from polar_etl.selection import reason_to_pass
+
+_SHOWN = 5
+
+
+def plan_fields(ready: Prepared) -> dict[str, Any]:
+    """Return the plan as a JSON object."""
+    source, plan, settings = ready.source, ready.plan, ready.settings
+    chosen = set(settings.columns)
+    rows = sum(file.rows for file in source.files)
+    return {
+        "files": len(source.files),
+        "rows": rows,
+        "columns": len(source.schema),
+        "row_groups": sum(len(file.group_rows) for file in source.files),
+        "normalized_columns": len(chosen),
+        "passed_columns": {
+            column.name: reason_to_pass(column)
+            for column in source.schema
+            if column.name not in chosen
+        },
+        "batches": sum(ceil(file.rows / plan.batch_rows) for file in source.files) + plan.parts,
+        "parts": plan.parts,
+        "rows_per_part": plan.part_rows,
+        "row_group_rows": plan.slab_rows,
+        "threads": plan.threads,
+        "memory_limit": plan.limit,
+        "projected_peak": plan.projected,
+        "bill": dict(plan.bill),
+        "bytes_in": sum(file.size for file in source.files),
+    }
+
+
+def plan_lines(ready: Prepared) -> list[str]:
+    """Return the plan as text."""
+    fields = plan_fields(ready)
+    passed: dict[str, str] = fields["passed_columns"]
+    lines = [
+        f"input       {fields['files']} files, {fields['rows']:,} rows, {fields['columns']:,} "
+        f"columns, {fields['row_groups']} row groups, {format_size(fields['bytes_in'])}",
+        f"normalize   {fields['normalized_columns']:,} columns",
+        f"pass on     {len(passed):,} columns",
+    ]
+    for reason, count in Counter(passed.values()).most_common():
+        names = [describe(name) for name, why in passed.items() if why == reason]
+        more = f" and {count - _SHOWN} more" if count > _SHOWN else ""
+        lines.append(f"            {', '.join(names[:_SHOWN])}{more}: {reason}")
+    lines += [
+        f"batches     {fields['batches']}, of which {fields['parts']} write parts of "
+        f"{fields['rows_per_part']:,} rows",
+        f"memory      projected peak {format_size(ready.plan.projected)} of "
+        f"{format_size(ready.plan.limit)}, {fields['threads']} threads",
+    ]
+    lines += [f"  {format_size(size):>8}  {name}" for name, size in ready.plan.bill]
+    return lines
