@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +27,22 @@ class Piece:
 
     values: npt.NDArray[np.generic]
     """The values in their own dtype, shape `(rows,)`; what stands where a null is, is undefined."""
-    valid: Bools | None
-    """True where there is a value, shape `(rows,)`; None where there are no nulls."""
+    bitmap: npt.NDArray[np.uint8] | None = None
+    """Arrow's validity bitmap, least significant bit first; None where there are no nulls."""
+    offset: int = 0
+    """Bit of `bitmap` that belongs to the first value."""
+
+    def valid(self, low: int, high: int) -> Bools:
+        """Return for the values `low` … `high` whether they are there, shape `(high - low,)`."""
+        if self.bitmap is None:
+            return np.ones(high - low, np.bool_)
+        first = self.offset + low
+        bits = np.unpackbits(
+            self.bitmap[first // 8 : (self.offset + high + 7) // 8],
+            bitorder="little",
+            count=first % 8 + high - low,
+        )
+        return np.asarray(bits[first % 8 :].view(np.bool_))
 
 
 def pieces_of(column: pa.ChunkedArray) -> list[Piece]:
@@ -39,25 +53,30 @@ def pieces_of(column: pa.ChunkedArray) -> list[Piece]:
 def _piece(chunk: pa.Array) -> Piece:
     if pa.types.is_decimal(chunk.type):
         chunk = pc.cast(chunk, pa.float64(), safe=False)
+    dtype = np.dtype(chunk.type.to_pandas_dtype())
+    bitmap, data = chunk.buffers()
+    values = np.frombuffer(data, dtype, len(chunk), chunk.offset * dtype.itemsize)
     if chunk.null_count == 0:
-        return Piece(_values(chunk), None)
-    return Piece(_values(chunk), _unpack(chunk.buffers()[0], chunk.offset, len(chunk)))
+        return Piece(values)
+    return Piece(values, np.frombuffer(bitmap, np.uint8), chunk.offset)
 
 
-def _values(chunk: pa.Array) -> npt.NDArray[np.generic]:
-    dtype = chunk.type.to_pandas_dtype()
-    size = np.dtype(dtype).itemsize
-    return np.frombuffer(chunk.buffers()[1], dtype, len(chunk), chunk.offset * size)
+def _windows(
+    pieces: Iterable[Piece], first: int, rows: int
+) -> Iterator[tuple[Piece, int, int, int]]:
+    """Yield (piece, low, high, place) for the rows `first` … `first + rows` of a column.
 
-
-def _unpack(bitmap: pa.Buffer, offset: int, rows: int) -> Bools:
-    first, last = offset // 8, (offset + rows + 7) // 8
-    bits = np.unpackbits(
-        np.frombuffer(bitmap, np.uint8, last - first, first),
-        bitorder="little",
-        count=offset % 8 + rows,
-    )
-    return bits[offset % 8 :].view(np.bool_)
+    `low` and `high` count from the piece's start, `place` from row `first`.
+    """
+    start = 0
+    for piece in pieces:
+        stop = start + len(piece.values)
+        low, high = max(first, start), min(first + rows, stop)
+        if low < high:
+            yield piece, low - start, high - start, low - first
+        start = stop
+        if start >= first + rows:
+            return
 
 
 def fill(target: Floats, pieces: Iterable[Piece], first: int) -> None:
@@ -68,27 +87,22 @@ def fill(target: Floats, pieces: Iterable[Piece], first: int) -> None:
         pieces: The column, which reaches at least to row `first + len(target)`.
         first: Row of the column that becomes `target[0]`.
     """
-    done, start = 0, 0
-    for piece in pieces:
-        stop = start + len(piece.values)
-        low, high = max(first, start), min(first + len(target), stop)
-        if low < high:
-            into = target[low - first : high - first]
-            np.copyto(into, piece.values[low - start : high - start], casting="unsafe")
-            if piece.valid is not None:
-                np.copyto(into, np.nan, where=~piece.valid[low - start : high - start])
-            done += high - low
-        start = stop
-        if done == len(target):
-            return
+    for piece, low, high, place in _windows(pieces, first, len(target)):
+        into = target[place : place + high - low]
+        np.copyto(into, piece.values[low:high], casting="unsafe")
+        if piece.bitmap is not None:
+            np.copyto(into, np.nan, where=~piece.valid(low, high))
+
+
+def validity(pieces: Iterable[Piece], first: int, rows: int) -> Bools | None:
+    """Return which of the rows `first` … `first + rows` hold a value; None if all of them do."""
+    windows = list(_windows(pieces, first, rows))
+    if all(piece.bitmap is None for piece, _, _, _ in windows):
+        return None
+    return np.concatenate([piece.valid(low, high) for piece, low, high, _ in windows])
 
 
 def count_nulls(pieces: Iterable[Piece], first: int, rows: int) -> int:
     """Return how many of the rows `first` … `first + rows` of a column are null."""
-    nulls, start = 0, 0
-    for piece in pieces:
-        if piece.valid is not None:
-            window = piece.valid[max(first - start, 0) : max(first + rows - start, 0)]
-            nulls += len(window) - int(np.count_nonzero(window))
-        start += len(piece.values)
-    return nulls
+    valid = validity(pieces, first, rows)
+    return 0 if valid is None else rows - int(np.count_nonzero(valid))

@@ -17,10 +17,16 @@ _FOOTER_CHUNK = 1300
 _DECODER = 110_000
 """Bytes of buffers and zstd state for one column that is being decoded (measured: 0.1 MB)."""
 _COLUMNS_DECODED = 512
-_RUNTIME = 30 * MIB
+_RUNTIME = 28 * MIB
 """Thread stacks, code loaded late, SQLite, and what the allocators keep back."""
 _COLUMN_OBJECTS = 3_000
 """Bytes of Python and Arrow objects for one column of one table."""
+_WORKER = 16 * MIB
+"""Tiles, pages, and the compressor of one thread."""
+_STREAM_COPIES = 6
+"""How often the rows that PyArrow decodes from inside a row group are held (measured: 3.5 to 5)."""
+_SLACK = 1.1
+"""What the allocator needs more than what is asked of it (measured: up to 1.06)."""
 _CACHE_SHARE = 0.85
 """Share of the room left under the limit that decoded batches may fill."""
 
@@ -32,6 +38,8 @@ class Shape:
     rows: int
     largest_group: int
     """Rows of the largest row group."""
+    even_group: int
+    """Rows that all row groups have, the very last one excepted; 0 if they have not."""
     files: int
     columns: int
     """Leaf columns."""
@@ -69,7 +77,7 @@ class Plan:
     """Rows of a batch of the first pass: whole blocks."""
     threads: int
     in_flight: int
-    """Batches decoded ahead or being worked on."""
+    """Batches that are worked on, wait for it, or are being decoded."""
     reading: Reading
     cached_bytes: int
     """Decoded bytes kept from the first pass for the second."""
@@ -162,28 +170,36 @@ def _plan(
     stream_rows: int,
 ) -> Plan:
     block = block_rows(shape.normalized)
+    rows = max(shape.rows, 1)
     batch = max(slab_rows(shape.normalized_bytes) // block, 1) * block
     if group_rows:
         decoding = min(shape.columns, _COLUMNS_DECODED) * _DECODER
-        unit = min(max(group_rows, batch, slab), max(shape.rows, 1))
     else:
         batch = max(stream_rows // block, 1) * block
-        decoding = shape.columns * (_DECODER + 2 * shape.page_bytes) + stream_rows * shape.row_bytes
-        unit = min(max(batch, slab), max(shape.rows, 1))
+        decoding = shape.columns * (_DECODER + 2 * shape.page_bytes)
+        decoding += _STREAM_COPIES * stream_rows * shape.row_bytes
     objects = shape.columns * _COLUMN_OBJECTS
-    slabs_per_part = ceil(min(part, max(shape.rows, 1)) / slab)
-    out = min(slab, max(shape.rows, 1)) * shape.output_bytes
+    slabs_per_part = ceil(min(part, rows) / slab)
+    decoded = min(group_rows or stream_rows, shape.largest_group, rows)
+    held = _held_rows(shape, max(min(batch, rows), slab), decoded, in_flight)
+    most = int((rows + decoded) * shape.row_bytes * _SLACK)
+    batches = min(int(held * shape.row_bytes * _SLACK), most)
     bill = (
         ("interpreter and libraries", base + _RUNTIME),
         ("footers", shape.footer_chunks * _FOOTER_CHUNK),
         ("statistics", shape.normalized * 600),
         ("decoding", decoding),
-        ("decoded batches", (in_flight + 2) * (unit * shape.row_bytes + objects)),
-        ("normalized columns", threads * (out + objects)),
-        ("encoding", threads * (slabs_per_part * shape.columns * _FOOTER_CHUNK + 8 * MIB)),
+        ("decoded batches", batches + (in_flight + 1) * objects),
+        ("normalized columns", threads * (min(slab, rows) * shape.output_bytes + objects)),
+        (
+            "arithmetic and encoding",
+            threads * (slabs_per_part * shape.columns * _FOOTER_CHUNK + _WORKER),
+        ),
     )
-    room = limit - sum(size for _, size in bill)
-    cached = min(int(max(room, 0) * _CACHE_SHARE), shape.rows * shape.row_bytes)
+    room = int(max(limit - sum(size for _, size in bill), 0) * _CACHE_SHARE)
+    everything = room >= most - batches
+    kept = most - batches if everything else room
+    cached = shape.rows * shape.row_bytes if everything else int(room / _SLACK)
     return Plan(
         slab_rows=slab,
         part_rows=part,
@@ -193,13 +209,28 @@ def _plan(
         in_flight=in_flight,
         reading=Reading(threads=threads, group_rows=group_rows, stream_rows=stream_rows),
         cached_bytes=cached,
-        bill=(*bill, ("decoded batches kept for the second pass", cached)),
+        bill=(*bill, ("decoded batches kept for the second pass", kept)),
         limit=limit,
     )
 
 
+def _held_rows(shape: Shape, length: int, decoded: int, in_flight: int) -> int:
+    """Return how many decoded rows are alive at a time.
+
+    Args:
+        shape: Tells whether row groups end where batches do.
+        length: Rows of a batch.
+        decoded: Rows that come out of one call of the decoder; slices keep all of them alive.
+        in_flight: Batches in flight; one more is being put together.
+    """
+    if decoded > length:
+        return 2 * decoded + length
+    aligned = shape.even_group and length % shape.even_group == 0
+    return (in_flight + 1) * length + (0 if aligned else decoded)
+
+
 def _refusal(smallest: Plan, limit: int) -> MemoryLimitError:
-    needed = smallest.projected - smallest.cached_bytes
+    needed = smallest.projected
     lines = ", ".join(f"{name} {format_size(size)}" for name, size in smallest.bill if size)
     megabytes = ceil(needed / 10**6)
     return MemoryLimitError(

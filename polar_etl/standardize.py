@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from polar_etl.columns import Piece, fill
+from polar_etl.columns import Piece, fill, validity
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -97,21 +97,10 @@ def _array(
     data: pa.Buffer,
     inf_to_null: bool,
 ) -> pa.Array:
-    valid = _validity(pieces)
+    valid = validity(pieces, 0, len(values))
     if inf_to_null:
         finite = ~np.isinf(values)
         valid = finite if valid is None else valid & finite
     kind = pa.float32() if values.dtype == np.float32 else pa.float64()
     bitmap = None if valid is None else pa.py_buffer(np.packbits(valid, bitorder="little"))
     return pa.Array.from_buffers(kind, len(values), [bitmap, data])
-
-
-def _validity(pieces: Sequence[Piece]) -> Bools | None:
-    if all(piece.valid is None for piece in pieces):
-        return None
-    return np.concatenate(
-        [
-            np.ones(len(piece.values), np.bool_) if piece.valid is None else piece.valid
-            for piece in pieces
-        ]
-    )

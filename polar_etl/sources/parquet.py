@@ -16,7 +16,9 @@ from polar_etl.sources.base import Reading, SourceFile
 from polar_etl.sources.schemas import checked_schema, difference, has_variable_width, leaves
 
 _COLUMNS_AT_A_TIME = 512
-"""PyArrow keeps a decompressor (0.1 MB) for every column it reads at a time."""
+"""PyArrow keeps a decompressor (0.1 MB) for every column it reads at a time …"""
+_BYTES_AT_A_TIME = 1 << 24
+"""… and, on one thread, what it has read of all of them."""
 _STREAM_BUFFER = 1 << 16
 _PAGES_SAMPLED = 16
 
@@ -106,9 +108,11 @@ class ParquetSource:
     ) -> Iterator[pa.Table]:
         names = self.schema.names if columns is None else columns
         chunks: list[pa.ChunkedArray] = []
+        rows = sum(self.files[file].group_rows[i] for i in groups)
+        many = min(max(_BYTES_AT_A_TIME // (8 * rows), 4), _COLUMNS_AT_A_TIME)
         with self._opened(file, buffer_size=0) as opened:
-            for low in range(0, len(names), _COLUMNS_AT_A_TIME):
-                indices = self._leaves_of(names[low : low + _COLUMNS_AT_A_TIME])
+            for low in range(0, len(names), many):
+                indices = self._leaves_of(names[low : low + many])
                 table = opened.reader.read_row_groups(
                     groups, column_indices=indices, use_threads=how.threads > 1
                 )
