@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -74,7 +73,8 @@ class Workspace:
             created = make_directory(self.state)
             if self.state.is_symlink():
                 raise StateMismatchError(f"{describe(str(self.state))} is a symbolic link.")
-            self.state.chmod(0o700)
+            if self.state in created:
+                self.state.chmod(0o700)
             with OutputLock(self.state / "lock"):
                 try:
                     resumed = self.manifest.exists() and not overwrite
@@ -96,7 +96,7 @@ class Workspace:
     def discard(self) -> None:
         """Remove all that runs have made here: parts, state, and the directories if empty."""
         self._clear()
-        shutil.rmtree(self.state, ignore_errors=True)
+        self._remove_state()
         with suppress(OSError):
             self.out.rmdir()
 
@@ -139,9 +139,17 @@ class Workspace:
         for name in self.part_files():
             (self.out / name).unlink()
 
+    def _remove_state(self) -> None:
+        """Remove our files from the state directory, and the directory if nothing else is in it."""
+        for path in (self.manifest, self.scaler, self.state / "lock"):
+            path.unlink(missing_ok=True)
+        for folder in (self.state / "tmp", self.state):
+            with suppress(OSError):
+                folder.rmdir()
+
     def _remove_created(self, created: list[Path]) -> None:
         if self.state in created:
-            shutil.rmtree(self.state, ignore_errors=True)
+            self._remove_state()
         for folder in reversed(created):
             with suppress(OSError):
                 folder.rmdir()

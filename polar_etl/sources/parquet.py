@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from functools import cached_property
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polar_etl.errors import InputError, describe
+from polar_etl.errors import InputError, PolarEtlError, RunFailedError, describe
 from polar_etl.sources.base import Reading, SourceFile
 from polar_etl.sources.schemas import checked_schema, difference, has_variable_width, leaves
 
@@ -20,6 +21,8 @@ _COLUMNS_AT_A_TIME = 512
 _BYTES_AT_A_TIME = 1 << 24
 """… and, on one thread, what it has read of all of them."""
 _STREAM_BUFFER = 1 << 16
+_TRANSIENT = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EINTR}
+"""Errors of the system that say nothing about the file."""
 _PAGES_SAMPLED = 16
 
 
@@ -290,10 +293,10 @@ def _page_size(header: bytes, chunk: int) -> int:
 
 
 def _unreadable(path: str, error: BaseException) -> Exception:
-    if isinstance(error, InputError):
+    if isinstance(error, (PolarEtlError, MemoryError)):
         return error
-    if isinstance(error, MemoryError):
-        return error
+    if isinstance(error, OSError) and error.errno in _TRANSIENT:
+        return RunFailedError(f"{describe(path)} can't be read just now: {error.strerror}.")
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, FileNotFoundError):
         reason = "there is no such file"
