@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from polar_etl.columns import Piece, count_nulls, fill
+from polar_etl.columns import Piece, fill, present
 from polar_etl.double import add, times
 from polar_etl.moments import NO_ROW, Moments
 
@@ -68,22 +68,22 @@ def _observe_blocks(
     """Return the moments of `blocks` blocks of `length` rows, from row `start` of the batch on."""
     sums = _Sums(len(columns) * blocks, length)
     tiles = np.empty((2, max(_TILE_VALUES // length, 1) * length))
+    gaps = np.array([any(piece.bitmap is not None for piece in pieces) for pieces in columns])
     for low, high, at in _tiles(len(columns), blocks, length):
+        if gaps[low:high].all():
+            continue
         shape = (high - low, at.stop - at.start)
         tile = tiles[0, : shape[0] * shape[1] * length].reshape(shape[0], -1)
         for row, pieces in zip(tile, columns[low:high], strict=True):
             fill(row, pieces, start + at.start * length)
         flat = tile.reshape(-1, length)
         sums.reduce(low * blocks + at.start, flat, tiles[1, : flat.size].reshape(flat.shape))
-    table = sums.table()
-    for index in sums.irregular():
-        column, block = divmod(int(index), blocks)
+    for index in np.flatnonzero(sums.irregular() | np.repeat(gaps, blocks)).tolist():
+        column, block = divmod(index, blocks)
         begin = start + block * length
-        values = tiles[0, :length]
-        fill(values, columns[column], begin)
-        nulls = count_nulls(columns[column], begin, length)
-        for name, value in _irregular(values, nulls, first_row + begin).items():
-            table[name][index] = value
+        values, places = present(columns[column], begin, length)
+        sums.reduce_any(index, values, first_row + begin + places, tiles[1, : len(values)])
+    table = sums.table()
     by_block = {name: array.reshape(-1, blocks).T for name, array in table.items()}
     return [
         Moments(**{name: array[block].copy() for name, array in by_block.items()})
@@ -104,26 +104,35 @@ def _tiles(columns: int, blocks: int, length: int) -> Iterator[tuple[int, int, s
 
 
 class _Sums:
-    """Sums of many blocks of one length, filled in tile by tile."""
+    """Sums of many blocks of `length` rows, filled in tile by tile."""
 
     def __init__(self, blocks: int, length: int) -> None:
         self._length = length
-        self._min, self._max, self._high, self._low, self._centre, self._squares = np.empty(
+        self._min, self._max, self._high, self._low, self._centre, self._squares = np.zeros(
             (6, blocks)
         )
+        self._ints = {
+            "count": np.full(blocks, length),
+            "null_count": np.zeros(blocks, np.int64),
+            "nan_count": np.zeros(blocks, np.int64),
+            "inf_count": np.zeros(blocks, np.int64),
+            "first_inf": np.full(blocks, NO_ROW),
+            "exponent": np.zeros(blocks, np.int64),
+        }
 
     def reduce(self, first: int, values: Floats, scratch: Floats) -> None:
-        """Reduce the rows of `values`, shape `(k, length)`, into the places from `first` on.
+        """Reduce the rows of `values`, shape `(k, n)`, into the places from `first` on.
 
         The leading bits of a block's values are brought to one exponent, where they add without
         error in any order; the rest is 2^-37 as large, and so is the error of its sum (Rump, Ogita
         and Oishi 2008, "ExtractVector"). Both arrays are overwritten.
         """
-        at, n = slice(first, first + len(values)), self._length
+        at, n = slice(first, first + len(values)), values.shape[1]
+        smallest, largest = self._min[at], self._max[at]
         high, low, centre = self._high[at], self._low[at], self._centre[at]
-        np.minimum.reduce(values, axis=1, out=self._min[at])
-        np.maximum.reduce(values, axis=1, out=self._max[at])
-        unit = (self._bound(at) * (4 * n))[:, None]
+        np.minimum.reduce(values, axis=1, out=smallest)
+        np.maximum.reduce(values, axis=1, out=largest)
+        unit = (np.maximum(-smallest, largest) * (4 * n))[:, None]
         leading = np.add(values, unit, out=scratch)
         leading -= unit
         np.add.reduce(leading, axis=1, out=high)
@@ -135,58 +144,58 @@ class _Sums:
         np.multiply(values, values, out=values)
         np.add.reduce(values, axis=1, out=self._squares[at])
 
-    def _bound(self, at: slice) -> Floats:
-        return np.maximum(-self._min[at], self._max[at])
+    def irregular(self) -> npt.NDArray[np.bool_]:
+        """Tell which blocks hold NaN, infinities or extreme values."""
+        return ~np.asarray(_is_regular(np.maximum(-self._min, self._max)))
 
-    def irregular(self) -> Ints:
-        """Return the blocks that hold NaN (also for nulls), infinities or extreme values."""
-        bound = self._bound(slice(None))
-        return np.flatnonzero(~((bound < _LARGE) & ((bound > _SMALL) | (bound == 0))))
+    def reduce_any(self, index: int, values: Floats, rows: Ints, scratch: Floats) -> None:
+        """Reduce one block of any values into the place `index`.
+
+        Args:
+            index: The place.
+            values: What is not null; overwritten.
+            rows: The row of each value, counted from the start of the file.
+            scratch: As long as `values`; overwritten.
+        """
+        ints, all_values = self._ints, values
+        finite = np.isfinite(values)
+        if not finite.all():
+            values = all_values[finite]
+            infinite = np.isinf(all_values)
+            ints["inf_count"][index] = np.count_nonzero(infinite)
+            ints["nan_count"][index] = len(all_values) - len(values) - ints["inf_count"][index]
+            ints["first_inf"][index] = rows[infinite][0] if infinite.any() else NO_ROW
+        ints["null_count"][index] = self._length - len(all_values)
+        ints["count"][index] = len(values)
+        if not len(values):
+            for sums in (self._high, self._low, self._centre, self._squares):
+                sums[index] = 0.0
+            self._min[index], self._max[index] = np.inf, -np.inf
+            return
+        smallest, largest = values.min(), values.max()
+        bound = max(-smallest, largest)
+        if not _is_regular(bound):
+            ints["exponent"][index] = np.frexp(bound)[1]
+            values = np.ldexp(values, -ints["exponent"][index])
+        self.reduce(index, values[None, :], scratch[None, : len(values)])
+        self._min[index], self._max[index] = smallest, largest
 
     def table(self) -> dict[str, npt.NDArray[np.generic]]:
-        """Return the fields of `Moments`, one entry per block, right where the block is regular."""
-        n, blocks = np.float64(self._length), len(self._high)
+        """Return the fields of `Moments`, one entry per block."""
+        n = self._ints["count"].astype(np.float64)
         total = add(self._high, self._low)
-        about = times(self._centre, n)
-        beside = total.minus(about).high / n
-        ints = {name: np.zeros(blocks, np.int64) for name in ("null_count", "nan_count")}
+        beside = total.minus(times(self._centre, n)).high / np.maximum(n, 1.0)
         return {
-            **ints,
-            "inf_count": np.zeros(blocks, np.int64),
-            "exponent": np.zeros(blocks, np.int64),
-            "count": np.full(blocks, self._length),
-            "first_inf": np.full(blocks, NO_ROW),
+            **self._ints,
             "min": self._min,
             "max": self._max,
             "sum": total.high,
             "sum_low": total.low,
             "m2": self._squares - n * beside * beside,
-            "m2_low": np.zeros(blocks),
+            "m2_low": np.zeros(len(n)),
         }
 
 
-def _irregular(values: Floats, nulls: int, first_row: int) -> dict[str, float]:
-    """Return the fields of `Moments` for one block of any values; nulls come as NaN."""
-    kept = values[np.isfinite(values)]
-    nans = int(np.count_nonzero(np.isnan(values)))
-    infinite = len(values) - len(kept) - nans
-    bound = float(np.max(np.abs(kept), initial=0.0))
-    exponent = 0 if bound == 0 or _SMALL < bound < _LARGE else int(np.frexp(bound)[1])
-    fields: dict[str, float] = {"m2": 0.0, "sum": 0.0, "sum_low": 0.0}
-    if len(kept):
-        sums = _Sums(1, len(kept))
-        scaled = np.ldexp(kept, -exponent)[None, :]
-        sums.reduce(0, scaled, np.empty_like(scaled))
-        table = sums.table()
-        fields = {name: table[name][0] for name in fields}
-    return {
-        **fields,
-        "count": len(kept),
-        "null_count": nulls,
-        "nan_count": nans - nulls,
-        "inf_count": infinite,
-        "first_inf": first_row + int(np.argmax(np.isinf(values))) if infinite else NO_ROW,
-        "min": float(np.min(kept, initial=np.inf)),
-        "max": float(np.max(kept, initial=-np.inf)),
-        "exponent": exponent,
-    }
+def _is_regular(bound: Floats | float) -> npt.NDArray[np.bool_] | bool:
+    """Tell whether values of this largest magnitude have squares that Float64 can hold."""
+    return ((bound < _LARGE) & (bound > _SMALL)) | (bound == 0)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
 
 
 def is_numeric(kind: pa.DataType) -> bool:
@@ -102,7 +103,15 @@ def validity(pieces: Iterable[Piece], first: int, rows: int) -> Bools | None:
     return np.concatenate([piece.valid(low, high) for piece, low, high, _ in windows])
 
 
-def count_nulls(pieces: Iterable[Piece], first: int, rows: int) -> int:
-    """Return how many of the rows `first` … `first + rows` of a column are null."""
-    valid = validity(pieces, first, rows)
-    return 0 if valid is None else rows - int(np.count_nonzero(valid))
+def present(pieces: Iterable[Piece], first: int, rows: int) -> tuple[Floats, Ints]:
+    """Return what is not null among the rows `first` … `first + rows` of a column.
+
+    Returns:
+        The values as Float64, and their places counted from row `first`; both contiguous.
+    """
+    values, places = [], []
+    for piece, low, high, place in _windows(pieces, first, rows):
+        kept = np.flatnonzero(piece.valid(low, high))
+        values.append(piece.values[low:high][kept].astype(np.float64))
+        places.append(kept + place)
+    return np.concatenate(values), np.concatenate(places)
