@@ -39,6 +39,8 @@ class Recipe:
         """
         if self.chunks < 0 or self.rows < 0 or self.columns < 1:
             raise UsageError("chunks and rows must not be negative, cols must be at least 1.")
+        if self.seed < 0:
+            raise UsageError(f"seed must not be negative, found {self.seed}.")
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, found {self.dtype!r}.")
         if not 0 <= self.null_fraction <= 1:

@@ -102,8 +102,8 @@ class Manifest:
     @classmethod
     @contextmanager
     def _connected(cls, path: Path, *, read_only: bool) -> Iterator[Manifest]:
-        if path.is_symlink():
-            raise _damaged(path, "it is a symbolic link")
+        if path.is_symlink() or not path.is_file():
+            raise _damaged(path, "it is not a regular file")
         mode = "ro" if read_only else "rw"
         connection = None
         try:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import resource
 import threading
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import psutil
 
-from polar_etl.errors import UsageError
+from polar_etl.errors import UsageError, describe
 
 _UNITS = {
     "": 1,
@@ -29,7 +30,7 @@ _UNITS = {
     "tb": 10**12,
     "tib": 2**40,
 }
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*|%)\s*")
+_SIZE = re.compile(r"\s*(\d{1,99}(?:\.\d{1,99})?)\s*([a-zA-Z]*|%)\s*")
 _UNLIMITED = 1 << 60
 
 
@@ -50,11 +51,13 @@ def parse_size(text: str | int, *, available: int | None = None) -> int:
     match = _SIZE.fullmatch(str(text))
     unit = match.group(2).lower() if match else ""
     if match is None or (unit != "%" and unit not in _UNITS) or (unit == "%" and not available):
-        raise UsageError(f"{text!r} is not a size: expected something like 512MB, 2GiB or 50%.")
-    number = float(match.group(1))
-    size = int(number * (available or 0) / 100) if unit == "%" else int(number * _UNITS[unit])
-    if size <= 0:
-        raise UsageError(f"A size must be positive, found {text!r}.")
+        raise UsageError(
+            f"{describe(text)} is not a size: expected something like 512MB, 2GiB or 50%."
+        )
+    number = Fraction(match.group(1))
+    size = int(number * (available or 0) / 100 if unit == "%" else number * _UNITS[unit])
+    if not 0 < size < 1 << 63:
+        raise UsageError(f"A size must be positive and below 2^63 bytes, found {describe(text)}.")
     return size
 
 

@@ -5,7 +5,7 @@ difference of two means is right however far both lie from zero. Two sets of mom
 the pairwise formula of Chan, Golub and LeVeque, "Algorithms for computing the sample variance",
 The American Statistician 37 (1983), 242-247.
 
-Values beyond 2^500, or all below 2^-400, are held times 2^-exponent, so that squares neither
+Values beyond 2^450, or all below 2^-400, are held times 2^-exponent, so that squares neither
 overflow nor vanish.
 """
 
@@ -173,4 +173,9 @@ def _mean(moments: Moments) -> Double:
 
 def _common_exponent(a: Moments, b: Moments) -> Ints:
     larger = np.maximum(a.exponent, b.exponent)
-    return np.where(a.count == 0, b.exponent, np.where(b.count == 0, a.exponent, larger))
+    return np.where(_is_zero(a), b.exponent, np.where(_is_zero(b), a.exponent, larger))
+
+
+def _is_zero(moments: Moments) -> npt.NDArray[np.bool_]:
+    """Tell which columns hold nothing but zeros, or nothing: any exponent is right for them."""
+    return np.asarray((moments.sum == 0) & (moments.m2 == 0))

@@ -151,11 +151,11 @@ def passed_through(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray | pa.A
 
 def _encoded_anew(column: pa.ChunkedArray) -> pa.Array:
     kind = column.type
+    if kind.ordered:  # the order is the dictionary's, levels that do not occur included
+        return column.unify_dictionaries().combine_chunks()
     plain = column.cast(kind.value_type).combine_chunks()
     encoded = plain.dictionary_encode()
-    return pa.DictionaryArray.from_arrays(
-        encoded.indices.cast(kind.index_type), encoded.dictionary, ordered=kind.ordered
-    )
+    return pa.DictionaryArray.from_arrays(encoded.indices.cast(kind.index_type), encoded.dictionary)
 
 
 def output_schema(schema: pa.Schema, scaler: Scaler) -> pa.Schema:

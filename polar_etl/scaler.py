@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -118,7 +119,7 @@ class Scaler:
         how = self.standardizer()
         found = []
         for index, name in enumerate(self.columns):
-            raw = pl.col(name).cast(pl.Float64)
+            raw = pl.col(_literally(name)).cast(pl.Float64)
             value = raw
             for factor in _powers_of_two(-int(how.exponent[index])):
                 value = value * factor
@@ -221,7 +222,14 @@ class Scaler:
         """
         try:
             return cls._from_fields(json.loads(text))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
             raise InputError(
                 f"This is not a scaler file ({FORMAT!r} was expected): {describe(reason)}. "
@@ -290,6 +298,12 @@ def _safe_exponent(moments: Moments, std: npt.NDArray[np.float64]) -> npt.NDArra
     bound = np.maximum(np.abs(moments.min), np.abs(moments.max))
     tiny = (std > 0) & (std < 2.0**-960)
     return np.where(bound > 2.0**1020, 8, np.where(tiny, np.frexp(std)[1], 0)).astype(np.int64)
+
+
+def _literally(name: str) -> str:
+    """Return what Polars takes for the column `name`, also if that looks like a pattern."""
+    special = name == "*" or (name.startswith("^") and name.endswith("$"))
+    return f"^{re.escape(name)}$" if special else name
 
 
 def _powers_of_two(exponent: int) -> list[float]:

@@ -56,7 +56,7 @@ def _matches(names: Sequence[str], pattern: str) -> list[str]:
     if pattern.startswith("^") and pattern.endswith("$"):
         try:
             expression = re.compile(pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise UsageError(f"{describe(pattern)} is not a regular expression: {error}.") from None
         found = [name for name in names if expression.search(name)]
     elif any(sign in pattern for sign in "*?["):
