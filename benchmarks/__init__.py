@@ -1,0 +1,10 @@
+"""Measurements that answer one question per module; each says how to run it.
+
+    python -m benchmarks.against_polars   five lines of Polars, and the copy floor, against us
+    python -m benchmarks.compare          DuckDB, scikit-learn, pandas, Dask and Spark against us
+    python -m benchmarks.accuracy         the digits of mean and deviation that are right, by method
+    python -m benchmarks.memory           the peak against the limit, also inside a control group
+    python -m benchmarks.kernels          the arithmetic alone, NumPy tiles against Polars
+
+They need `pip install -e '.[benchmark]'` and run from the root of the repository.
+"""

@@ -1,0 +1,136 @@
+"""Which tables do we measure on?
+
+The named tables, made on the fly from a seed and kept in a cache folder for the next measurement:
+
+    python -m benchmarks.tables --tables narrow,wide --scale 0.1 --data DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A synthetic table at full size."""
+
+    rows: int
+    columns: int
+    group_rows: int
+    """Rows of a row group."""
+    dtype: str = "float32"
+    null_fraction: float = 0.0
+    limits: tuple[str, ...] = ("4GB", "512MB")
+    """Memory limits that it is measured with."""
+
+
+TABLES = {
+    "narrow": Table(4_000_000, 50, 131_072),
+    "wide": Table(200_000, 1_000, 16_384),
+    "vwide": Table(20_000, 10_000, 4_096, limits=("4GB", "1GB")),
+    "vvwide": Table(6_000, 100_000, 1_024, limits=("4GB", "2GB")),
+    "bigrg": Table(1_500_000, 500, 1_048_576),
+    "nulls": Table(2_000_000, 100, 131_072, "float64", 0.05),
+}
+FLIGHTS = "flights"
+"""Real data of mixed types; is there when the test data are."""
+_FLIGHTS_LIMITS = ("4GB", "512MB")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """Where the tables lie, and which variant of them."""
+
+    folder: Path
+    scale: float = 1.0
+    """Factor on the rows of tables and row groups."""
+    seed: int = 0
+
+    def path(self, name: str) -> Path:
+        """Return the Parquet file of a table, after making it where it is missing."""
+        if name == FLIGHTS:
+            return test_data() / "flights" / "flights.parquet"
+        path = self.folder / f"{name}-scale{self.scale:g}-seed{self.seed}.parquet"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _make(path, TABLES[name], self.scale, self.seed)
+        return path
+
+    def scratch(self, name: str) -> Path:
+        """Return the folder for outputs that are measured on a table."""
+        return self.folder / f"runs-{name}-{os.getpid()}"
+
+
+def _make(path: Path, table: Table, scale: float, seed: int) -> None:
+    from polar_etl.generate import Recipe, generate
+
+    recipe = Recipe(
+        chunks=1,
+        rows=max(round(table.rows * scale), 1),
+        columns=table.columns,
+        dtype=table.dtype,
+        seed=seed,
+        null_fraction=table.null_fraction,
+        row_group_rows=max(round(table.group_rows * scale), 1),
+    )
+    generate(path, recipe)
+
+
+def limits_of(name: str) -> tuple[str, ...]:
+    """Return the memory limits that a table is measured with."""
+    return _FLIGHTS_LIMITS if name == FLIGHTS else TABLES[name].limits
+
+
+def test_data() -> Path:
+    """Return the folder of real and reference data, which may not exist."""
+    return Path(os.environ.get("POLAR_ETL_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+
+def known_tables() -> list[str]:
+    """Return the names of the tables that can be measured here."""
+    flights = test_data() / "flights" / "flights.parquet"
+    return [*TABLES, FLIGHTS] if flights.exists() else list(TABLES)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that `data_of` reads."""
+    folder = Path(tempfile.gettempdir()) / "polar-etl-benchmarks"
+    parser.add_argument("--data", type=Path, default=folder, metavar="DIR", help="cache of tables")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on rows (1: full size)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the tables")
+
+
+def data_of(arguments: argparse.Namespace) -> Data:
+    """Return the tables that the command line asks for."""
+    return Data(folder=arguments.data.resolve(), scale=arguments.scale, seed=arguments.seed)
+
+
+def table_names(text: str) -> list[str]:
+    """Return the names in a comma-separated list; for `argparse`."""
+    names = text.split(",")
+    unknown = sorted(set(names) - set(known_tables()))
+    if unknown:
+        choices = ", ".join(known_tables())
+        raise argparse.ArgumentTypeError(f"no table {', '.join(unknown)}; there are {choices}")
+    return names
+
+
+def main() -> None:
+    """Make tables and print where they are."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tables", type=table_names, default=known_tables(), metavar="A,B")
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    for name in arguments.tables:
+        path = data_of(arguments).path(name)
+        print(f"{name:8} {path.stat().st_size / 1e6:8.1f} MB  {path}")
+
+
+if __name__ == "__main__":
+    main()
