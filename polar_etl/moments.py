@@ -116,10 +116,11 @@ class Moments:
         with np.errstate(over="ignore", under="ignore"):
             return np.ldexp(self._scaled_variance(ddof), 2 * self.exponent)
 
-    def std(self, ddof: int = 0) -> Floats:
-        """Return the standard deviation of each column, NaN where it is not defined."""
-        with np.errstate(under="ignore"):
-            return np.ldexp(np.sqrt(self._scaled_variance(ddof)), self.exponent)
+    def std(self, ddof: int = 0, exponent: Ints | int = 0) -> Floats:
+        """Return the standard deviation of each column times 2^-exponent, NaN if not defined."""
+        with np.errstate(over="ignore", under="ignore"):
+            scaled = np.sqrt(self._scaled_variance(ddof))
+            return np.asarray(np.ldexp(scaled, self.exponent - exponent))
 
     def is_constant(self) -> npt.NDArray[np.bool_]:
         """Tell which columns cannot be told from a constant in Float64.

@@ -259,7 +259,8 @@ def normalize(
         "parts": plan.parts,
         "rows": sum(file.rows for file in source.files),
     }
-    with workspace.opened(overwrite=overwrite) as resumed:
+    with workspace.opened(overwrite=overwrite) as opening:
+        resumed = opening.resumed
         try:
             path = workspace.manifest
             with Manifest.open(path) if resumed else Manifest.create(path, facts) as manifest:
@@ -272,7 +273,7 @@ def normalize(
                 manifest.set_fact("finished", True)
         except InputError:
             if not resumed:
-                workspace.discard()
+                workspace.discard(opening)
             raise
     return replace(report, seconds=time.perf_counter() - started)
 

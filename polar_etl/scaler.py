@@ -95,13 +95,14 @@ class Scaler:
         moments = self.moments
         some = moments.count > 0
         constant = self.is_constant()
+        scaled = some & ~constant
         mean = np.where(some, moments.mean(), 0.0)
-        std = np.where(some & ~constant, moments.std(self.ddof), 1.0)
-        exponent = np.where(some & ~constant, _safe_exponent(moments, std), 0)
+        exponent = np.where(scaled, _safe_exponent(moments, moments.std(self.ddof)), 0)
+        std = np.where(scaled, moments.std(self.ddof, exponent), 1.0)
         single = [output_type(kind, self.dtype) == "float32" for kind in self.dtypes]
         return Standardizer(
             mean=np.ldexp(mean, -exponent),
-            std=np.ldexp(std, -exponent),
+            std=std,
             constant=constant,
             exponent=exponent,
             single=np.array(single, np.bool_),
@@ -241,6 +242,8 @@ class Scaler:
         if fields["format"] != FORMAT:
             raise ValueError(f"its format is {fields['format']!r}")
         table = fields["table"]
+        if not all(isinstance(table[name], list) for name in ("column", "dtype", *_INTS, *_FLOATS)):
+            raise ValueError("its table holds something else than lists")
         width = len(table["column"])
         ints = {name: _int_array(table[name]) for name in _INTS}
         low = {"min": np.inf, "max": -np.inf}
@@ -252,6 +255,13 @@ class Scaler:
             raise ValueError("its column names and types are not text")
         if any((ints[name] < 0).any() for name in _INTS if name != "exponent"):
             raise ValueError("it holds a negative count")
+        some = ints["count"] > 0
+        if not all(np.isfinite(values[some]).all() for values in floats.values()):
+            raise ValueError("a statistic is missing")
+        if (np.abs(ints["exponent"]) > 1100).any() or (floats["m2"] + floats["m2_low"] < 0).any():
+            raise ValueError("an exponent or a sum of squares is impossible")
+        if (floats["min"] > floats["max"])[some].any():
+            raise ValueError("a minimum lies above its maximum")
         if len(set(table["column"])) != width:
             raise ValueError("it holds a column twice")
         if fields["inf"] not in ("error", "ignore", "null") or fields["ddof"] not in (0, 1):

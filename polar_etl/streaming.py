@@ -50,8 +50,8 @@ def write_stream(
     Raises:
         UsageError: The output holds an earlier run.
     """
-    with workspace.opened(overwrite=False) as earlier:
-        if earlier:
+    with workspace.opened(overwrite=False) as opening:
+        if opening.resumed:
             raise UsageError(
                 f"{workspace.out} holds a run over files, and a stream can't resume it: "
                 "choose another output."
@@ -76,7 +76,7 @@ def write_stream(
                 return [result.receipt for result in results if result.receipt]
         except BaseException:
             stage.abort()
-            workspace.discard()
+            workspace.discard(opening)
             raise
 
 

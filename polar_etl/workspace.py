@@ -18,6 +18,16 @@ _TEMPORARY = re.compile(r"\.part-\d{5,9}\.parquet\.[0-9a-f]{8}\.tmp")
 
 
 @dataclass(frozen=True, slots=True)
+class Opening:
+    """What was there when a run began, and what it has created."""
+
+    resumed: bool
+    """Whether there is a manifest of an earlier run."""
+    created: tuple[Path, ...]
+    """Directories that were missing, outermost first."""
+
+
+@dataclass(frozen=True, slots=True)
 class Workspace:
     """Paths of one output. Everything in `state` is ours; in `out`, only files named like parts."""
 
@@ -31,7 +41,7 @@ class Workspace:
         Raises:
             UsageError: `out` is a file, or both directories are one inside the other.
         """
-        folder = Path(os.path.abspath(out))
+        folder = Path(os.path.realpath(out))
         state = (
             Path(os.path.abspath(state_dir))
             if state_dir is not None
@@ -61,8 +71,8 @@ class Workspace:
         return self.out
 
     @contextmanager
-    def opened(self, *, overwrite: bool) -> Iterator[bool]:
-        """Create what is missing, hold the lock, and yield whether an earlier run is there.
+    def opened(self, *, overwrite: bool) -> Iterator[Opening]:
+        """Create what is missing, hold the lock, and yield what was found and created.
 
         Raises:
             OutputLockedError: Another run holds the lock.
@@ -86,19 +96,21 @@ class Workspace:
                 except BaseException:
                     self._remove_created(created)
                     raise
-                yield resumed
+                yield Opening(resumed, tuple(created))
         except OSError as error:
             raise RunFailedError(
                 f"The output {describe(str(self.out))} can't be written: {error}. "
                 "Finished parts are safe."
             ) from error
 
-    def discard(self) -> None:
-        """Remove all that runs have made here: parts, state, and the directories if empty."""
+    def discard(self, opening: Opening) -> None:
+        """Leave the directories as they were before `opening`, without parts and state."""
         self._clear()
-        self._remove_state()
-        with suppress(OSError):
-            self.out.rmdir()
+        if self.scratch == self.state / "tmp":
+            for name in os.listdir(self.scratch):
+                (self.scratch / name).unlink()
+        self._remove_created(list(opening.created))
+        self._remove_files()
 
     def part_files(self) -> list[str]:
         """Return the names of the finished parts on disk."""
@@ -139,17 +151,16 @@ class Workspace:
         for name in self.part_files():
             (self.out / name).unlink()
 
-    def _remove_state(self) -> None:
-        """Remove our files from the state directory, and the directory if nothing else is in it."""
+    def _remove_files(self) -> None:
+        """Remove our files from the state directory."""
         for path in (self.manifest, self.scaler, self.state / "lock"):
             path.unlink(missing_ok=True)
-        for folder in (self.state / "tmp", self.state):
-            with suppress(OSError):
-                folder.rmdir()
+        with suppress(OSError):
+            (self.state / "tmp").rmdir()
 
     def _remove_created(self, created: list[Path]) -> None:
         if self.state in created:
-            self._remove_state()
+            self._remove_files()
         for folder in reversed(created):
             with suppress(OSError):
                 folder.rmdir()

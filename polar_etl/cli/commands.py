@@ -468,8 +468,20 @@ def generate(
         )
 
 
+def _open_standard_streams() -> None:
+    """Give closed standard streams somewhere to go, before a file of ours takes their number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115 - for as long as we run
+
+
 def main() -> None:
     """Run the command line."""
+    _open_standard_streams()
     try:
         app()
     except BrokenPipeError:

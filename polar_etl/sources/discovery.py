@@ -19,7 +19,8 @@ def find_files(inputs: Sequence[str | os.PathLike[str]], apart_from: Sequence[Pa
         inputs: Files in the given order, directories (their Parquet files, sorted by path), and
             globs (sorted by path). Hidden files and those that begin with `_` are left out of
             directories.
-        apart_from: Directories of the output; none of the files may lie in them.
+        apart_from: Directories of the output. Files in them are left out of directories and
+            globs, and refused where they are named.
 
     Raises:
         InputError: An input does not exist or holds no Parquet file.
@@ -31,20 +32,25 @@ def find_files(inputs: Sequence[str | os.PathLike[str]], apart_from: Sequence[Pa
         if "\0" in text:
             raise UsageError(f"{describe(text)} can't be a path.")
         files = _expand(text)
+        if len(files) != 1 or files[0] != text:
+            files = [path for path in files if _folder_of(path, apart_from) is None]
         if not files:
             raise InputError(f"{describe(text)} holds no Parquet file ({', '.join(_SUFFIXES)}).")
         found += files
     if not found:
         raise UsageError("There is no input.")
     for path in found:
-        absolute = Path(path).absolute()
-        for folder in apart_from:
-            if folder in absolute.parents:
-                raise UsageError(
-                    f"The input {describe(path)} lies in the output directory "
-                    f"{describe(str(folder))}: choose another output."
-                )
+        if folder := _folder_of(path, apart_from):
+            raise UsageError(
+                f"The input {describe(path)} lies in the output directory "
+                f"{describe(str(folder))}: choose another output."
+            )
     return found
+
+
+def _folder_of(path: str, folders: Sequence[Path]) -> Path | None:
+    parents = Path(os.path.realpath(path)).parents
+    return next((folder for folder in folders if folder in parents), None)
 
 
 def _expand(text: str) -> list[str]:

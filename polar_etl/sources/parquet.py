@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,7 +24,7 @@ _BYTES_AT_A_TIME = 1 << 24
 _STREAM_BUFFER = 1 << 16
 _TRANSIENT = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EINTR}
 """Errors of the system that say nothing about the file."""
-_PAGES_SAMPLED = 16
+_COLUMNS_SAMPLED = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,8 +209,11 @@ class _Opened:
 def _inspect(path: str) -> tuple[pq.FileMetaData, SourceFile, pa.Schema]:
     try:
         before = os.stat(path)
-        with pq.ParquetFile(path) as opened:
+        if not stat.S_ISREG(before.st_mode):
+            raise InputError(f"{describe(path)} is not a regular file.")
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=_STREAM_BUFFER) as opened:
             metadata, schema = opened.metadata, opened.schema_arrow
+            variable, page_bytes = _measure(path, opened)
         footer = _footer_hash(path)
     except Exception as error:
         raise _unreadable(path, error) from None
@@ -220,7 +224,6 @@ def _inspect(path: str) -> tuple[pq.FileMetaData, SourceFile, pa.Schema]:
             "number in its Arrow schema: write it again without the stored schema."
         )
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    variable = [i for i, wide in enumerate(_variable_leaves(schema)) if wide]
     return (
         metadata,
         SourceFile(
@@ -230,12 +233,8 @@ def _inspect(path: str) -> tuple[pq.FileMetaData, SourceFile, pa.Schema]:
             footer=footer,
             group_rows=tuple(group.num_rows for group in groups),
             chunks=metadata.num_columns * len(groups),
-            variable_bytes=sum(
-                max(group.column(i).total_uncompressed_size, 0)
-                for group in groups
-                for i in variable
-            ),
-            page_bytes=_largest_page(path, groups),
+            variable_bytes=variable,
+            page_bytes=page_bytes,
         ),
         schema,
     )
@@ -256,22 +255,34 @@ def _footer_hash(path: str) -> str:
         return hashlib.blake2b(file.read(length + 8), digest_size=16).hexdigest()
 
 
-def _largest_page(path: str, groups: list[pq.RowGroupMetaData]) -> int:
-    """Return the uncompressed bytes of the largest page seen, looking at some columns only.
+def _measure(path: str, opened: pq.ParquetFile) -> tuple[int, int]:
+    """Return the bytes of columns of variable width, and of the largest page, from samples.
 
-    Reading from inside a row group holds one page of every column. The footer does not tell how
-    large pages are, their headers do: a Thrift struct that begins with type and size.
+    The footer does not tell how large pages are, their headers do: a Thrift struct that begins with
+    type and size. One value of each sampled column is read first: that raises an error where a
+    column is encrypted or damaged, while asking its footer would abort the process (PyArrow 26).
     """
-    largest = max(groups, key=lambda group: group.num_rows, default=None)
-    if largest is None or not largest.num_columns:
-        return 0
+    metadata = opened.metadata
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    filled = [i for i, group in enumerate(groups) if group.num_rows > 0]
+    if not filled:
+        return 0, 0
+    variable = [i for i, wide in enumerate(_variable_leaves(opened.schema_arrow)) if wide]
+    texts = variable[:: len(variable) // _COLUMNS_SAMPLED + 1]
+    pages = range(0, metadata.num_columns, metadata.num_columns // _COLUMNS_SAMPLED + 1)
+    largest = max(filled, key=lambda i: groups[i].num_rows)
+    asked = sorted({*texts, *pages})
+    next(opened.reader.iter_batches(1, row_groups=[largest], column_indices=asked), None)
     found = 0
     with open(path, "rb") as file:
-        for index in range(0, largest.num_columns, max(1, largest.num_columns // _PAGES_SAMPLED)):
-            chunk = largest.column(index)
+        for index in pages:
+            chunk = groups[largest].column(index)
             file.seek(max(chunk.data_page_offset, 0))
             found = max(found, _page_size(file.read(16), chunk.total_uncompressed_size))
-    return found
+    bytes_of_texts = sum(
+        max(groups[i].column(index).total_uncompressed_size, 0) for i in filled for index in texts
+    )
+    return bytes_of_texts * len(variable) // max(len(texts), 1), found
 
 
 def _page_size(header: bytes, chunk: int) -> int:

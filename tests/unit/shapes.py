@@ -1,0 +1,38 @@
+"""Sources that exist as footers only: enough for a plan."""
+
+import pyarrow as pa
+
+from polar_etl.api import Options
+from polar_etl.pipeline import shape_of
+from polar_etl.plan import Shape
+from polar_etl.sources.base import SourceFile
+
+
+def shape(
+    rows: int,
+    columns: int,
+    group_rows: int,
+    *,
+    files: int = 1,
+    kind: pa.DataType | None = None,
+    page_bytes: int = 1 << 20,
+    text_bytes: int = 0,
+) -> Shape:
+    """Return the shape of `files` equal files, with a column of text if it has bytes."""
+    kind = kind or pa.float32()
+    schema = pa.schema([(f"c{i}", kind) for i in range(columns)])
+    if text_bytes:
+        schema = schema.append(pa.field("text", pa.string()))
+    whole, rest = divmod(rows, group_rows)
+    groups = (group_rows,) * whole + ((rest,) if rest else ())
+    file = SourceFile(
+        path="/data.parquet",
+        size=rows * columns * 4 + text_bytes,
+        mtime_ns=0,
+        footer="",
+        group_rows=groups,
+        chunks=len(schema) * len(groups),
+        variable_bytes=text_bytes,
+        page_bytes=page_bytes,
+    )
+    return shape_of(schema, (file,) * files, Options().settings(schema))

@@ -1,0 +1,131 @@
+"""Plans: what is projected stays within the limit, or the run is refused with the remedy."""
+
+import re
+
+import pyarrow as pa
+import pytest
+
+from polar_etl.blocks import block_rows
+from polar_etl.errors import MemoryLimitError
+from polar_etl.memory import parse_size
+from polar_etl.plan import Plan, Shape, make_plan, slab_rows
+from tests.unit.shapes import shape
+
+NARROW = shape(4_000_000, 50, 131_072)
+BIG_GROUPS = shape(1_500_000, 500, 1_048_576, page_bytes=1 << 16)
+VERY_WIDE = shape(20_000, 10_000, 4_096)
+SHAPES = {
+    "narrow": NARROW,
+    "big groups": BIG_GROUPS,
+    "very wide": VERY_WIDE,
+    "many files": shape(100_000, 20, 10_000, files=50),
+    "text": shape(1_000_000, 10, 100_000, text_bytes=5 * 10**7),
+    "one row group": shape(10_000_000, 8, 10_000_000, kind=pa.float64()),
+}
+BASE = 100 << 20
+
+
+def plan(given: Shape, **changes: object) -> Plan:
+    return make_plan(
+        given,
+        **{"limit": 8 << 30, "base": BASE, "threads": 4, "rows_per_part": None, **changes},
+    )
+
+
+@pytest.mark.parametrize("given", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("limit", [10**8, 5 * 10**8, 10**9, 2 * 10**9, 4 * 10**9, 10**11])
+@pytest.mark.parametrize("threads", [1, 2, 16])
+def test_projected_stays_within_the_limit_or_the_run_is_refused(given, limit, threads):
+    try:
+        found = plan(given, limit=limit, threads=threads)
+    except MemoryLimitError:
+        with pytest.raises(MemoryLimitError):
+            plan(given, limit=limit, threads=1)
+    else:
+        assert found.projected <= limit
+        assert found.projected == sum(size for _, size in found.bill)
+        assert all(size >= 0 for _, size in found.bill)
+        assert 1 <= found.threads <= threads
+        assert found.in_flight >= 1
+
+
+@pytest.mark.parametrize("given", SHAPES.values(), ids=SHAPES)
+def test_what_shapes_the_output_depends_on_neither_limit_nor_threads(given):
+    found = {
+        (made.slab_rows, made.part_rows, made.parts)
+        for made in (
+            plan(given, limit=limit, threads=threads, base=base)
+            for limit in (3 * 10**9, 10**10, 10**12)
+            for threads in (1, 3, 64)
+            for base in (0, BASE)
+        )
+    }
+
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("given", SHAPES.values(), ids=SHAPES)
+def test_a_refusal_names_a_limit_that_is_enough(given):
+    with pytest.raises(MemoryLimitError) as caught:
+        plan(given, limit=BASE)
+
+    text = re.search(r"--memory-limit (\w+)", str(caught.value)).group(1)
+    enough = parse_size(text)
+    assert plan(given, limit=enough).projected <= enough
+    with pytest.raises(MemoryLimitError):
+        plan(given, limit=enough - 10**6)
+
+
+def test_a_refusal_says_what_takes_the_memory_and_that_nothing_was_done():
+    with pytest.raises(MemoryLimitError, match="Nothing was read or written") as caught:
+        plan(VERY_WIDE, limit=BASE)
+
+    for name in ("interpreter", "decoded batches", "normalized columns"):
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("given", SHAPES.values(), ids=SHAPES)
+def test_batches_of_the_first_pass_are_whole_blocks(given):
+    for limit in (3 * 10**9, 10**12):
+        assert plan(given, limit=limit).batch_rows % block_rows(given.normalized) == 0
+
+
+def test_big_row_groups_are_not_decoded_whole_where_memory_is_scarce():
+    found = plan(BIG_GROUPS, limit=10**9)
+
+    assert found.reading.group_rows < 1_048_576
+
+
+@pytest.mark.parametrize("rows", [1, 10, 1_000, 10**6, 10**9])
+def test_rows_per_part_is_obeyed(rows):
+    found = plan(NARROW, rows_per_part=rows, limit=10**12)
+
+    assert found.part_rows == rows
+    assert found.slab_rows <= rows
+    assert found.parts == max(-(-4_000_000 // rows), 1)
+
+
+def test_an_empty_source_makes_one_part():
+    assert plan(shape(0, 50, 1_000)).parts == 1
+
+
+def test_a_plan_for_few_rows_is_small():
+    tiny = shape(10, 50, 10, page_bytes=100)
+
+    assert plan(tiny).projected < BASE + (128 << 20)
+
+
+def test_only_room_within_the_limit_is_used_to_keep_rows():
+    for limit in (10**9, 2 * 10**9, 10**11):
+        found = plan(NARROW, limit=limit)
+        assert 0 <= found.cached_bytes <= 4_000_000 * 200
+        assert found.projected <= limit
+
+
+@pytest.mark.parametrize("size", [0, 1, 8, 200, 4_000, 40_000, 400_000, 10**9])
+def test_slabs_are_of_moderate_size(size):
+    rows = slab_rows(size)
+
+    assert 1 <= rows <= 1 << 20
+    assert rows < 256 or rows % 256 == 0
+    assert rows * size <= 512 << 20 or rows == 1
