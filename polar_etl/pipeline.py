@@ -182,7 +182,7 @@ def _running(source: Source, plan: Plan, control: Control) -> Iterator[Run]:
     default, the same run peaks a quarter higher and spends twice the time in the kernel (measured).
     """
     threads, pool = pa.cpu_count(), pa.default_memory_pool()
-    pa.set_cpu_count(plan.threads)
+    pa.set_cpu_count(plan.reading.threads)
     with suppress(NotImplementedError):
         pa.set_memory_pool(pa.jemalloc_memory_pool())
         pa.jemalloc_set_decay_ms(0 if plan.projected > plan.limit / 2 else _DECAY_MS)

@@ -76,6 +76,7 @@ class Plan:
     batch_rows: int
     """Rows of a batch of the first pass: whole blocks."""
     threads: int
+    """Threads that work on batches; decoding has those of `reading` beside them."""
     in_flight: int
     """Batches that are worked on, wait for it, or are being decoded."""
     reading: Reading
@@ -131,7 +132,16 @@ def make_plan(
     part = rows_per_part or slab
     slab = min(slab, part)
     plans = [
-        _plan(shape, limit, base, slab, part, workers, ahead, group_rows, stream_rows)
+        _plan(
+            shape,
+            limit,
+            base,
+            slab,
+            part,
+            workers,
+            ahead,
+            Reading(threads, group_rows, stream_rows),
+        )
         for (workers, ahead), (group_rows, stream_rows) in product(
             _workers(threads), _readings(shape, slab)
         )
@@ -143,8 +153,8 @@ def make_plan(
 
 
 def _workers(threads: int) -> list[tuple[int, int]]:
-    """Return (threads, batches in flight), from fast to small."""
-    return [(threads, threads + 1), (threads, threads), (1, 1)]
+    """Return (threads that work on batches, batches in flight), from fast to small."""
+    return [(threads, threads + 1), (threads, threads), (1, 2), (1, 1)]
 
 
 def _readings(shape: Shape, slab: int) -> list[tuple[int, int]]:
@@ -166,11 +176,11 @@ def _plan(
     part: int,
     threads: int,
     in_flight: int,
-    group_rows: int,
-    stream_rows: int,
+    reading: Reading,
 ) -> Plan:
     block = block_rows(shape.normalized)
     rows = max(shape.rows, 1)
+    group_rows, stream_rows = reading.group_rows, reading.stream_rows
     batch = max(slab_rows(shape.normalized_bytes) // block, 1) * block
     if group_rows:
         decoding = min(shape.columns, _COLUMNS_DECODED) * _DECODER
@@ -207,7 +217,7 @@ def _plan(
         batch_rows=batch,
         threads=threads,
         in_flight=in_flight,
-        reading=Reading(threads=threads, group_rows=group_rows, stream_rows=stream_rows),
+        reading=reading,
         cached_bytes=cached,
         bill=(*bill, ("decoded batches kept for the second pass", kept)),
         limit=limit,
