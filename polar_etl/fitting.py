@@ -10,7 +10,7 @@ from itertools import repeat
 import numpy as np
 import pyarrow as pa
 
-from polar_etl.errors import InputError, describe
+from polar_etl.errors import InputError, StateMismatchError, describe
 from polar_etl.events import BatchFinished, PassFinished, PassStarted
 from polar_etl.executors.local import ordered_map
 from polar_etl.manifest import BatchRow, Manifest
@@ -119,7 +119,10 @@ def _record(
 def _check(source: Source, progress: Progress) -> None:
     for file, (rows, _) in progress.items():
         if not 0 <= file < len(source.files) or not 0 <= rows <= source.files[file].rows:
-            raise InputError(f"The manifest tells of {rows} rows of file {file}: there are none.")
+            raise StateMismatchError(
+                f"The manifest tells of {rows} rows of file {file}, which the input has not. "
+                "Start anew with --overwrite."
+            )
 
 
 def _row_bytes(schema: pa.Schema, names: tuple[str, ...] | list[str]) -> int:

@@ -50,19 +50,19 @@ def status_of(workspace: Workspace) -> Status:
     """
     with _manifest(workspace) as manifest:
         moments, parts = manifest.batches("moments"), manifest.batches("parts")
-        total = int(manifest.fact("parts") or 0)
+        total = manifest.number("parts")
         done = {row.batch for row in parts}
         return Status(
             output=str(workspace.out),
             finished=bool(manifest.fact("finished")),
-            rows=int(manifest.fact("rows") or 0),
+            rows=manifest.number("rows"),
             fitted_rows=sum(row.rows for row in moments),
             parts=total,
             parts_done=len(parts),
             missing=tuple(index for index in range(total) if index not in done),
             bytes_out=sum(row.bytes_out for row in parts),
-            memory_limit=int(manifest.fact("memory_limit") or 0),
-            projected_peak=int(manifest.fact("projected_peak") or 0),
+            memory_limit=manifest.number("memory_limit"),
+            projected_peak=manifest.number("projected_peak"),
             measured_peak=max((row.peak for row in (*moments, *parts)), default=0),
         )
 
@@ -75,7 +75,7 @@ def verify(workspace: Workspace) -> Verdict:
     """
     with _manifest(workspace) as manifest:
         rows = manifest.batches("parts")
-        total = int(manifest.fact("parts") or 0)
+        total = manifest.number("parts")
     problems = [f"{row.part}: {damage}" for row in rows if (damage := damage_of(workspace, row))]
     if len(rows) < total:
         problems.append(f"{total - len(rows)} of {total} parts are not written yet")

@@ -131,6 +131,15 @@ class Manifest:
         except (ValueError, TypeError):
             raise _damaged(self._path, f"the fact {name} is no JSON") from None
 
+    def number(self, name: str) -> int:
+        """Return a recorded fact that is a whole number, 0 where there is none."""
+        value = self.fact(name)
+        if value is None:
+            return 0
+        if type(value) is not int or value < 0:
+            raise _damaged(self._path, f"the fact {name} is no whole number")
+        return value
+
     def set_fact(self, name: str, value: object) -> None:
         """Record a fact, durably."""
         with self._connection as transaction:
@@ -182,7 +191,7 @@ class Manifest:
         return found
 
     def _check(self, row: BatchRow) -> None:
-        whole = (row.batch, row.file, row.first_row, row.rows, row.bytes_out)
+        whole = (row.batch, row.file, row.first_row, row.rows, row.bytes_out, row.rss, row.peak)
         if not all(type(value) is int and value >= 0 for value in whole):
             raise _damaged(self._path, f"batch {describe(str(row.batch))} holds impossible numbers")
         if row.pass_name == "parts" and not is_part_name(str(row.part)):
@@ -191,6 +200,8 @@ class Manifest:
     def moments(self, width: int) -> dict[int, tuple[int, Moments]]:
         """Return by file how many rows are covered, and their moments."""
         rows = self._connection.execute("SELECT file, rows, state FROM moments").fetchall()
+        if not all(type(number) is int for file, covered, _ in rows for number in (file, covered)):
+            raise _damaged(self._path, "moments of impossible rows")
         try:
             return {file: (covered, _unpack(state, width)) for file, covered, state in rows}
         except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:

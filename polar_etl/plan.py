@@ -23,8 +23,8 @@ _COLUMN_OBJECTS = 3_000
 """Bytes of Python and Arrow objects for one column of one table."""
 _WORKER = 16 * MIB
 """Tiles, pages, and the compressor of one thread."""
-_STREAM_COPIES = 6
-"""How often the rows that PyArrow decodes from inside a row group are held (measured: 3.5 to 5)."""
+_STREAM_COPIES = 8
+"""How often the rows that PyArrow decodes from inside a row group are held (measured: 3.5 to 7)."""
 _SLACK = 1.1
 """What the allocator needs more than what is asked of it (measured: up to 1.06)."""
 _CACHE_SHARE = 0.85

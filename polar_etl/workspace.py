@@ -41,6 +41,8 @@ class Workspace:
         Raises:
             UsageError: `out` is a file, or both directories are one inside the other.
         """
+        if Path(out).is_symlink():
+            raise UsageError(f"{describe(str(out))} is a symbolic link; name the directory itself.")
         folder = Path(os.path.realpath(out))
         state = (
             Path(os.path.abspath(state_dir))

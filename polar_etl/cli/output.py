@@ -50,7 +50,25 @@ def configure_logging(level: str, form: str, quiet: bool) -> None:
 def resume_command() -> str:
     """Return the command that was given, ready to be given again."""
     words = [word for word in sys.argv[1:] if word != "--overwrite"]
-    return shlex.join(["polar-etl", *words])
+    return " ".join(["polar-etl", *map(_quoted, words)])
+
+
+def _quoted(word: str) -> str:
+    """Quote a word for a shell, without control characters in it."""
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = word.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{printable(escaped)}'"
+
+
+def printable(text: str) -> str:
+    """Return `text` with everything a terminal would obey written as escapes of its bytes."""
+    return "".join(
+        char
+        if char.isprintable() or char == "\n"
+        else "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
+        for char in text
+    )
 
 
 @dataclass(eq=False)
@@ -66,7 +84,7 @@ class Output:
         if self.as_json:
             self.line({"message_type": "summary", **fields})
         else:
-            self._print("\n".join(lines))
+            self._print(printable("\n".join(lines)))
 
     def line(self, fields: Mapping[str, Any]) -> None:
         """Write one line of JSON to stdout."""
@@ -82,7 +100,9 @@ class Output:
                 fields["resume"] = resume_command()
             text = json.dumps(fields)
         with contextlib.suppress(OSError, ValueError):
-            print(text if self.as_json else f"error: {text}", file=sys.stderr, flush=True)
+            print(
+                text if self.as_json else printable(f"error: {text}"), file=sys.stderr, flush=True
+            )
 
     def _print(self, text: str) -> None:
         if self._closed:

@@ -31,6 +31,8 @@ def find_files(inputs: Sequence[str | os.PathLike[str]], apart_from: Sequence[Pa
         text = os.fspath(item)
         if "\0" in text:
             raise UsageError(f"{describe(text)} can't be a path.")
+        if Path(os.path.realpath(text)) in apart_from:
+            raise UsageError(f"{describe(text)} is the output directory: choose another output.")
         files = _expand(text)
         if len(files) != 1 or files[0] != text:
             files = [path for path in files if _folder_of(path, apart_from) is None]

@@ -1,0 +1,176 @@
+"""The memory limit is a contract: refused beforehand, or held, as the kernel counts it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+from support import cli, tables, trees
+
+ROWS, COLUMNS = 300_000, 100
+
+# ru_maxrss of a child begins with what its parent had, so a small process stands between.
+MEASURED = """
+import json, os, sys
+child = os.fork()
+if child == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+_, status, usage = os.wait4(child, 0)
+with open("usage.json", "w") as file:
+    json.dump({"code": os.waitstatus_to_exitcode(status), "peak": usage.ru_maxrss * 1024}, file)
+"""
+
+
+def measured(folder, *args) -> tuple[cli.Outcome, int]:
+    """Run `polar-etl ARGS`; return its outcome and its peak of resident bytes, seen from outside."""
+    command = [sys.executable, "-S", "-c", MEASURED, *cli.CLI, *map(str, args)]
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=cli.environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    usage = json.loads((folder / "usage.json").read_text())
+    return cli.Outcome(tuple(command), usage["code"], done.stdout, done.stderr), usage["peak"]
+
+
+def smallest_limit(folder, *args) -> int:
+    """Return the smallest limit in MB, as the refusal of a smaller one says it."""
+    refused = cli.run("normalize", *args, "--memory-limit", "1MB", cwd=folder).expect(7)
+    return int(re.search(r"--memory-limit (\d+)MB", refused.stderr).group(1))
+
+
+SHAPES = {
+    "one row group": {"row_group_size": ROWS},
+    "row groups of 50,000": {"row_group_size": 50_000},
+    "row groups of 3,000": {"row_group_size": 3_000},
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=lambda name: name.replace(" ", "-"))
+def shape(request, tmp_path_factory):
+    """A folder with a float32 table of 120 MB in in.parquet."""
+    folder = tmp_path_factory.mktemp("shape")
+    tables.write(
+        folder / "in.parquet",
+        tables.floats(ROWS, COLUMNS),
+        use_dictionary=False,
+        compression="none",
+        **SHAPES[request.param],
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("room", "threads"), [("least", 1), ("least", 2), ("more", 2), ("ample", 2)]
+)
+def test_the_peak_stays_below_the_limit(shape, tmp_path, room, threads):
+    how = (shape / "in.parquet", "out", "--threads", threads)
+    least = smallest_limit(tmp_path, *how)
+    limit = {"least": least, "more": least + 60, "ample": 2000}[room]
+    outcome, peak = measured(tmp_path, "normalize", *how, "--memory-limit", f"{limit}MB", "--json")
+    summary = outcome.expect(0).summary
+    assert summary["memory_limit"] == limit * 10**6
+    assert summary["projected_peak"] <= summary["memory_limit"]
+    assert peak <= summary["memory_limit"]
+    assert summary["measured_peak"] <= summary["memory_limit"]
+    assert summary["measured_peak"] == pytest.approx(peak, rel=0.05)
+    assert summary["measured_peak"] <= summary["projected_peak"]
+
+
+@pytest.mark.parametrize("columns", [1000, 5000])
+def test_wide_tables_in_the_smallest_limit(tmp_path, columns):
+    tables.write(tmp_path / "in.parquet", tables.floats(2_000, columns), row_group_size=1000)
+    least = smallest_limit(tmp_path, "in.parquet", "out")
+    how = ("normalize", "in.parquet", "out", "--memory-limit", f"{least}MB", "--json")
+    outcome, peak = measured(tmp_path, *how)
+    outcome.expect(0)
+    assert peak <= least * 10**6
+
+
+@pytest.mark.parametrize("groups", [1, 30])
+def test_long_texts_in_the_smallest_limit(tmp_path, groups):
+    rows = 60_000
+    texts = pa.array([f"{i:08d}" * (i % 97) for i in range(rows)])
+    kinds = pa.array([f"kind {i % 31}" for i in range(rows)]).dictionary_encode()
+    columns = {"x": range(rows), "text": texts, "again": texts, "kind": kinds}
+    tables.write(tmp_path / "in.parquet", columns, row_group_size=rows // groups)
+    least = smallest_limit(tmp_path, "in.parquet", "out")
+    how = ("normalize", "in.parquet", "out", "--memory-limit", f"{least}MB", "--json")
+    outcome, peak = measured(tmp_path, *how)
+    outcome.expect(0)
+    assert peak <= least * 10**6
+    assert tables.read(tmp_path / "out")["text"].to_pylist() == texts.to_pylist()
+
+
+def test_numbers_with_a_few_texts_streamed_from_one_large_group(tmp_path):
+    rows = 90_000
+    table = tables.floats(rows, 24, "float64")
+    table = table.append_column("name", pa.array([f"row {i % 977}" for i in range(rows)]))
+    table = table.append_column(
+        "kind", pa.array([f"k{i % 13}" for i in range(rows)]).dictionary_encode()
+    )
+    tables.write(tmp_path / "in.parquet", table, row_group_size=rows)
+    least = smallest_limit(tmp_path, "in.parquet", "out")
+    for limit in (least, least + 10):
+        how = ("--overwrite", "--memory-limit", f"{limit}MB", "--json")
+        outcome, peak = measured(tmp_path, "normalize", "in.parquet", "out", *how)
+        outcome.expect(0)
+        assert peak <= limit * 10**6
+
+
+def test_a_limit_that_is_too_small_is_refused_before_any_work(run_process, tmp_path):
+    tables.write(tmp_path / "in.parquet", tables.floats(1000, 3))
+    before = trees.tree(tmp_path)
+    for command in (
+        ("normalize", "in.parquet", "out"),
+        ("plan", "in.parquet"),
+        ("fit", "in.parquet", "scaler.json"),
+    ):
+        refused = run_process(*command, "--memory-limit", "60MB").expect(7)
+        assert "60 MB" in refused.stderr
+        assert re.search(r"--memory-limit \d+MB", refused.stderr)
+    assert trees.tree(tmp_path) == before
+
+
+def test_half_of_what_there_is_by_default(run_process, tmp_path):
+    tables.write(tmp_path / "in.parquet", {"x": [1.0, 2.0]})
+    default = run_process("plan", "in.parquet", "--json").summary["memory_limit"]
+    half = run_process("plan", "in.parquet", "--json", "--memory-limit", "50%").summary[
+        "memory_limit"
+    ]
+    quarter = run_process("plan", "in.parquet", "--json", "--memory-limit", "25%").summary
+    assert default == half
+    assert quarter["memory_limit"] == pytest.approx(half / 2, abs=1)
+
+
+def test_an_rlimit_counts_as_memory_that_there_is(tmp_path):
+    tables.write(tmp_path / "in.parquet", {"x": [1.0, 2.0]})
+    shell = f"ulimit -d 4000000 && exec {' '.join(cli.CLI)} plan in.parquet --json"
+    done = subprocess.run(
+        ["sh", "-c", shell],
+        cwd=tmp_path,
+        env=cli.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    limit = json.loads(done.stdout.splitlines()[-1])["memory_limit"]
+    assert limit <= 4_000_000 * 1024 // 2
+
+
+def test_generate_takes_memory_that_does_not_grow_with_the_chunks(tmp_path):
+    peaks = []
+    for chunks in (2, 12):
+        size = ("--rows", 100_000, "--cols", 50, "--chunks", chunks)
+        outcome, peak = measured(tmp_path, "generate", f"{chunks}.parquet", *size)
+        outcome.expect(0)
+        peaks.append(peak)
+    assert peaks[1] < peaks[0] * 1.2

@@ -1,0 +1,337 @@
+"""The same command again: nothing to do, repaired, refused, or begun anew."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import sqlite3
+from contextlib import closing
+
+import pytest
+from support import tables, trees
+
+import polar_etl as pe
+
+HOW = ("--rows-per-part", 500)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """tmp_path with in.parquet and its finished out/ of four parts."""
+    source = tables.write(tmp_path / "in.parquet", tables.mixed(2000), row_group_size=300)
+    pe.normalize(source, tmp_path / "out", rows_per_part=500)
+    return tmp_path
+
+
+def test_a_finished_run_has_nothing_to_do(run_cli, finished):
+    before = trees.tree(finished / "out"), trees.batch_rows(finished / "out")
+    stamps = [path.stat().st_mtime_ns for path in sorted((finished / "out").iterdir())]
+    said = run_cli("normalize", "in.parquet", "out", *HOW).expect(0)
+    assert "nothing to do" in said.stdout.lower()
+    summary = run_cli("normalize", "in.parquet", "out", *HOW, "--json").expect(0).summary
+    assert summary["nothing_to_do"] is True
+    assert summary["resumed_batches"] == summary["batches"] > 0
+    assert (trees.tree(finished / "out"), trees.batch_rows(finished / "out")) == before
+    assert [p.stat().st_mtime_ns for p in sorted((finished / "out").iterdir())] == stamps
+
+
+@pytest.mark.parametrize("options", [["--memory-limit", "900MB"], ["--threads", "1"]])
+def test_what_changes_no_bit_may_change_between_runs(run_cli, finished, options):
+    (finished / "out" / "part-00002.parquet").unlink()
+    run_cli("normalize", "in.parquet", "out", *HOW, *options).expect(0)
+    run_cli("verify", "out").expect(0)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--rows-per-part", "501"], "--rows-per-part"),
+        ([*HOW, "--ddof", "1"], "--ddof"),
+        ([*HOW, "--dtype", "float32"], "--dtype"),
+        ([*HOW, "--inf", "null"], "--inf"),
+        ([*HOW, "--compression-level", "3"], "--compression-level"),
+        ([*HOW, "--exclude", "x"], "columns"),
+        ([], "--rows-per-part"),
+    ],
+    ids=["rows-per-part", "ddof", "dtype", "inf", "level", "columns", "left out"],
+)
+def test_other_settings_are_refused_with_what_changed(run_cli, finished, options, named):
+    before = trees.tree(finished)
+    refused = run_cli("normalize", "in.parquet", "out", *options).expect(5)
+    assert named in refused.stderr
+    assert "--overwrite" in refused.stderr
+    after = trees.tree(finished)
+    for name in before:
+        assert name.endswith(("-shm", "-wal", "lock")) or after[name] == before[name], name
+    run_cli("normalize", "in.parquet", "out", *HOW).expect(0)
+
+
+def rewrite_other_values(folder):
+    tables.write(folder / "in.parquet", tables.mixed(2000, seed=1), row_group_size=300)
+
+
+def rewrite_same_size(folder):
+    path = folder / "in.parquet"
+    stamps = path.stat()
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stamps.st_atime_ns, stamps.st_mtime_ns + 1))
+
+
+def touch(folder):
+    path = folder / "in.parquet"
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+
+
+def rewrite_with_the_old_time(folder):
+    stamp = (folder / "in.parquet").stat().st_mtime_ns
+    rewrite_other_values(folder)
+    os.utime(folder / "in.parquet", ns=(stamp, stamp))
+
+
+@pytest.mark.parametrize(
+    "change", [rewrite_other_values, rewrite_same_size, touch, rewrite_with_the_old_time]
+)
+def test_changed_input_is_refused(run_cli, finished, change):
+    parts = trees.parts(finished / "out")
+    change(finished)
+    refused = run_cli("normalize", "in.parquet", "out", *HOW).expect(5)
+    assert "in.parquet" in refused.stderr
+    assert trees.parts(finished / "out") == parts
+
+
+def test_more_or_other_files_are_refused(run_cli, finished):
+    shutil.copy(finished / "in.parquet", finished / "more.parquet")
+    run_cli("normalize", "in.parquet", "more.parquet", "out", *HOW).expect(5)
+    refused = run_cli("normalize", "more.parquet", "out", *HOW).expect(5)
+    assert "more.parquet" in refused.stderr
+
+
+def test_other_library_versions_are_refused(run_cli, finished):
+    with closing(sqlite3.connect(trees.state_of(finished / "out") / "manifest.db")) as manifest:
+        (text,) = manifest.execute("SELECT value FROM facts WHERE name='versions'").fetchone()
+        versions = {**json.loads(text), "pyarrow": "0.0.1"}
+        manifest.execute(
+            "UPDATE facts SET value = ? WHERE name = 'versions'", (json.dumps(versions),)
+        )
+        manifest.commit()
+    refused = run_cli("normalize", "in.parquet", "out", *HOW).expect(5)
+    assert "pyarrow" in refused.stderr
+    assert "0.0.1" in refused.stderr
+
+
+def remove(path):
+    path.unlink()
+
+
+def truncate(path):
+    os.truncate(path, 100)
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    path.write_bytes(content)
+
+
+def lengthen(path):
+    with path.open("ab") as file:
+        file.write(b"x")
+
+
+def replace_by_link(path):
+    path.rename(path.parents[1] / "elsewhere.parquet")
+    path.symlink_to("../elsewhere.parquet")
+
+
+def replace_by_neighbour(path):
+    shutil.copy(path.with_name("part-00000.parquet"), path)
+
+
+@pytest.mark.parametrize(
+    "damage", [remove, truncate, empty, flip, lengthen, replace_by_link, replace_by_neighbour]
+)
+def test_a_damaged_part_is_written_again_and_the_user_is_told(run_cli, finished, damage):
+    before, rows = trees.result(finished / "out"), trees.batch_rows(finished / "out", "parts")
+    damage(finished / "out" / "part-00002.parquet")
+    found = run_cli("verify", "out").expect(5)
+    assert "part-00002.parquet" in found.stderr
+    assert "part-00001.parquet" not in found.stderr
+    mended = run_cli("normalize", "in.parquet", "out", *HOW).expect(0)
+    assert "part-00002.parquet" in mended.stderr
+    assert trees.result(finished / "out") == before
+    after = trees.batch_rows(finished / "out", "parts")
+    assert [row for row in after if row[1] != 2] == [row for row in rows if row[1] != 2]
+    run_cli("verify", "out").expect(0)
+
+
+def test_all_parts_lost(run_cli, finished):
+    before = trees.result(finished / "out")
+    shutil.rmtree(finished / "out")
+    moments = trees.batch_rows(finished / "out", "moments")
+    run_cli("normalize", "in.parquet", "out", *HOW).expect(0)
+    assert trees.result(finished / "out") == before
+    assert trees.batch_rows(finished / "out", "moments") == moments
+
+
+def test_an_edited_scaler_does_not_spoil_the_result(run_cli, finished):
+    before = trees.result(finished / "out")
+    path = trees.state_of(finished / "out") / "scaler.json"
+    fields = json.loads(path.read_text())
+    fields["table"]["sum"][0] += 1e6
+    path.write_text(json.dumps(fields))
+    (finished / "out" / "part-00001.parquet").unlink()
+    said = run_cli("normalize", "in.parquet", "out", *HOW)
+    if said.code == 0:
+        assert "scaler" in said.mannered().stderr
+        assert trees.result(finished / "out") == before
+    else:
+        assert "scaler" in said.expect(5).stderr
+
+
+def test_verify_and_status_report_what_is_missing(run_cli, finished):
+    with closing(sqlite3.connect(trees.state_of(finished / "out") / "manifest.db")) as manifest:
+        manifest.execute("DELETE FROM batches WHERE pass = 'parts' AND batch = 3")
+        manifest.commit()
+    status = run_cli("status", "out", "--json").expect(0).summary
+    assert status["missing"] == [3]
+    run_cli("verify", "out").expect(5)
+    run_cli("normalize", "in.parquet", "out", *HOW).expect(0)
+    run_cli("verify", "out").expect(0)
+
+
+def test_a_part_that_no_manifest_knows_is_found_by_verify(run_cli, finished):
+    shutil.copy(finished / "out" / "part-00000.parquet", finished / "out" / "part-00009.parquet")
+    assert "part-00009.parquet" in run_cli("verify", "out").expect(5).stderr
+
+
+@pytest.mark.parametrize("command", ["status", "verify"])
+def test_where_there_is_no_run(run_cli, tmp_path, command):
+    before = trees.tree(tmp_path)
+    run_cli(command, "out").expect(5)
+    assert trees.tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["status", "verify"])
+def test_looking_changes_nothing(run_cli, finished, command):
+    before = trees.tree(finished / "out")
+    manifest = trees.batch_rows(finished / "out")
+    run_cli(command, "out").expect(0)
+    assert trees.tree(finished / "out") == before
+    assert trees.batch_rows(finished / "out") == manifest
+    assert trees.leftovers(finished / "out") == []
+
+
+def test_overwrite_begins_anew(run_cli, finished):
+    rewrite_other_values(finished)
+    how = ("--rows-per-part", 900)
+    run_cli("normalize", "in.parquet", "fresh", *how).expect(0)
+    made = run_cli("normalize", "in.parquet", "out", *how, "--overwrite", "--json").expect(0)
+    assert made.summary["resumed_batches"] == 0
+    assert trees.result(finished / "out") == trees.result(finished / "fresh")
+    assert run_cli("normalize", "in.parquet", "out", *how, "--json").summary["nothing_to_do"]
+
+
+def test_overwrite_where_there_is_nothing(run_cli, tmp_path):
+    tables.write(tmp_path / "in.parquet", {"x": [1.0, 2.0]})
+    run_cli("normalize", "in.parquet", "out", "--overwrite").expect(0)
+    run_cli("verify", "out").expect(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "overwrite"),
+    [
+        ("mine.txt", False),
+        ("mine.txt", True),
+        (".hidden", True),
+        ("part-1.parquet", True),
+        ("part-00000.parquet", False),
+        ("part-00000.parquet.bak", True),
+        ("_SUCCESS", True),
+    ],
+)
+def test_foreign_files_in_the_output_are_refused_and_untouched(run_cli, tmp_path, name, overwrite):
+    tables.write(tmp_path / "in.parquet", {"x": [1.0, 2.0]})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    before = trees.tree(tmp_path)
+    flag = ["--overwrite"] if overwrite else []
+    refused = run_cli("normalize", "in.parquet", "out", *flag).expect(5)
+    assert name in refused.stderr
+    assert trees.tree(tmp_path) == before
+
+
+def test_a_foreign_folder_in_the_output_is_refused(run_cli, tmp_path):
+    tables.write(tmp_path / "in.parquet", {"x": [1.0, 2.0]})
+    tables.write(tmp_path / "out" / "sub" / "part-00000.parquet", {"x": [5.0]})
+    before = trees.tree(tmp_path)
+    run_cli("normalize", "in.parquet", "out", "--overwrite").expect(5)
+    assert trees.tree(tmp_path) == before
+
+
+def test_a_foreign_state_directory_is_not_emptied(run_cli, tmp_path):
+    tables.write(tmp_path / "in.parquet", {"x": [1.0, float("inf")]})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letters.txt").write_text("dear diary")
+    run_cli("normalize", "in.parquet", "out", "--state-dir", "mine").expect(4, 5)
+    run_cli("normalize", "in.parquet", "out", "--state-dir", "mine", "--overwrite").expect(4, 5)
+    assert (tmp_path / "mine" / "letters.txt").read_text() == "dear diary"
+
+
+def test_state_dir_elsewhere(run_cli, tmp_path):
+    tables.write(tmp_path / "in.parquet", tables.floats(1000, 3))
+    how = ("--state-dir", "far/state")
+    run_cli("normalize", "in.parquet", "out", *how).expect(0)
+    assert not trees.state_of(tmp_path / "out").exists()
+    assert (tmp_path / "far" / "state" / "manifest.db").is_file()
+    again = run_cli("normalize", "in.parquet", "out", *how, "--json").expect(0).summary
+    assert again["nothing_to_do"] is True
+    assert run_cli("status", "out", *how, "--json").expect(0).summary["finished"] is True
+    run_cli("verify", "out", *how).expect(0)
+    run_cli("verify", "out").expect(5)
+
+
+def test_one_run_at_a_time(run_cli, tmp_path):
+    tables.write(tmp_path / "in.parquet", {"x": [1.0, 2.0]})
+    run_cli("normalize", "in.parquet", "out").expect(0)
+    lock = trees.state_of(tmp_path / "out") / "lock"
+    before = trees.tree(tmp_path)
+    holder = {"pid": 4242, "host": "elsewhere", "since": "2020-01-01T00:00:00+00:00"}
+    with lock.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(holder))
+        file.truncate()
+        file.flush()
+        for more in ([], ["--overwrite"]):
+            refused = run_cli("normalize", "in.parquet", "out", *more).expect(6)
+            for text in ("4242", "elsewhere", "2020-01-01"):
+                assert text in refused.stderr
+    after = trees.tree(tmp_path)
+    changed = {name for name in before if after.get(name) != before[name]}
+    assert changed <= {"out.polar-etl/lock"}
+    run_cli("normalize", "in.parquet", "out").expect(0)
+
+
+def test_a_lock_file_of_a_dead_process_does_not_block(run_cli, tmp_path):
+    tables.write(tmp_path / "in.parquet", {"x": [1.0, 2.0]})
+    trees.state_of(tmp_path / "out").mkdir()
+    (trees.state_of(tmp_path / "out") / "lock").write_text('{"pid": 1, "host": "x", "since": "y"}')
+    run_cli("normalize", "in.parquet", "out").expect(0)
+
+
+@pytest.mark.parametrize("text", ["", "garbage", "[]", '{"pid": "\\u001b[31m"}', "\udcff\x00"])
+def test_a_holder_that_says_nothing_sensible(run_cli, tmp_path, text):
+    tables.write(tmp_path / "in.parquet", {"x": [1.0, 2.0]})
+    trees.state_of(tmp_path / "out").mkdir()
+    with (trees.state_of(tmp_path / "out") / "lock").open("wb") as file:
+        file.write(text.encode("utf-8", "surrogateescape"))
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        run_cli("normalize", "in.parquet", "out").expect(6)

@@ -1,0 +1,83 @@
+"""The result depends on the rows and the settings alone: bit for bit."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+from support import cli, tables, trees
+
+ROWS = 90_000
+PARTS = ("--rows-per-part", 40_000)
+
+
+def wide_mix() -> pa.Table:
+    """Return floats, strings and categories whose batches and slabs are many."""
+    return (
+        pa.concat_tables([tables.floats(ROWS, 24, "float64")], promote_options="none")
+        .append_column("name", pa.array([f"row {i % 977}" for i in range(ROWS)]))
+        .append_column("kind", pa.array([f"k{i % 13}" for i in range(ROWS)]).dictionary_encode())
+    )
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    """A folder with in.parquet and out/, made with the defaults."""
+    folder = tmp_path_factory.mktemp("usual")
+    tables.write(folder / "in.parquet", wide_mix(), row_group_size=20_000)
+    cli.run("normalize", "in.parquet", "out", *PARTS, cwd=folder).expect(0)
+    return folder
+
+
+def smallest_limit(run_process, source) -> str:
+    """Return the smallest limit, as the refusal of a smaller one says it."""
+    refused = run_process("normalize", source, "never", *PARTS, "--memory-limit", "1MB").expect(7)
+    return refused.stderr.split("--memory-limit ")[1].split()[0]
+
+
+@pytest.mark.parametrize(
+    ("memory", "threads"), [("least", 1), ("least", 5), ("4GB", 1), ("4GB", 2), ("4GB", 5)]
+)
+def test_memory_limit_and_threads_change_no_bit(run_process, tmp_path, usual, threads, memory):
+    source = usual / "in.parquet"
+    limit = smallest_limit(run_process, source) if memory == "least" else memory
+    how = ("--memory-limit", limit, "--threads", threads)
+    run_process("normalize", source, "out", *PARTS, *how).expect(0)
+    assert trees.result(tmp_path / "out") == trees.result(usual / "out")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"row_group_size": 1_000_000},
+        {"row_group_size": 317},
+        {"row_group_size": 16_384, "compression": "gzip"},
+        {"row_group_size": 30_001, "compression": "none", "data_page_size": 1000},
+        {"row_group_size": 50_000, "compression": "brotli", "data_page_version": "2.0"},
+        {"row_group_size": 90_000, "use_dictionary": False, "data_page_size": 1 << 24},
+    ],
+    ids=["one group", "tiny groups", "gzip", "tiny pages", "brotli", "huge pages"],
+)
+def test_how_the_same_rows_were_written_changes_no_bit(run_process, tmp_path, usual, how):
+    tables.write(tmp_path / "in.parquet", wide_mix(), **how)
+    run_process("normalize", "in.parquet", "out", *PARTS).expect(0)
+    assert trees.result(tmp_path / "out") == trees.result(usual / "out")
+
+
+def test_one_large_group_streamed_in_little_memory_changes_no_bit(run_process, tmp_path, usual):
+    tables.write(tmp_path / "in.parquet", wide_mix(), row_group_size=1_000_000)
+    limit = smallest_limit(run_process, "in.parquet")
+    run_process("normalize", "in.parquet", "out", *PARTS, "--memory-limit", limit).expect(0)
+    assert trees.result(tmp_path / "out") == trees.result(usual / "out")
+
+
+def test_two_runs_are_alike(run_process, tmp_path, usual):
+    run_process("normalize", usual / "in.parquet", "out", *PARTS).expect(0)
+    assert trees.result(tmp_path / "out") == trees.result(usual / "out")
+
+
+def test_a_part_does_not_depend_on_the_sizes_of_other_parts(run_process, tmp_path, usual):
+    run_process("normalize", usual / "in.parquet", "out", "--rows-per-part", 40_000).expect(0)
+    run_process("normalize", usual / "in.parquet", "other", "--rows-per-part", 80_000).expect(0)
+    one, other = (tables.read(tmp_path / name) for name in ("out", "other"))
+    assert one.drop(["kind"]).equals(other.drop(["kind"]))
+    assert one["kind"].to_pylist() == other["kind"].to_pylist()
