@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import pytest
 from support import cli, tables, trees
 
+pytestmark = pytest.mark.slow  # minutes of processes
+
 HOW = ("--rows-per-part", 1000)
 
 
@@ -158,7 +160,6 @@ LIMITED = """
 import resource, sys
 from polar_etl.cli import main
 
-pytestmark = pytest.mark.slow  # minutes of processes
 limit, usual = int(sys.argv.pop(1)), sys.argv[3]
 sys.argv[3] = "warm"  # all modules are loaded by a run without a limit
 try:
