@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 from support import cli, tables
 
+pytestmark = pytest.mark.slow  # minutes of processes
+
 OUTCOMES = {0, 4, 7}
 """Normalized, refused as unreadable, or refused because the footer asks for too much memory."""
 DEFAULT_CASES, SLOW_CASES = 60, 1500
@@ -28,9 +30,6 @@ LIMIT = 1_000_000_000
 BATCH = """
 import json, os, resource, shutil, sys
 import polar_etl as pe
-
-pytestmark = pytest.mark.slow  # minutes of processes
-
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 for line in sys.stdin:
     case, path, out = json.loads(line)

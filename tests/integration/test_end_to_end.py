@@ -99,13 +99,19 @@ def test_readers_need_no_options(finished, reader):
         tables.assert_bits(got.astype(expected.dtype), expected)
 
 
+def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column without its dictionary, which may be ordered otherwise."""
+    is_dictionary = pa.types.is_dictionary(column.type)
+    return column.cast(column.type.value_type) if is_dictionary else column
+
+
 def test_columns_that_are_not_numeric_pass_through_identically(finished):
     source, found = pq.read_table(finished / "in.parquet"), tables.read(finished / "out")
     passed = [name for name in source.column_names if name not in tables.NORMALIZED_OF_MIXED]
     assert len(passed) == 13
     for name in passed:
         assert found.schema.field(name).equals(source.schema.field(name)), name
-        assert found[name].to_pylist() == source[name].to_pylist(), name
+        assert plain(found[name]).equals(plain(source[name])), name
         assert found[name].null_count == source[name].null_count, name
 
 
