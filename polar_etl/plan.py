@@ -17,7 +17,7 @@ _FOOTER_CHUNK = 1300
 _DECODER = 110_000
 """Bytes of buffers and zstd state for one column that is being decoded (measured: 0.1 MB)."""
 _COLUMNS_DECODED = 512
-_RUNTIME = 44 * MIB
+_RUNTIME = 64 * MIB
 """Thread stacks, code loaded late, SQLite, and what the allocators keep back."""
 _COLUMN_OBJECTS = 3_000
 """Bytes of Python and Arrow objects for one column of one table."""
