@@ -25,6 +25,8 @@ _WORKER = 16 * MIB
 """Tiles, pages, and the compressor of one thread."""
 _STREAM_COPIES = 8
 """How often the rows that PyArrow decodes from inside a row group are held (measured: 3.5 to 7)."""
+_STREAM = 32 * MIB
+"""What reading from inside a row group takes whatever its shape (measured: 10 to 20 MB)."""
 _SLACK = 1.1
 """What the allocator needs more than what is asked of it (measured: up to 1.06)."""
 _CACHE_SHARE = 0.85
@@ -187,7 +189,7 @@ def _plan(
     else:
         batch = max(stream_rows // block, 1) * block
         decoding = shape.columns * (_DECODER + 2 * shape.page_bytes)
-        decoding += _STREAM_COPIES * stream_rows * shape.row_bytes
+        decoding += _STREAM_COPIES * stream_rows * shape.row_bytes + _STREAM
     objects = shape.columns * _COLUMN_OBJECTS
     slabs_per_part = ceil(min(part, rows) / slab)
     decoded = min(group_rows or stream_rows, shape.largest_group, rows)
