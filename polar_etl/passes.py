@@ -12,9 +12,10 @@ from polar_etl.blocks import observe
 from polar_etl.columns import pieces_of
 from polar_etl.errors import InputError, RunFailedError, describe
 from polar_etl.moments import Moments
-from polar_etl.parts import PartFormat, PartWriter, Receipt
+from polar_etl.parts import PartFormat, PartWriter, Receipt, part_name
 from polar_etl.scaler import Scaler, output_type
 from polar_etl.standardize import Standardizer
+from polar_etl.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,20 @@ class PartsStage:
     """Begins the part of an index."""
     _open: dict[int, PartWriter] = field(default_factory=dict)
     _failed: bool = False
+
+    @classmethod
+    def into(
+        cls, workspace: Workspace, schema: pa.Schema, scaler: Scaler, level: int
+    ) -> PartsStage:
+        """Return the stage that writes a source of this schema into a workspace."""
+        form = PartFormat(output_schema(schema, scaler), scaler.columns, level)
+        scratch = workspace.scratch
+        return cls(
+            names=scaler.columns,
+            standardizer=scaler.standardizer(),
+            form=form,
+            writer=lambda index: PartWriter(workspace.out, scratch, part_name(index), form),
+        )
 
     def write(self, slab: Slab) -> Written:
         """Append a slab to its part, and commit the part with its last slab.

@@ -10,8 +10,8 @@ from itertools import chain, repeat
 from polar_etl.errors import UsageError
 from polar_etl.executors.local import ordered_map
 from polar_etl.moments import Moments
-from polar_etl.parts import PartFormat, PartWriter, Receipt, part_name
-from polar_etl.passes import Batch, PartsStage, Slab, collect_moments, output_schema
+from polar_etl.parts import Receipt
+from polar_etl.passes import Batch, PartsStage, Slab, collect_moments
 from polar_etl.plan import Plan
 from polar_etl.scaler import Scaler
 from polar_etl.sources.base import cut
@@ -56,14 +56,7 @@ def write_stream(
                 f"{workspace.out} holds a run over files, and a stream can't resume it: "
                 "choose another output."
             )
-        form = PartFormat(output_schema(source.schema, scaler), scaler.columns, level)
-        scratch = workspace.scratch
-        stage = PartsStage(
-            names=scaler.columns,
-            standardizer=scaler.standardizer(),
-            form=form,
-            writer=lambda index: PartWriter(workspace.out, scratch, part_name(index), form),
-        )
+        stage = PartsStage.into(workspace, source.schema, scaler, level)
         results = ordered_map(
             stage.write,
             _slabs(source, plan),

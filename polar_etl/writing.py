@@ -11,8 +11,8 @@ from polar_etl.errors import InputError
 from polar_etl.events import BatchFinished, PassFinished, PassStarted, Warned
 from polar_etl.executors.local import ordered_map
 from polar_etl.manifest import BatchRow, Manifest
-from polar_etl.parts import PartFormat, PartWriter, digest_of, part_name
-from polar_etl.passes import PartsStage, Slab, Written, output_schema
+from polar_etl.parts import digest_of, part_name
+from polar_etl.passes import PartsStage, Slab, Written
 from polar_etl.plan import Plan
 from polar_etl.run import Cache, Run
 from polar_etl.scaler import Scaler
@@ -55,14 +55,7 @@ def write_parts(
     done = total - sum(_part_rows(run.plan, index, total) for index in missing)
     started = time.perf_counter()
     run.listen(PassStarted("parts", total, done, row_bytes))
-    form = PartFormat(output_schema(run.source.schema, scaler), scaler.columns, level)
-    scratch = workspace.scratch
-    stage = PartsStage(
-        names=scaler.columns,
-        standardizer=scaler.standardizer(),
-        form=form,
-        writer=lambda index: PartWriter(workspace.out, scratch, part_name(index), form),
-    )
+    stage = PartsStage.into(workspace, run.source.schema, scaler, level)
     results = ordered_map(
         stage.write,
         _slabs(run, missing, total, cache),
