@@ -23,6 +23,8 @@ _COLUMN_OBJECTS = 3_000
 """Bytes of Python and Arrow objects for one column of one table."""
 _WORKER = 16 * MIB
 """Tiles, pages, and the compressor of one thread."""
+_TILE_COPIES = 64
+"""Bytes of tiles and pages for one value, where a table has too few to fill them."""
 _STREAM_COPIES = 8
 """How often the rows that PyArrow decodes from inside a row group are held (measured: 3.5 to 7)."""
 _STREAM = 32 * MIB
@@ -191,6 +193,7 @@ def _plan(
         decoding = shape.columns * (_DECODER + 2 * shape.page_bytes)
         decoding += _STREAM_COPIES * stream_rows * shape.row_bytes + _STREAM
     objects = shape.columns * _COLUMN_OBJECTS
+    worker = min(_WORKER, MIB + _TILE_COPIES * min(slab, rows) * shape.normalized)
     slabs_per_part = ceil(min(part, rows) / slab)
     decoded = min(group_rows or stream_rows, shape.largest_group, rows)
     held = _held_rows(shape, max(min(batch, rows), slab), decoded, in_flight)
@@ -205,7 +208,7 @@ def _plan(
         ("normalized columns", threads * (min(slab, rows) * shape.output_bytes + objects)),
         (
             "arithmetic and encoding",
-            threads * (slabs_per_part * shape.columns * _FOOTER_CHUNK + _WORKER),
+            threads * (slabs_per_part * shape.columns * _FOOTER_CHUNK + worker),
         ),
     )
     room = int(max(limit - sum(size for _, size in bill), 0) * _CACHE_SHARE)

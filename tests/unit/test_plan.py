@@ -112,7 +112,7 @@ def test_an_empty_source_makes_one_part():
 def test_a_plan_for_few_rows_is_small():
     tiny = shape(10, 50, 10, page_bytes=100)
 
-    assert plan(tiny).projected < BASE + (160 << 20)  # runtime and four workers, measured
+    assert plan(tiny).projected < BASE + (128 << 20)
 
 
 def test_only_room_within_the_limit_is_used_to_keep_rows():
