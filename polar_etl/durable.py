@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 def sync_file(path: Path) -> None:
@@ -34,18 +39,42 @@ def make_directory(path: Path) -> list[Path]:
     return missing[::-1]
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path`: afterwards the file is the old one or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+def create_temporary(folder: Path, name: str, mode: int = 0o666) -> Path:
+    """Create an empty file in `folder` that is to be called `name` when it is whole."""
+    temporary = folder / f".{name}.{secrets.token_hex(4)}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(temporary, flags, 0o666)
+    os.close(os.open(temporary, flags, mode))
+    return temporary
+
+
+def is_temporary(name: str, of: Callable[[str], bool]) -> bool:
+    """Tell whether `name` is one that `create_temporary` gives to a file that `of` accepts."""
+    match = _TEMPORARY.fullmatch(name)
+    return match is not None and of(match.group(1))
+
+
+def sweep(folder: Path, of: Callable[[str], bool]) -> None:
+    """Remove what a killed process has left of files that `of` accepts by their name."""
+    for name in os.listdir(folder):
+        if is_temporary(name, of):
+            (folder / name).unlink()
+
+
+@contextmanager
+def replacing(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """Yield an empty file that becomes `path`, whole and durable, when the block ends well."""
+    temporary = create_temporary(path.parent, path.name, mode)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        sync_file(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path`: afterwards the file is the old one or the new one, whole."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from polar_etl.durable import sync_directory, sync_file
+from polar_etl.durable import create_temporary, sync_directory, sync_file
 
 _NAME = re.compile(r"part-\d{5,9}\.parquet")
 _PAGE_BYTES = 1 << 18
@@ -76,10 +75,8 @@ class PartWriter:
 
     def __init__(self, folder: Path, scratch: Path, name: str, form: PartFormat) -> None:
         self._final = folder / name
-        self._temporary = scratch / f".{name}.{secrets.token_hex(4)}.tmp"
         self._rows = 0
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        os.close(os.open(self._temporary, flags, 0o666))
+        self._temporary = create_temporary(scratch, name)
         try:
             self._sink = pa.BufferedOutputStream(pa.OSFile(str(self._temporary), "wb"), 1 << 20)
             self._writer = self._open(form)

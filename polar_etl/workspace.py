@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from polar_etl.durable import make_directory, sync_directory
+from polar_etl.durable import is_temporary, make_directory, sweep, sync_directory
 from polar_etl.errors import RunFailedError, StateMismatchError, UsageError, describe
 from polar_etl.lock import OutputLock
 from polar_etl.parts import is_part_name
-
-_TEMPORARY = re.compile(r"\.part-\d{5,9}\.parquet\.[0-9a-f]{8}\.tmp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +92,7 @@ class Workspace:
                         self._clear()
                     created += make_directory(self.out)
                     self._prepare_scratch()
+                    self._sweep()
                 except BaseException:
                     self._remove_created(created)
                     raise
@@ -126,16 +124,20 @@ class Workspace:
             if scratch.is_symlink():
                 scratch.unlink()
             scratch.mkdir(mode=0o700, exist_ok=True)
-        for name in os.listdir(scratch):
-            if _TEMPORARY.fullmatch(name):
-                (scratch / name).unlink()
+
+    def _sweep(self) -> None:
+        """Remove what killed runs have left half-written."""
+        for folder in {self.out, self.scratch}:
+            sweep(folder, is_part_name)
+        sweep(self.state, {self.manifest.name, self.scaler.name}.__contains__)
 
     def _refuse_foreign_files(self, *, parts_are_foreign: bool) -> None:
         names = sorted(os.listdir(self.out)) if self.out.is_dir() else []
         found = [
             name
             for name in names
-            if not _TEMPORARY.fullmatch(name) and (parts_are_foreign or not is_part_name(name))
+            if not is_temporary(name, is_part_name)
+            and (parts_are_foreign or not is_part_name(name))
         ]
         if found:
             raise StateMismatchError(

@@ -119,6 +119,22 @@ class TestOpening:
             assert os.listdir(workspace.scratch) == ["mine.txt"]
 
     @pytest.mark.parametrize("overwrite", [False, True])
+    def test_sweeps_what_killed_runs_have_left_half_written(self, workspace, overwrite):
+        finish(workspace)
+        half = [
+            workspace.state / ".manifest.db.89abcdef.tmp",
+            workspace.state / ".scaler.json.01234567.tmp",
+            workspace.out / TEMPORARY,
+        ]
+        for path in half:
+            path.write_bytes(b"half")
+        (workspace.state / ".mine.json.01234567.tmp").write_bytes(b"kept")
+
+        with workspace.opened(overwrite=overwrite):
+            assert not any(path.exists() for path in half)
+            assert (workspace.state / ".mine.json.01234567.tmp").exists()
+
+    @pytest.mark.parametrize("overwrite", [False, True])
     @pytest.mark.parametrize("name", ["notes.txt", ".hidden", "data.parquet", "part-1.parquet"])
     def test_refuses_foreign_files_and_leaves_no_trace(self, tmp_path, workspace, name, overwrite):
         workspace.out.mkdir()
