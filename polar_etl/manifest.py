@@ -12,13 +12,14 @@ import os
 import sqlite3
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from polar_etl.durable import replacing
 from polar_etl.errors import StateMismatchError, describe
 from polar_etl.events import PassName
 from polar_etl.moments import Moments
@@ -64,6 +65,49 @@ class BatchRow:
         return Receipt(self.part or "", self.rows, self.bytes_out, self.digest or "")
 
 
+_DAMAGE = {
+    sqlite3.SQLITE_ERROR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_FORMAT,
+    sqlite3.SQLITE_SCHEMA,
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_MISMATCH,
+    sqlite3.SQLITE_TOOBIG,
+}
+"""What SQLite says of a file's contents; its other errors are those of the system around it."""
+
+_HINTS = {
+    sqlite3.SQLITE_CANTOPEN: " (too many open files, or its directory is gone or read-only)",
+    sqlite3.SQLITE_BUSY: " (another program is using it)",
+}
+"""What SQLite leaves unsaid."""
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Return a connection to the database at `path`, which must exist."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn errors of SQLite into damage of the manifest, or into an error of the system.
+
+    Raises:
+        StateMismatchError: The manifest is damaged.
+        OSError: Disk, rights, memory or open files are to blame.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        forbidden = code == sqlite3.SQLITE_READONLY and os.access(path, os.W_OK)
+        if code & 0xFF in _DAMAGE or forbidden:  # by the file's own header
+            raise _damaged(path, str(error)) from None
+        reason = f"{error}{_HINTS.get(code & 0xFF, '')}"
+        raise OSError(f"the manifest can't be read or written: {reason}") from None
+
+
 class Manifest:
     """An open manifest. Only the driving thread of a run writes it."""
 
@@ -74,54 +118,53 @@ class Manifest:
     @classmethod
     @contextmanager
     def create(cls, path: Path, facts: dict[str, object]) -> Iterator[Manifest]:
-        """Create the manifest at `path`, where there is none, with the given facts."""
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-        with cls._connected(path, read_only=False) as manifest:
-            with manifest._connection as transaction:  # noqa: SLF001 - our own
-                for statement in _TABLES.split(";"):
-                    transaction.execute(statement)
-                transaction.executemany(
-                    "INSERT INTO facts VALUES (?, ?)",
-                    [(k, json.dumps(v)) for k, v in {"format": FORMAT, **facts}.items()],
-                )
+        """Create the manifest at `path`, where there is none, with the given facts.
+
+        It appears there whole: its tables and facts are brought to disk under another name.
+        """
+        with (
+            replacing(path, 0o600) as temporary,
+            _explained(path),
+            closing(sqlite3.connect(temporary)) as connection,
+        ):
+            connection.execute("PRAGMA journal_mode = OFF")
+            connection.executescript(_TABLES)
+            connection.executemany(
+                "INSERT INTO facts VALUES (?, ?)",
+                [(k, json.dumps(v)) for k, v in {"format": FORMAT, **facts}.items()],
+            )
+            connection.commit()
+        with cls.open(path) as manifest:
             yield manifest
 
     @classmethod
     @contextmanager
     def open(cls, path: Path, *, read_only: bool = False) -> Iterator[Manifest]:
-        """Open the manifest at `path`.
+        """Open the manifest at `path`; `read_only` promises that nothing will be recorded.
 
         Raises:
             StateMismatchError: It is no manifest, or a damaged one.
         """
-        with cls._connected(path, read_only=read_only) as manifest:
-            if manifest.fact("format") != FORMAT:
-                raise _damaged(path, "its format is another one")
-            yield manifest
-
-    @classmethod
-    @contextmanager
-    def _connected(cls, path: Path, *, read_only: bool) -> Iterator[Manifest]:
         if path.is_symlink() or not path.is_file():
             raise _damaged(path, "it is not a regular file")
-        mode = "ro" if read_only else "rw"
-        connection = None
-        try:
-            connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True)
+        with _explained(path), closing(_connect(path)) as connection:
             connection.execute("PRAGMA trusted_schema = OFF")
-            if not read_only:
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = FULL")
-            yield cls(connection, path)
-        except sqlite3.OperationalError as error:
-            if "disk" in str(error) or "full" in str(error) or "I/O" in str(error):
-                raise OSError(f"the manifest can't be written: {error}") from None
-            raise _damaged(path, str(error)) from None
-        except sqlite3.Error as error:
-            raise _damaged(path, str(error)) from None
-        finally:
-            if connection is not None:
-                connection.close()
+            connection.execute("PRAGMA synchronous = EXTRA")
+            manifest = cls(connection, path)
+            if manifest.fact("format") != FORMAT:
+                raise _damaged(path, "its format is another one")
+            try:
+                yield manifest
+            finally:
+                if not read_only:
+                    with suppress(sqlite3.Error):  # one file again, which a read-only disk can show
+                        connection.execute("PRAGMA journal_mode = DELETE")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        with self._connection as transaction:
+            yield transaction
 
     def fact(self, name: str) -> Any:
         """Return a recorded fact, None where there is none."""
@@ -142,14 +185,14 @@ class Manifest:
 
     def set_fact(self, name: str, value: object) -> None:
         """Record a fact, durably."""
-        with self._connection as transaction:
+        with self._transaction() as transaction:
             transaction.execute(
                 "INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value))
             )
 
     def record(self, row: BatchRow) -> None:
         """Record a finished batch, durably. Its part must be on disk already."""
-        with self._connection as transaction:
+        with self._transaction() as transaction:
             self._insert(transaction, row)
 
     def record_moments(self, row: BatchRow, rows: int, state: Moments) -> None:
@@ -160,7 +203,7 @@ class Manifest:
             rows: Rows of the file that `state` covers, from its start.
             state: Moments of these rows.
         """
-        with self._connection as transaction:
+        with self._transaction() as transaction:
             self._insert(transaction, row)
             transaction.execute(
                 "INSERT OR REPLACE INTO moments VALUES (?, ?, ?)", (row.file, rows, _pack(state))
@@ -175,7 +218,7 @@ class Manifest:
 
     def forget_parts(self, batches: list[int]) -> None:
         """Strike out batches whose part is missing or damaged."""
-        with self._connection as transaction:
+        with self._transaction() as transaction:
             transaction.executemany(
                 "DELETE FROM batches WHERE pass = 'parts' AND batch = ?", [(b,) for b in batches]
             )

@@ -1,5 +1,6 @@
 """What is finished is recorded durably, and a damaged record is refused."""
 
+import resource
 import sqlite3
 from dataclasses import replace
 
@@ -125,13 +126,60 @@ def test_reading_only_changes_nothing(path):
     before = path.read_bytes()
     with Manifest.open(path, read_only=True) as manifest:
         assert manifest.fact("rows") == 7
-    with (
-        pytest.raises(StateMismatchError, match="readonly"),
-        Manifest.open(path, read_only=True) as manifest,
-    ):
-        manifest.set_fact("rows", 9)
 
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_closed_manifest_is_one_file(path, read_only):
+    with Manifest.open(path, read_only=read_only) as manifest:
+        manifest.batches("parts")
+
+    assert [entry.name for entry in path.parent.iterdir()] == ["manifest.db"]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_manifest_that_can_not_be_created_is_not_there(tmp_path):
+    with (
+        pytest.raises(TypeError, match="serializable"),
+        Manifest.create(tmp_path / "manifest.db", {"fact": object()}),
+    ):
+        pass
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_no_damage(path):
+    def fill():
+        with Manifest.open(path) as manifest:
+            manifest._connection.execute("PRAGMA max_page_count = 1")
+            manifest.set_fact("long", "x" * 100_000)
+
+    with pytest.raises(OSError, match="full"):
+        fill()
+    with Manifest.open(path) as manifest:
+        assert manifest.fact("long") is None
+
+
+def test_a_header_that_forbids_writing_is_damage(path):
+    content = bytearray(path.read_bytes())
+    content[18] = 0xFF
+    path.write_bytes(content)
+
+    with Manifest.open(path) as manifest:
+        assert manifest.fact("rows") == 7
+    with pytest.raises(StateMismatchError, match="--overwrite"), Manifest.open(path) as manifest:
+        manifest.set_fact("rows", 8)
+
+
+def test_too_many_open_files_are_no_damage(path):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too many open files"), Manifest.open(path):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.mark.parametrize("read_only", [False, True])
