@@ -158,7 +158,10 @@ class PeakSampler:
 
     def sample(self) -> int:
         """Return the resident bytes now, and remember them when they are the most so far."""
-        rss = int(self._process.memory_info().rss)
+        try:
+            rss = int(self._process.memory_info().rss)
+        except OSError:  # no descriptor is left: whoever writes will say so
+            return self.peak
         self.peak = max(self.peak, rss)
         self.exceeded = self.exceeded or rss > self.limit
         return rss

@@ -187,6 +187,18 @@ class TestPeak:
         assert sampler.peak >= middle >= first + (32 << 20)
         assert not sampler.exceeded
 
+    def test_a_process_without_descriptors_is_sampled_on(self):
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with PeakSampler(2**60, interval=0.001) as sampler:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+            try:
+                assert sampler.sample() == sampler.peak > 0
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            assert sampler._thread.is_alive()
+            sampler.peak = 0
+            assert sampler.sample() > 0
+
     def test_a_crossed_limit_is_remembered(self):
         with PeakSampler(1) as sampler:
             pass
