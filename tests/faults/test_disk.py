@@ -12,8 +12,6 @@ from contextlib import contextmanager
 import pytest
 from support import cli, tables, trees
 
-pytestmark = pytest.mark.slow  # minutes of processes
-
 HOW = ("--rows-per-part", 1000)
 
 

@@ -10,8 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 from support import cli, tables, trees
 
-pytestmark = pytest.mark.slow  # minutes of processes
-
 COLUMNS = (
     "../x",
     "../../../../etc/passwd",

@@ -16,8 +16,6 @@ from support import cli, tables, trees
 
 import polar_etl as pe
 
-pytestmark = pytest.mark.slow  # minutes of processes
-
 HOW = ("--rows-per-part", 500)
 COMMAND = ("normalize", "in.parquet", "out", *HOW)
 
