@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polar_etl.durable import replacing, sweep
 from polar_etl.errors import RunFailedError, UsageError, describe
 
 DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64")
@@ -90,18 +91,19 @@ def generate(path: Path, recipe: Recipe, truth: Path | None = None) -> int:
             raise UsageError(
                 f"{describe(str(target))} exists already: remove it or choose another."
             )
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        rows = _write(temporary, recipe)
-        temporary.rename(path)
+        for target in (path, truth):
+            if target is not None:
+                sweep(target.parent, target.name.__eq__)
+        with replacing(path) as temporary:
+            rows = _write(temporary, recipe)
         if truth is not None:
             mean, scale = recipe.truth()
             names = recipe.schema.names
-            pq.write_table(pa.table({"column": names, "mean": mean, "scale": scale}), truth)
+            with replacing(truth) as temporary:
+                pq.write_table(pa.table({"column": names, "mean": mean, "scale": scale}), temporary)
     except OSError as error:
         raise RunFailedError(f"{describe(str(path))} can't be written: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return rows
 
 

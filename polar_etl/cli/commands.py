@@ -279,6 +279,7 @@ def fit(
     with _session(json, quiet, log_level, log_format) as output:
         from polar_etl import pipeline
         from polar_etl.api import prepare
+        from polar_etl.durable import sweep
 
         options = _options(
             columns=columns,
@@ -294,6 +295,7 @@ def fit(
             control = pipeline.Control(listener)
             with _signals(control):
                 fitted = pipeline.fit(ready.source, ready.settings, ready.plan, control)
+        sweep(scaler.parent, scaler.name.__eq__)
         fitted.save(scaler)
         rows = sum(file.rows for file in ready.source.files)
         output.result(
