@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 StrPath = str | os.PathLike[str]
 Paths = StrPath | Sequence[StrPath]
 DTypeName = Literal["float32", "float64"]
+CheckInput = Literal["footer", "full"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,9 @@ class Options:
     """Where manifest and scaler are kept; None: `OUT.polar-etl` beside the output."""
     overwrite: bool = False
     """Whether an earlier run's output is replaced."""
+    check_input: CheckInput = "footer"
+    """What tells whether the input is still the same when a run resumes: path, size, mtime and
+    footer of every file, or "full", their whole contents too."""
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense.
@@ -71,6 +75,9 @@ class Options:
         _require(self.ddof in (0, 1), f"ddof must be 0 or 1, found {self.ddof}.")
         _require(self.inf in ("error", "ignore", "null"), f"inf can't be {self.inf!r}.")
         _require(self.dtype in (None, "float32", "float64"), f"dtype can't be {self.dtype!r}.")
+        _require(
+            self.check_input in ("footer", "full"), f"check_input can't be {self.check_input!r}."
+        )
         _require(self.threads is None or self.threads >= 1, "threads must be at least 1.")
         _require(
             self.rows_per_part is None or self.rows_per_part >= 1,
@@ -160,6 +167,7 @@ def run(
         control,
         scaler=scaler,
         overwrite=options.overwrite,
+        check_contents=options.check_input == "full",
     )
 
 

@@ -238,6 +238,7 @@ def normalize(
     *,
     scaler: Scaler | None = None,
     overwrite: bool = False,
+    check_contents: bool = False,
 ) -> Report:
     """Fit and write what is missing of an output, or only write when there is a scaler.
 
@@ -251,7 +252,7 @@ def normalize(
     """
     started = time.perf_counter()
     facts = {
-        "input": source.fingerprint(),
+        "input": source.fingerprint(full=check_contents),
         "settings": settings.facts(),
         "versions": library_versions(),
         "projected_peak": plan.projected,
@@ -345,27 +346,26 @@ def _refuse_changes(manifest: Manifest, facts: dict[str, object]) -> None:
         StateMismatchError: Input, settings or versions differ.
     """
     for kind in ("input", "settings", "versions"):
-        before, now = manifest.fact(kind), facts[kind]
-        if before == now:
-            continue
-        found = "; ".join(_differences(before, now)) or "it is recorded otherwise"
-        raise StateMismatchError(
-            f"The output was begun with other {kind}: {found}. Repeat the earlier command, write "
-            "to another directory, or start anew with --overwrite."
-        )
+        if found := "; ".join(_differences(manifest.fact(kind), facts[kind])):
+            raise StateMismatchError(
+                f"The output was begun with other {kind}: {found}. Repeat the earlier command, "
+                "write to another directory, or start anew with --overwrite."
+            )
 
 
 def _differences(before: object, now: object, name: str = "") -> Iterator[str]:
+    """Yield what differs; what only the earlier run has recorded is not asked for."""
     if isinstance(before, dict) and isinstance(now, dict):
         label = f"{name} {now['path']}" if "path" in now else name
         for key in now:
-            if before.get(key) != now[key]:
-                yield from _differences(before.get(key), now[key], f"{label} {key}".strip())
+            old = before.get(key, "not recorded")
+            if old != now[key]:
+                yield from _differences(old, now[key], f"{label} {key}".strip())
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         for old, new in zip(before, now, strict=True):
             if old != new:
                 yield from _differences(old, new, name)
     elif isinstance(before, list) and isinstance(now, list):
         yield f"{len(before)} {name}, now {len(now)}"
-    else:
+    elif before != now:
         yield f"{describe(name)[1:-1]} was {describe(str(before))}, now {describe(str(now))}"

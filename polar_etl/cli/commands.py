@@ -55,6 +55,13 @@ class DType(str, Enum):
     float64 = "float64"
 
 
+class Check(str, Enum):
+    """What is compared of an input when a run resumes."""
+
+    footer = "footer"
+    full = "full"
+
+
 class LogFormat(str, Enum):
     """Forms of messages."""
 
@@ -116,6 +123,9 @@ StateDir = Annotated[
     _option("--state-dir", "Where manifest and scaler are kept; default: OUT.polar-etl."),
 ]
 Overwrite = Annotated[bool, _option("--overwrite", "Replace the output of an earlier run.")]
+CheckInput = Annotated[
+    Check, _option("--check-input", "When resuming, compare footers, or hash the full input.")
+]
 Json = Annotated[bool, _option("--json", "Print JSON Lines; the last one is the summary.")]
 Quiet = Annotated[bool, _option("--quiet", "Say nothing but errors and the result.")]
 Level_ = Annotated[LogLevel, _option("--log-level", "How much is said on stderr.")]
@@ -226,6 +236,7 @@ def normalize(
     compression_level: Level = 1,
     state_dir: StateDir = None,
     overwrite: Overwrite = False,
+    check_input: CheckInput = Check.footer,
     dry_run: Annotated[
         bool, _option("--dry-run", "Show the plan; read and write no data.")
     ] = False,
@@ -252,6 +263,7 @@ def normalize(
             compression_level=compression_level,
             state_dir=state_dir,
             overwrite=overwrite,
+            check_input=check_input,
         )
         if dry_run:
             _show_plan(output, inputs, options)
@@ -316,6 +328,7 @@ def transform(
     compression_level: Level = 1,
     state_dir: StateDir = None,
     overwrite: Overwrite = False,
+    check_input: CheckInput = Check.footer,
     json: Json = False,
     quiet: Quiet = False,
     log_level: Level_ = LogLevel.info,
@@ -333,6 +346,7 @@ def transform(
             compression_level=compression_level,
             state_dir=state_dir,
             overwrite=overwrite,
+            check_input=check_input,
         )
         _run(output, inputs, out, options, Scaler.load(scaler))
 

@@ -57,8 +57,15 @@ class Source(Protocol):
     def files(self) -> tuple[SourceFile, ...]:
         """The files in row order."""
 
-    def fingerprint(self) -> dict[str, object]:
-        """Return a small JSON value that changes when the input does."""
+    def fingerprint(self, *, full: bool = False) -> dict[str, object]:
+        """Return a small JSON value that changes when the input does.
+
+        Args:
+            full: Whether all bytes are looked at, not only where they are and how many.
+
+        Raises:
+            InputError: The input can't be read.
+        """
 
     def read(
         self, file: int, first: int, stop: int, columns: list[str] | None, how: Reading

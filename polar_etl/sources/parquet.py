@@ -59,11 +59,12 @@ class ParquetSource:
             raise InputError("There is no Parquet file to read.")
         return cls(schema, tuple(found), footers)
 
-    def fingerprint(self) -> dict[str, object]:
-        """Return path, size, mtime and footer hash of every file."""
+    def fingerprint(self, *, full: bool = False) -> dict[str, object]:
+        """Return path, size, mtime and footer hash of every file; when `full`, a hash of it all."""
         return {
             "files": [
                 {"path": f.path, "size": f.size, "mtime_ns": f.mtime_ns, "footer": f.footer}
+                | ({"contents": _hash(f.path)} if full else {})
                 for f in self.files
             ]
         }
@@ -253,6 +254,14 @@ def _footer_hash(path: str) -> str:
         length = int.from_bytes(file.read(4), "little")
         file.seek(max(end - 8 - length, 0))
         return hashlib.blake2b(file.read(length + 8), digest_size=16).hexdigest()
+
+
+def _hash(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, hashlib.blake2b).hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def _measure(path: str, opened: pq.ParquetFile) -> tuple[int, int]:

@@ -103,6 +103,34 @@ def test_changed_input_is_refused(run_cli, finished, change):
     assert trees.parts(finished / "out") == parts
 
 
+def change_unseen(folder):
+    """Change a value; path, size, time and footer stay as they are."""
+    path = folder / "in.parquet"
+    stamps = path.stat()
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stamps.st_atime_ns, stamps.st_mtime_ns))
+
+
+def test_check_input_full_sees_every_byte(run_cli, tmp_path):
+    tables.write(tmp_path / "in.parquet", tables.mixed(2000), row_group_size=300)
+    command = ("normalize", "in.parquet", "out", *HOW)
+    run_cli(*command, "--check-input", "full").expect(0)
+    run_cli(*command, "--check-input", "full").expect(0)
+    run_cli(*command).expect(0)
+    change_unseen(tmp_path)
+    run_cli(*command).expect(0)
+    refused = run_cli(*command, "--check-input", "full").expect(5)
+    assert "in.parquet contents was" in refused.stderr
+
+
+def test_check_input_full_needs_a_hash_to_compare_with(run_cli, finished):
+    refused = run_cli("normalize", "in.parquet", "out", *HOW, "--check-input", "full").expect(5)
+    assert "contents was 'not recorded'" in refused.stderr
+    run_cli("normalize", "in.parquet", "out", *HOW).expect(0)
+
+
 def test_more_or_other_files_are_refused(run_cli, finished):
     shutil.copy(finished / "in.parquet", finished / "more.parquet")
     run_cli("normalize", "in.parquet", "more.parquet", "out", *HOW).expect(5)
