@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from polar_etl.errors import StateMismatchError, describe
+import numpy as np
+import pyarrow as pa
+
+from polar_etl import pipeline
+from polar_etl.errors import InputError, StateMismatchError, describe
 from polar_etl.manifest import BatchRow, Manifest
+from polar_etl.moments import Moments
+from polar_etl.passes import output_schema, passed_through
+from polar_etl.scaler import Scaler
+from polar_etl.sources.base import Reading
+from polar_etl.sources.parquet import ParquetSource
 from polar_etl.workspace import Workspace
 from polar_etl.writing import damage_of
+
+_UNIT = 2.0**-53
+_UNIT_OF_SINGLE = 2.0**-24
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +95,120 @@ def verify(workspace: Workspace) -> Verdict:
     known = {row.part for row in rows}
     problems += [f"{name}: no manifest row" for name in workspace.part_files() if name not in known]
     return Verdict(str(workspace.out), len(rows), tuple(problems))
+
+
+def verify_deep(
+    workspace: Workspace, limits: pipeline.Limits, control: pipeline.Control
+) -> Verdict:
+    """Decode every part, too, and hold its rows and moments against manifest and scaler.
+
+    Page checksums are verified. Moments are held against the scaler only where the run has fitted
+    it: what a given scaler makes of other rows has no mean of 0.
+
+    Raises:
+        StateMismatchError: There is no manifest, or a damaged one.
+        MemoryLimitError: The memory limit is too small.
+        InterruptedRunError: `control.stop` asked for it.
+    """
+    verdict = verify(workspace)
+    if verdict.problems:
+        return verdict
+    try:
+        return replace(verdict, problems=tuple(_found_inside(workspace, limits, control)))
+    except InputError as error:
+        return replace(verdict, problems=(str(error).rstrip("."),))
+
+
+def _found_inside(
+    workspace: Workspace, limits: pipeline.Limits, control: pipeline.Control
+) -> Iterator[str]:
+    base = pipeline.resident_memory()
+    with _manifest(workspace) as manifest:
+        rows = manifest.batches("parts")
+        total = manifest.number("rows")
+        settings = manifest.fact("settings")
+    scaler = Scaler.load(workspace.scaler)
+    source = ParquetSource.open([str(workspace.out / (row.part or "")) for row in rows])
+    if difference := _unlike(scaler, source.schema):
+        yield difference
+        return
+    for row, file in zip(rows, source.files, strict=True):
+        if row.rows != file.rows:
+            yield f"{row.part}: {file.rows} rows instead of {row.rows}"
+    if sum(file.rows for file in source.files) != total:
+        yield f"the parts hold {sum(file.rows for file in source.files)} rows instead of {total}"
+    how = pipeline.Settings(scaler.columns, scaler.ddof, "ignore", None, None, None, 1)
+    plan = pipeline.plan_run(source, how, limits, base)
+    found = pipeline.fit(source, how, plan, control)
+    _decode_others(source, scaler, plan.reading)
+    if isinstance(settings, dict) and settings.get("--scaler") is None:
+        yield from moment_problems(scaler, found.moments)
+
+
+def _unlike(scaler: Scaler, schema: pa.Schema) -> str | None:
+    """Say whether the parts lack a column of the scaler, or hold it as another type."""
+    missing = [name for name in scaler.columns if name not in schema.names]
+    if missing:
+        return f"the parts have no column {describe(missing[0])}"
+    expected = output_schema(schema, scaler)
+    for column, wanted in zip(schema, expected, strict=True):
+        if column.type != wanted.type:
+            return f"column {describe(column.name)} is {column.type} instead of {wanted.type}"
+    return None
+
+
+def _decode_others(source: ParquetSource, scaler: Scaler, how: Reading) -> None:
+    """Decode and validate the columns that were passed on."""
+    normalized = set(scaler.columns)
+    others = [name for name in source.schema.names if name not in normalized]
+    for index, file in enumerate(source.files if others else ()):
+        for table in source.read(index, 0, file.rows, others, how):
+            for name in others:
+                passed_through(name, table.column(name))
+
+
+def moment_problems(scaler: Scaler, found: Moments) -> list[str]:
+    """Return what tells the moments of an output from what its scaler promises.
+
+    Counts must be equal, and constant columns 0. For the others let u = 2^-53, e = 3 u plus the
+    unit of the output's rounding, and q = u |mean| / std, by which rounding the mean moves all
+    values (u |mean| is at least half the least Float64). A value of the output is b (1 + d) with
+    b = (x - mean) / std exact and |d| <= e. So its mean is at most q + e away from 0, and its
+    deviation at most 64 u (the scaler's own error, see the README) plus e (1 + q) away from 1.
+    Both bounds are taken twice, for terms of second order.
+    """
+    how, fitted = scaler.standardizer(), scaler.moments
+    made_null = scaler.inf == "null"
+    infinite = np.zeros_like(fitted.inf_count) if made_null else fitted.inf_count
+    nulls = fitted.null_count + (fitted.inf_count if made_null else 0)
+    counts = {
+        "values": (found.count, fitted.count),
+        "nulls": (found.null_count, nulls),
+        "NaN": (found.nan_count, fitted.nan_count),
+        "infinities": (found.inf_count, infinite),
+    }
+    problems = [
+        f"column {describe(scaler.columns[i])}: {there[i]} {name} instead of {expected[i]}"
+        for name, (there, expected) in counts.items()
+        for i in np.flatnonzero(there != expected).tolist()
+    ]
+    flat = how.constant & (found.count > 0)
+    scaled = (found.count > 0) & ~how.constant
+    least = np.ldexp(0.5, -1074 - how.exponent)
+    moved = np.maximum(_UNIT * np.abs(how.mean), least) / how.std
+    rounding = 3 * _UNIT + np.where(how.single, _UNIT_OF_SINGLE, 0.0)
+    mean, std = np.nan_to_num(found.mean()), found.std(scaler.ddof)
+    checks = {
+        "is not 0": flat & ((found.min != 0) | (found.max != 0)),
+        "has another mean than 0": scaled & ~(np.abs(mean) <= 2 * (moved + rounding)),
+        "has another deviation than 1": scaled
+        & ~(np.abs(std - 1) <= 2 * (64 * _UNIT + rounding * (1 + moved))),
+    }
+    return problems + [
+        f"column {describe(scaler.columns[i])} {what}"
+        for what, wrong in checks.items()
+        for i in np.flatnonzero(wrong).tolist()
+    ]
 
 
 def batches_of(workspace: Workspace) -> list[BatchRow]:

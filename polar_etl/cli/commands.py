@@ -19,7 +19,9 @@ from polar_etl.errors import PolarEtlError, RunFailedError, StateMismatchError
 from polar_etl.memory import format_size
 
 if TYPE_CHECKING:
+    from polar_etl.inspection import Verdict
     from polar_etl.pipeline import Control, Report
+    from polar_etl.workspace import Workspace
 
 _EPILOG = (
     "Exit codes: 0 done; 1 failed, can be resumed (the command is printed); 2 usage; "
@@ -417,6 +419,11 @@ def status(
 @app.command(epilog=_EPILOG)
 def verify(
     out: Out,
+    deep: Annotated[
+        bool, _option("--deep", "Decode every part, too; compare rows and moments.")
+    ] = False,
+    memory_limit: MemoryLimit = None,
+    threads: Threads = None,
     state_dir: StateDir = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -428,16 +435,35 @@ def verify(
         from polar_etl import inspection
         from polar_etl.workspace import Workspace
 
-        verdict = inspection.verify(Workspace.at(out, state_dir))
+        workspace = Workspace.at(out, state_dir)
+        if deep:
+            verdict = _verify_deep(output, workspace, memory_limit, threads)
+        else:
+            verdict = inspection.verify(workspace)
         if verdict.problems:
             shown = "; ".join(verdict.problems[:10])
             more = len(verdict.problems) - 10
             raise StateMismatchError(
                 f"{verdict.output} is not as its manifest says: {shown}"
                 + (f" and {more} more" if more > 0 else "")
-                + ". Give the command that made it again: it writes what is missing or damaged."
+                + ". Give the command that made it again: it writes what is missing or damaged; "
+                "with --overwrite, everything."
             )
-        output.result(asdict(verdict), [f"{verdict.parts} parts are as the manifest says."])
+        inside = ", inside too" if deep else ""
+        output.result(asdict(verdict), [f"{verdict.parts} parts are as the manifest says{inside}."])
+
+
+def _verify_deep(
+    output: Output, workspace: Workspace, memory_limit: str | None, threads: int | None
+) -> Verdict:
+    from polar_etl.inspection import verify_deep
+    from polar_etl.pipeline import Control
+
+    limits = _options(memory_limit=memory_limit, threads=threads).limits()
+    with progress(output, limits.memory) as listener:
+        control = Control(listener)
+        with _signals(control):
+            return verify_deep(workspace, limits, control)
 
 
 @app.command(epilog=_EPILOG)
