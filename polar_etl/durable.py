@@ -74,7 +74,7 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[Path]:
     sync_directory(path.parent)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Write `content` to `path`: afterwards the file is the old one or the new one, whole."""
-    with replacing(path) as temporary:
+    with replacing(path, mode) as temporary:
         temporary.write_bytes(content)

@@ -6,7 +6,21 @@ answers with, and survives pickling (its only constructor argument is the messag
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+_USER = re.compile(r"(:/{1,2})\S*@")
+_QUERY = re.compile(r"(:/{1,2}[^\s?]*\?)[^\s'\"]*")
+
+
+def redacted(text: str) -> str:
+    """Return `text` without what may be credentials in its URLs.
+
+    Example:
+        >>> redacted("s3://key:secret@bucket/x?token=1 is no file")
+        's3://***@bucket/x?*** is no file'
+    """
+    return _QUERY.sub(r"\1***", _USER.sub(r"\1***@", text))
 
 
 class PolarEtlError(Exception):
@@ -14,6 +28,9 @@ class PolarEtlError(Exception):
 
     exit_code: ClassVar[int] = 1
     """What the command line exits with when this error ends a run."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redacted(message))
 
 
 class RunFailedError(PolarEtlError):
@@ -71,5 +88,5 @@ def describe(value: object, limit: int = 120) -> str:
         >>> print(describe("red \x1b[31m"))
         'red \x1b[31m'
     """
-    text = repr(str(value))
+    text = repr(redacted(str(value)))
     return text if len(text) <= limit else f"{text[:limit]}…{text[0]}"

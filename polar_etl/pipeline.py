@@ -320,7 +320,7 @@ def _keep_scaler(workspace: Workspace, scaler: Scaler, listen: Listener) -> None
         if path.read_bytes() == content:
             return
         listen(Warned("scaler.json in the state directory was changed: it is written again."))
-    write_atomically(path, content)
+    write_atomically(path, content, 0o600)
 
 
 def _warn_of_oddities(scaler: Scaler, listen: Listener) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from polar_etl.durable import is_temporary, make_directory, sweep, sync_director
 from polar_etl.errors import RunFailedError, StateMismatchError, UsageError, describe
 from polar_etl.lock import OutputLock
 from polar_etl.parts import is_part_name
+
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,11 @@ class Workspace:
         """Return the workspace of the output directory `out`; nothing is created.
 
         Raises:
-            UsageError: `out` is a file, or both directories are one inside the other.
+            UsageError: `out` is a file or a URL, or one directory lies inside the other.
         """
+        for path in (out, state_dir):
+            if path is not None and _URL.match(os.fspath(path)):
+                raise UsageError(f"{describe(str(path))} is a URL: only local directories will do.")
         if Path(out).is_symlink():
             raise UsageError(f"{describe(str(out))} is a symbolic link; name the directory itself.")
         folder = Path(os.path.realpath(out))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from polar_etl.errors import PolarEtlError
+from polar_etl.errors import PolarEtlError, redacted
 from polar_etl.events import BatchFinished, Event, PassFinished, PassStarted, Warned
 from polar_etl.memory import format_size
 
@@ -50,7 +50,7 @@ def configure_logging(level: str, form: str, quiet: bool) -> None:
 def resume_command() -> str:
     """Return the command that was given, ready to be given again."""
     words = [word for word in sys.argv[1:] if word != "--overwrite"]
-    return " ".join(["polar-etl", *map(_quoted, words)])
+    return redacted(" ".join(["polar-etl", *map(_quoted, words)]))
 
 
 def _quoted(word: str) -> str:

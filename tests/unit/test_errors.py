@@ -66,6 +66,33 @@ def test_describe_escapes_what_a_terminal_would_obey(text):
     assert shown[0] == shown[-1] != text[-1]
 
 
+URLS = [
+    "s3://key:s3cr3t@bucket/x.parquet",
+    "s3://key:s3cr3t/with/slashes@bucket/x.parquet",
+    "s3:/key:s3cr3t@bucket",
+    "https://user:s3cr3t@@host/x?y=z",
+    "https://host/x.parquet?X-Amz-Signature=s3cr3t&X-Amz-Date=1",
+    "az://container/x?sig=s3cr3t",
+    "postgresql://me:s3cr3t@host/base",
+    f"s3://{'k' * 200}:s3cr3t@bucket",
+]
+
+
+@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize("error", all_errors())
+def test_no_error_holds_the_credentials_of_a_url(error, url):
+    for text in (f"{url} is no file.", f"{describe(url)} and '{url}' are no files.", describe(url)):
+        found = error(text)
+        assert "s3cr3t" not in f"{found} {found!r} {found.args}"
+        assert url.partition(":")[0] in str(found)
+    assert "s3cr3t" not in describe(url, 30)
+
+
+@pytest.mark.parametrize("text", ["a@b", "/data/x@y/z?.parquet", "12:30", "c:\\x@y", "what? no"])
+def test_other_text_is_left_as_it_is(text):
+    assert str(PolarEtlError(text)) == text
+
+
 def test_describe_cuts_long_text():
     shown = describe("x" * 10_000, 50)
 
