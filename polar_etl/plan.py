@@ -158,7 +158,7 @@ def make_plan(
 
 def _workers(threads: int) -> list[tuple[int, int]]:
     """Return (threads that work on batches, batches in flight), from fast to small."""
-    return [(threads, threads + 1), (threads, threads), (1, 2), (1, 1)]
+    return [(threads, threads + 2), (threads, threads + 1), (threads, threads), (1, 2), (1, 1)]
 
 
 def _readings(shape: Shape, slab: int) -> list[tuple[int, int]]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -32,16 +31,18 @@ def ordered_map(
         in_flight: Largest number of items drawn whose results were not yet yielded.
         lane: Items with the same lane run one after the other, in order; None for no such rule.
     """
-    with ExitStack() as stack:
-        lanes = [
-            stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="polar-etl"))
-            for _ in range(threads)
-        ]
-        waiting: deque[Future[Result]] = deque()
+    latest: dict[int, Future[Result]] = {}
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="polar-etl") as pool:
         try:
-            for number, item in enumerate(items):
-                chosen = lanes[(number if lane is None else lane(item)) % threads]
-                waiting.append(chosen.submit(task, item))
+            for item in items:
+                if lane is None:
+                    future = pool.submit(task, item)
+                else:
+                    key = lane(item)
+                    future = pool.submit(_run_after, latest.get(key), task, item)
+                    latest = {k: f for k, f in latest.items() if not f.done()} | {key: future}
+                waiting.append(future)
                 del item
                 while waiting and (len(waiting) >= in_flight or waiting[0].done()):
                     yield waiting.popleft().result()
@@ -50,3 +51,12 @@ def ordered_map(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _run_after(
+    before: Future[Result] | None, task: Callable[[Item], Result], item: Item
+) -> Result:
+    """Run a task once `before` has ended. Tasks begin in order, so it has begun: no deadlock."""
+    if before is not None:
+        wait([before])
+    return task(item)
