@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from polar_etl.durable import create_temporary, sync_directory, sync_file
+from polar_etl.durable import create_temporary, sync_directory
 
 _NAME = re.compile(r"part-\d{5,9}\.parquet")
 _PAGE_BYTES = 1 << 18
 _HASH_CHUNK = 1 << 22
+_GATHERED = 1 << 18
+"""Pages shorter than this are gathered into one write; longer ones go past the buffer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,47 @@ def digest_of(path: Path) -> str:
     return state.hexdigest()
 
 
+class _HashedFile:
+    """An unbuffered file that hashes what is written to it, for PyArrow to write to."""
+
+    def __init__(self, path: Path) -> None:
+        self._raw = io.FileIO(path, "wb", opener=_opened)
+        self._size = 0
+        self._hash = xxhash.xxh3_128()
+
+    @property
+    def closed(self) -> bool:
+        return self._raw.closed
+
+    def write(self, data: bytes) -> int:
+        rest = memoryview(data)
+        self._hash.update(rest)
+        while rest:
+            rest = rest[self._raw.write(rest) :]
+        self._size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def tell(self) -> int:
+        return self._size
+
+    def sync(self) -> None:
+        """Wait until the contents are on disk. A failure is final: never call it again."""
+        os.fsync(self._raw.fileno())
+
+    def close(self) -> None:
+        self._raw.close()
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
 class PartWriter:
     """Writes one part: row groups into a temporary file, which `commit` gives its name.
 
@@ -78,7 +122,8 @@ class PartWriter:
         self._rows = 0
         self._temporary = create_temporary(scratch, name)
         try:
-            self._sink = pa.BufferedOutputStream(pa.OSFile(str(self._temporary), "wb"), 1 << 20)
+            self._file = _HashedFile(self._temporary)
+            self._sink = pa.BufferedOutputStream(pa.PythonFile(self._file, "w"), _GATHERED)
             self._writer = self._open(form)
         except BaseException:
             self._temporary.unlink(missing_ok=True)
@@ -108,13 +153,14 @@ class PartWriter:
     def commit(self) -> Receipt:
         """Finish the file, bring it to disk, and give it its name."""
         self._writer.close()
+        self._sink.flush()
+        self._file.sync()
         self._sink.close()
-        sync_file(self._temporary)
         receipt = Receipt(
             name=self._final.name,
             rows=self._rows,
-            size=self._temporary.stat().st_size,
-            digest=digest_of(self._temporary),
+            size=self._file.tell(),
+            digest=self._file.digest(),
         )
         os.replace(self._temporary, self._final)
         sync_directory(self._final.parent)
