@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
@@ -23,7 +22,7 @@ def register_namespace() -> None:
         sys.meta_path.insert(0, _AfterPolars())
 
 
-class _AfterPolars(MetaPathFinder):
+class _AfterPolars:
     """Finds Polars as usual, and has the namespace registered once it is loaded."""
 
     def find_spec(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -70,7 +69,7 @@ def _nearest_floats(chunk: pa.Array) -> pa.Array:
     """
     kind = chunk.type
     if kind.precision > 15 or not 0 <= kind.scale <= 22:
-        return pc.cast(pc.cast(chunk, pa.string()), pa.float64())
+        return chunk.cast(pa.string()).cast(pa.float64())
     words = kind.bit_width // 64
     integers = np.dtype(np.int64 if words else np.int32)
     step = max(words, 1)

@@ -91,10 +91,24 @@ class PartsStage:
 
     @classmethod
     def into(
-        cls, workspace: Workspace, schema: pa.Schema, scaler: Scaler, level: int
+        cls,
+        workspace: Workspace,
+        schema: pa.Schema,
+        scaler: Scaler,
+        level: int,
+        *,
+        fitted: bool = False,
     ) -> PartsStage:
-        """Return the stage that writes a source of this schema into a workspace."""
-        form = PartFormat(output_schema(schema, scaler), scaler.columns, level)
+        """Return the stage that writes a source of this schema into a workspace.
+
+        Args:
+            workspace: Where parts go.
+            schema: The source's.
+            scaler: What to normalize with.
+            level: Level of zstd.
+            fitted: Whether the scaler was fitted to these very rows.
+        """
+        form = PartFormat(output_schema(schema, scaler, fitted=fitted), scaler.columns, level)
         scratch = workspace.scratch
         return cls(
             names=scaler.columns,
@@ -173,19 +187,22 @@ def _encoded_anew(column: pa.ChunkedArray) -> pa.Array:
     return pa.DictionaryArray.from_arrays(encoded.indices.cast(kind.index_type), encoded.dictionary)
 
 
-def output_schema(schema: pa.Schema, scaler: Scaler) -> pa.Schema:
-    """Return the schema of the parts: the source's, with normalized columns as floats."""
-    types = dict(zip(scaler.columns, scaler.dtypes, strict=True))
-    made_null = {
-        name
-        for name, count in zip(scaler.columns, scaler.moments.inf_count, strict=True)
-        if count and scaler.inf == "null"
-    }
-    fields = []
-    for column in schema:
-        if column.name in types:
-            single = output_type(types[column.name], scaler.dtype) == "float32"
-            column = column.with_type(pa.float32() if single else pa.float64())
-            column = column.with_nullable(column.nullable or column.name in made_null)
-        fields.append(column)
+def output_schema(schema: pa.Schema, scaler: Scaler, *, fitted: bool = False) -> pa.Schema:
+    """Return the schema of the parts: the source's, with normalized columns as floats.
+
+    Where the scaler was fitted to the very rows that are written, its columns without nulls are
+    declared so: that spares a quarter of the encoder's work, and readers theirs.
+    """
+    fields = list(schema)
+    counts = zip(scaler.moments.null_count, scaler.moments.inf_count, strict=True)
+    for name, dtype, (nulls, infinities) in zip(scaler.columns, scaler.dtypes, counts, strict=True):
+        place = schema.get_field_index(name)
+        single = output_type(dtype, scaler.dtype) == "float32"
+        made_null = bool(infinities) and scaler.inf == "null"
+        may_be_null = schema.field(place).nullable and (bool(nulls) or not fitted)
+        fields[place] = (
+            schema.field(place)
+            .with_type(pa.float32() if single else pa.float64())
+            .with_nullable(may_be_null or made_null)
+        )
     return pa.schema(fields, metadata=schema.metadata)

@@ -18,6 +18,7 @@ from polar_etl.fitting import fit_files, refuse_infinities
 from polar_etl.manifest import Manifest
 from polar_etl.memory import PeakSampler, peak_of_process
 from polar_etl.moments import Moments, merge_all
+from polar_etl.passes import PartsStage
 from polar_etl.plan import Plan, Shape, make_plan
 from polar_etl.run import Cache, Run
 from polar_etl.scaler import Scaler, library_versions, output_type
@@ -284,13 +285,15 @@ def _run_passes(
 ) -> Report:
     before = len(manifest.batches("moments"))
     cache = Cache(run.plan.cached_bytes)
+    fitted = scaler is None
     if scaler is None:
         files = fit_files(run, settings.columns, manifest, cache)
         paths = [file.path for file in run.source.files]
         scaler = scaler_of(run.source.schema, settings, files, paths)
     _keep_scaler(workspace, scaler, run.listen)
     _warn_of_oddities(scaler, run.listen)
-    present = write_parts(run, scaler, manifest, workspace, settings.level, cache)
+    stage = PartsStage.into(workspace, run.source.schema, scaler, settings.level, fitted=fitted)
+    present = write_parts(run, stage, manifest, workspace, cache)
     run.stop.check()
     run.observe_memory()
     moments, parts = manifest.batches("moments"), manifest.batches("parts")

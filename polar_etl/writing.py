@@ -15,7 +15,6 @@ from polar_etl.parts import digest_of, part_name
 from polar_etl.passes import PartsStage, Slab, Written
 from polar_etl.plan import Plan
 from polar_etl.run import Cache, Run
-from polar_etl.scaler import Scaler
 from polar_etl.sources.base import cut
 from polar_etl.sources.schemas import width
 from polar_etl.workspace import Workspace
@@ -36,16 +35,15 @@ def damage_of(workspace: Workspace, row: BatchRow) -> str | None:
 
 
 def write_parts(
-    run: Run, scaler: Scaler, manifest: Manifest, workspace: Workspace, level: int, cache: Cache
+    run: Run, stage: PartsStage, manifest: Manifest, workspace: Workspace, cache: Cache
 ) -> int:
     """Write all parts that are not there yet; return how many were there already.
 
     Args:
         run: Source and plan.
-        scaler: What to normalize with.
+        stage: Normalizes and writes; nothing of it is left open.
         manifest: Tells the finished parts, and is told the new ones.
         workspace: Where parts go.
-        level: Level of zstd.
         cache: Rows that need not be read again; emptied.
     """
     intact = _intact_parts(run, manifest, workspace)
@@ -55,7 +53,6 @@ def write_parts(
     done = total - sum(_part_rows(run.plan, index, total) for index in missing)
     started = time.perf_counter()
     run.listen(PassStarted("parts", total, done, row_bytes))
-    stage = PartsStage.into(workspace, run.source.schema, scaler, level)
     results = ordered_map(
         stage.write,
         _slabs(run, missing, total, cache),

@@ -53,9 +53,7 @@ def ordered_map(
                 future.cancel()
 
 
-def _run_after(
-    before: Future[Result] | None, task: Callable[[Item], Result], item: Item
-) -> Result:
+def _run_after(before: Future[Result] | None, task: Callable[[Item], Result], item: Item) -> Result:
     """Run a task once `before` has ended. Tasks begin in order, so it has begun: no deadlock."""
     if before is not None:
         wait([before])
