@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polar_etl.errors import InputError, PolarEtlError, RunFailedError, describe
+from polar_etl.errors import InputError, describe
 from polar_etl.sources.base import Reading, SourceFile
+from polar_etl.sources.decoding import STREAM_BUFFER, Decoder, unreadable
 from polar_etl.sources.schemas import checked_schema, difference, has_variable_width, leaves
 
-_COLUMNS_AT_A_TIME = 512
-"""PyArrow keeps a decompressor (0.1 MB) for every column it reads at a time …"""
-_BYTES_AT_A_TIME = 1 << 24
-"""… and, on one thread, what it has read of all of them."""
-_STREAM_BUFFER = 1 << 16
-_TRANSIENT = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EINTR}
-"""Errors of the system that say nothing about the file."""
 _COLUMNS_SAMPLED = 32
+_SAMPLED_AT_A_TIME = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,28 +67,14 @@ class ParquetSource:
         self, file: int, first: int, stop: int, columns: list[str] | None, how: Reading
     ) -> Iterator[pa.Table]:
         """Yield the rows `first` … `stop` of a file, see `Source.read`."""
-        groups = self.files[file].group_rows
-        start = 0
-        pending: list[int] = []
-        pending_from = 0
-        for index, rows in enumerate((*groups, None)):
-            wanted = rows is not None and rows > 0 and start < stop and start + rows > first
-            whole = wanted and rows is not None and rows <= how.group_rows
-            held = sum(groups[i] for i in pending)
-            if pending and not (whole and rows is not None and held + rows <= how.group_rows):
-                yield from self._window(
-                    self._whole(file, pending, columns, how), pending_from, first, stop
-                )
-                pending = []
-            if rows is None:
-                return
-            if whole:
-                pending_from = pending_from if pending else start
-                pending.append(index)
-            elif wanted:
-                stream = self._stream(file, index, columns, how)
-                yield from self._window(stream, start, first, stop)
-            start += rows
+        self._refuse_changes(file)
+        rows = self.files[file].group_rows
+        decoder = self._decoder(file, columns, how)
+        for start, groups in _stretches(rows, first, stop, how.group_rows):
+            alone = rows[groups[0]] > how.group_rows
+            tables = decoder.inside(groups[0]) if alone else decoder.whole(groups)
+            yield from self._window(tables, start, first, stop)
+        self._refuse_changes(file)
 
     def _window(
         self, tables: Iterator[pa.Table], start: int, first: int, stop: int
@@ -108,50 +88,30 @@ class ParquetSource:
             if start >= stop:
                 return
 
-    def _whole(
-        self, file: int, groups: list[int], columns: list[str] | None, how: Reading
-    ) -> Iterator[pa.Table]:
-        names = self.schema.names if columns is None else columns
-        chunks: list[pa.ChunkedArray] = []
-        rows = sum(self.files[file].group_rows[i] for i in groups)
-        many = min(max(_BYTES_AT_A_TIME // (8 * rows), 4), _COLUMNS_AT_A_TIME)
-        with self._opened(file, buffer_size=0) as opened:
-            for low in range(0, len(names), many):
-                indices = self._leaves_of(names[low : low + many])
-                table = opened.reader.read_row_groups(
-                    groups, column_indices=indices, use_threads=how.threads > 1
-                )
-                chunks += table.columns
-        yield self._table(names, chunks)
+    def _decoder(self, file: int, columns: list[str] | None, how: Reading) -> Decoder:
+        path = self.files[file].path
+        if file not in self._footers:
+            self._footers.clear()
+            try:
+                self._footers[file] = pq.read_metadata(path)
+            except Exception as error:
+                raise unreadable(path, error) from None
+        wanted = set(self.schema.names if columns is None else columns)
+        schema = pa.schema([column for column in self.schema if column.name in wanted])
+        ranges = tuple(self._leaf_ranges[name] for name in schema.names)
+        return Decoder(path, self._footers[file], schema, ranges, how)
 
-    def _stream(
-        self, file: int, group: int, columns: list[str] | None, how: Reading
-    ) -> Iterator[pa.Table]:
-        names = self.schema.names if columns is None else columns
-        with self._opened(file, buffer_size=_STREAM_BUFFER) as opened:
-            batches = opened.reader.iter_batches(
-                how.stream_rows,
-                row_groups=[group],
-                column_indices=self._leaves_of(names),
-                use_threads=how.threads > 1,
+    def _refuse_changes(self, file: int) -> None:
+        found = self.files[file]
+        try:
+            now = os.stat(found.path)
+        except OSError as error:
+            raise unreadable(found.path, error) from None
+        if (now.st_size, now.st_mtime_ns) != (found.size, found.mtime_ns):
+            raise InputError(
+                f"{describe(found.path)} has changed while it was being read. "
+                "Run again with --overwrite when nothing writes to it any more."
             )
-            for batch in batches:
-                yield self._table(names, pa.Table.from_batches([batch]).columns)
-                del batch
-
-    def _table(self, names: list[str], columns: list[pa.ChunkedArray]) -> pa.Table:
-        """Return the columns as a table, after checking that they are what the footer promised."""
-        schema = pa.schema([self.schema.field(name) for name in names])
-        for expected, column in zip(schema, columns, strict=True):
-            if not column.type.equals(expected.type):
-                raise pa.ArrowInvalid(
-                    f"column {describe(expected.name)} decodes to {column.type}, "
-                    f"not to {expected.type}"
-                )
-        return pa.Table.from_arrays(columns, schema=schema)
-
-    def _opened(self, file: int, *, buffer_size: int) -> _Opened:
-        return _Opened(self.files[file], self._footers, file, buffer_size)
 
     @cached_property
     def _leaf_ranges(self) -> dict[str, range]:
@@ -162,49 +122,27 @@ class ParquetSource:
             start += count
         return ranges
 
-    def _leaves_of(self, names: list[str]) -> list[int]:
-        return [leaf for name in names for leaf in self._leaf_ranges[name]]
 
+def _stretches(
+    rows: Sequence[int], first: int, stop: int, most: int
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield (first row, row groups) of what is decoded together to get the rows `first` … `stop`.
 
-class _Opened:
-    """An open Parquet file; decoding errors inside the `with` block become `InputError`."""
-
-    def __init__(
-        self, file: SourceFile, footers: dict[int, pq.FileMetaData], index: int, buffer_size: int
-    ) -> None:
-        self._file = file
-        self._footers = footers
-        self._index = index
-        self._buffer_size = buffer_size
-        self._open: pq.ParquetFile | None = None
-
-    def __enter__(self) -> pq.ParquetFile:
-        try:
-            now = os.stat(self._file.path)
-            if (now.st_size, now.st_mtime_ns) != (self._file.size, self._file.mtime_ns):
-                raise InputError(
-                    f"{describe(self._file.path)} has changed while it was being read. "
-                    "Run again with --overwrite when nothing writes to it any more."
-                )
-            self._open = pq.ParquetFile(
-                self._file.path,
-                metadata=self._footers.get(self._index),
-                pre_buffer=False,
-                buffer_size=self._buffer_size,
-                page_checksum_verification=True,
-            )
-        except Exception as error:
-            raise _unreadable(self._file.path, error) from None
-        if self._index not in self._footers:
-            self._footers.clear()
-            self._footers[self._index] = self._open.metadata
-        return self._open
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self._open is not None:
-            self._open.close()
-        if isinstance(error, Exception) and not isinstance(error, MemoryError):
-            raise _unreadable(self._file.path, error) from None
+    Neighbours go together up to `most` rows; a row group of more rows goes alone.
+    """
+    held: list[int] = []
+    start = held_from = held_rows = 0
+    for index, length in enumerate(rows):
+        if length and start < stop and start + length > first:
+            if held and held_rows + length > most:
+                yield held_from, held
+                held, held_rows = [], 0
+            held_from = held_from if held else start
+            held.append(index)
+            held_rows += length
+        start += length
+    if held:
+        yield held_from, held
 
 
 def _inspect(path: str) -> tuple[pq.FileMetaData, SourceFile, pa.Schema]:
@@ -212,12 +150,12 @@ def _inspect(path: str) -> tuple[pq.FileMetaData, SourceFile, pa.Schema]:
         before = os.stat(path)
         if not stat.S_ISREG(before.st_mode):
             raise InputError(f"{describe(path)} is not a regular file.")
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=_STREAM_BUFFER) as opened:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=STREAM_BUFFER) as opened:
             metadata, schema = opened.metadata, opened.schema_arrow
             variable, page_bytes = _measure(path, opened)
         footer = _footer_hash(path)
     except Exception as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     schema = checked_schema(path, schema)
     if sum(leaves(column.type) for column in schema) != metadata.num_columns:
         raise InputError(
@@ -261,7 +199,7 @@ def _hash(path: str) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, hashlib.blake2b).hexdigest()
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def _measure(path: str, opened: pq.ParquetFile) -> tuple[int, int]:
@@ -281,7 +219,12 @@ def _measure(path: str, opened: pq.ParquetFile) -> tuple[int, int]:
     pages = range(0, metadata.num_columns, metadata.num_columns // _COLUMNS_SAMPLED + 1)
     largest = max(filled, key=lambda i: groups[i].num_rows)
     asked = sorted({*texts, *pages})
-    next(opened.reader.iter_batches(1, row_groups=[largest], column_indices=asked), None)
+    for low in range(0, len(asked), _SAMPLED_AT_A_TIME):
+        few = asked[low : low + _SAMPLED_AT_A_TIME]
+        batches = opened.reader.iter_batches(
+            1, row_groups=[largest], column_indices=few, use_threads=False
+        )
+        next(batches, None)
     found = 0
     with open(path, "rb") as file:
         for index in pages:
@@ -310,17 +253,3 @@ def _page_size(header: bytes, chunk: int) -> int:
     if len(numbers) >= 4 and numbers[0] == numbers[2] == 0x15 and numbers[3] <= max(chunk, 0):
         return numbers[3]
     return min(max(chunk, 0), 1 << 20)
-
-
-def _unreadable(path: str, error: BaseException) -> Exception:
-    if isinstance(error, (PolarEtlError, MemoryError)):
-        return error
-    if isinstance(error, OSError) and error.errno in _TRANSIENT:
-        return RunFailedError(f"{describe(path)} can't be read just now: {error.strerror}.")
-    reason = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, FileNotFoundError):
-        reason = "there is no such file"
-    return InputError(
-        f"{describe(path)} can't be read as Parquet: {describe(reason, 300)[1:-1]}. "
-        "Check that the file is complete and not damaged or encrypted."
-    )

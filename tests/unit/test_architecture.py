@@ -31,6 +31,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["sources"],
     ["sources.schemas"],
     ["sources.base"],
+    ["sources.decoding"],
     ["sources.parquet"],
     ["sources.streams"],
     ["sources.discovery"],
