@@ -66,7 +66,7 @@ def _batches(run: Run, names: tuple[str, ...], progress: Progress, cache: Cache)
         first = progress.get(index, (0, None))[0]
         if first:
             cache.room = 0
-        keep = everything or cache.room >= file.rows * _row_bytes(schema, schema.names) * 1.2
+        keep = everything or cache.room >= file.rows * _row_bytes(schema, schema.names)
         columns = None if keep else list(names)
         tables = run.source.read(index, first, file.rows, columns, run.plan.reading)
         for table in cut(tables, repeat(run.plan.batch_rows)):

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from math import ceil
+from math import ceil, sqrt
 
 from polar_etl.blocks import block_rows
 from polar_etl.errors import MemoryLimitError
 from polar_etl.memory import format_size
 from polar_etl.sources.base import Reading
+from polar_etl.sources.decoding import columns_at_a_time
 
 MIB = 1 << 20
 _FOOTER_CHUNK = 1300
 """Bytes that PyArrow keeps for one column chunk of a footer (measured: 1.2 kB)."""
 _DECODER = 110_000
 """Bytes of buffers and zstd state for one column that is being decoded (measured: 0.1 MB)."""
-_COLUMNS_DECODED = 512
-_RUNTIME = 64 * MIB
+_CHUNK_COPIES = 3
+"""How often a column chunk is held while it is decoded whole: as read, its pages, its values."""
+_RUNTIME = 32 * MIB
 """Thread stacks, code loaded late, SQLite, and what the allocators keep back."""
 _COLUMN_OBJECTS = 3_000
 """Bytes of Python and Arrow objects for one column of one table."""
@@ -25,10 +28,10 @@ _WORKER = 16 * MIB
 """Tiles, pages, and the compressor of one thread."""
 _TILE_COPIES = 64
 """Bytes of tiles and pages for one value, where a table has too few to fill them."""
-_STREAM_COPIES = 8
-"""How often the rows that PyArrow decodes from inside a row group are held (measured: 3.5 to 7)."""
-_STREAM = 32 * MIB
+_STREAM = 24 * MIB
 """What reading from inside a row group takes whatever its shape (measured: 10 to 20 MB)."""
+_PAGE_COPIES = 1.5
+"""How often a page is held while rows are read from inside it (measured: 1.3)."""
 _SLACK = 1.1
 """What the allocator needs more than what is asked of it (measured: up to 1.06)."""
 _CACHE_SHARE = 0.85
@@ -61,6 +64,8 @@ class Shape:
     """Column chunks in the largest footer."""
     page_bytes: int
     """Uncompressed bytes of the largest page."""
+    stream_bytes: int
+    """Bytes that decoding takes for each row read at a time from inside a row group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,63 +140,72 @@ def make_plan(
     slab = slab_rows(shape.nominal_output_bytes)
     part = rows_per_part or slab
     slab = min(slab, part)
-    plans = [
-        _plan(
-            shape,
-            limit,
-            base,
-            slab,
-            part,
-            workers,
-            ahead,
-            Reading(threads, group_rows, stream_rows),
-        )
-        for (workers, ahead), (group_rows, stream_rows) in product(
-            _workers(threads), _readings(shape, slab)
-        )
-    ]
-    for plan in plans:
+    smallest: Plan | None = None
+    for way in _ways(shape, slab, threads):
+        plan = _plan(shape, limit, base, slab, part, way)
         if plan.projected <= limit:
             return plan
-    raise _refusal(min(plans, key=lambda plan: plan.projected), limit)
+        if smallest is None or plan.projected < smallest.projected:
+            smallest = plan
+    assert smallest is not None
+    raise _refusal(smallest, limit)
 
 
-def _workers(threads: int) -> list[tuple[int, int]]:
-    """Return (threads that work on batches, batches in flight), from fast to small."""
-    return [(threads, threads + 2), (threads, threads + 1), (threads, threads), (1, 2), (1, 1)]
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One way to go, which takes more or less time and memory."""
+
+    threads: int
+    in_flight: int
+    reading: Reading
 
 
-def _readings(shape: Shape, slab: int) -> list[tuple[int, int]]:
-    """Return (rows of a row group decoded whole, rows decoded from inside), from fast to small."""
-    whole = [(max(shape.largest_group, slab), slab)]
-    inside = [rows for rows in (slab, slab // 2, slab // 4, slab // 8) if rows >= 256]
-    if shape.largest_group <= slab or not inside:
+def _ways(shape: Shape, slab: int, threads: int) -> list[_Way]:
+    """Return all ways to go, from fast to small, by the time they take (measured on 2 cores)."""
+    ways = [
+        (cost * slower, _Way(workers, in_flight, Reading(readers, group_rows, stream_rows)))
+        for (cost, workers, in_flight, readers), (slower, group_rows, stream_rows) in product(
+            _shares_of_work(threads), _readings(shape, slab)
+        )
+    ]
+    return [way for _, way in sorted(ways, key=lambda pair: pair[0])]
+
+
+def _shares_of_work(threads: int) -> Iterator[tuple[float, int, int, int]]:
+    """Yield (time taken, threads that work on batches, batches in flight, threads that decode)."""
+    workers = threads
+    while workers:
+        slower = sqrt(threads / workers)
+        for ahead, waiting in ((2, 1.0), (1, 1.03), (0, 1.1 if workers > 1 else 1.5)):
+            yield slower * waiting, workers, workers + ahead, threads
+            yield slower * waiting * 1.1, workers, workers + ahead, workers
+        workers //= 2
+
+
+def _readings(shape: Shape, slab: int) -> list[tuple[float, int, int]]:
+    """Return (time taken, rows of a row group decoded whole, rows decoded from inside)."""
+    whole = [(1.0, max(shape.largest_group, slab), slab)]
+    lengths = [slab >> by for by in range(4) if slab >> by >= 256]
+    if shape.largest_group <= slab:
         return whole
-    if shape.largest_group * shape.row_bytes <= 256 * MIB:
-        return whole + [(0, rows) for rows in inside]
-    return [(0, rows) for rows in inside] + whole
+    return whole + [(1.1 + 0.05 * by, 0, rows) for by, rows in enumerate(lengths)]
 
 
-def _plan(
-    shape: Shape,
-    limit: int,
-    base: int,
-    slab: int,
-    part: int,
-    threads: int,
-    in_flight: int,
-    reading: Reading,
-) -> Plan:
+def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) -> Plan:
+    """Return the plan of one way to go, with its bill."""
+    threads, in_flight, reading = way.threads, way.in_flight, way.reading
     block = block_rows(shape.normalized)
     rows = max(shape.rows, 1)
     group_rows, stream_rows = reading.group_rows, reading.stream_rows
     batch = max(slab_rows(shape.normalized_bytes) // block, 1) * block
     if group_rows:
-        decoding = min(shape.columns, _COLUMNS_DECODED) * _DECODER
+        read = min(group_rows, shape.largest_group, rows)
+        many = min(columns_at_a_time(read), shape.columns)
+        decoding = reading.threads * many * (_DECODER + _CHUNK_COPIES * 8 * read)
     else:
         batch = max(stream_rows // block, 1) * block
-        decoding = shape.columns * (_DECODER + 2 * shape.page_bytes)
-        decoding += _STREAM_COPIES * stream_rows * shape.row_bytes + _STREAM
+        decoding = shape.columns * (_DECODER + int(_PAGE_COPIES * shape.page_bytes))
+        decoding += stream_rows * shape.stream_bytes + _STREAM
     objects = shape.columns * _COLUMN_OBJECTS
     worker = min(_WORKER, MIB + _TILE_COPIES * min(slab, rows) * shape.normalized)
     slabs_per_part = ceil(min(part, rows) / slab)
@@ -199,22 +213,21 @@ def _plan(
     held = _held_rows(shape, max(min(batch, rows), slab), decoded, in_flight)
     most = int((rows + decoded) * shape.row_bytes * _SLACK)
     batches = min(int(held * shape.row_bytes * _SLACK), most)
+    normalized = threads * (min(slab, rows) * shape.output_bytes + objects)
     bill = (
         ("interpreter and libraries", base + _RUNTIME),
         ("footers", shape.footer_chunks * _FOOTER_CHUNK),
         ("statistics", shape.normalized * 600),
         ("decoding", decoding),
         ("decoded batches", batches + (in_flight + 1) * objects),
-        ("normalized columns", threads * (min(slab, rows) * shape.output_bytes + objects)),
+        ("normalized columns", normalized),
         (
             "arithmetic and encoding",
             threads * (slabs_per_part * shape.columns * _FOOTER_CHUNK + worker),
         ),
     )
     room = int(max(limit - sum(size for _, size in bill), 0) * _CACHE_SHARE)
-    everything = room >= most - batches
-    kept = most - batches if everything else room
-    cached = shape.rows * shape.row_bytes if everything else int(room / _SLACK)
+    kept = min(room, most - batches)
     return Plan(
         slab_rows=slab,
         part_rows=part,
@@ -223,7 +236,7 @@ def _plan(
         threads=threads,
         in_flight=in_flight,
         reading=reading,
-        cached_bytes=cached,
+        cached_bytes=min(int(room / _SLACK), shape.rows * shape.row_bytes),
         bill=(*bill, ("decoded batches kept for the second pass", kept)),
         limit=limit,
     )
