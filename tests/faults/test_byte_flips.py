@@ -20,8 +20,6 @@ import pyarrow.parquet as pq
 import pytest
 from support import cli, tables
 
-pytestmark = pytest.mark.slow  # minutes of processes
-
 OUTCOMES = {0, 4, 7}
 """Normalized, refused as unreadable, or refused because the footer asks for too much memory."""
 DEFAULT_CASES, SLOW_CASES = 60, 1500

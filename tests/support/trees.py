@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -94,3 +96,13 @@ def batch_rows(out: Path, pass_name: str | None = None) -> list[tuple[object, ..
             ).fetchall()
     except sqlite3.OperationalError:
         return []
+
+
+def rows_as_found(out: Path) -> list[tuple[object, ...]]:
+    """Return the manifest's rows, read from a copy so that the reader changes nothing."""
+    state = state_of(out)
+    if not state.exists():
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(state, state_of(Path(folder, out.name)))
+        return batch_rows(Path(folder, out.name))
