@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from polar_etl.cli.output import Output, configure_logging, progress
+from polar_etl.cli.output import Output, configure_logging, outlive_stderr, progress
 from polar_etl.errors import PolarEtlError, RunFailedError, StateMismatchError
 from polar_etl.memory import format_size
 
@@ -524,6 +524,7 @@ def _open_standard_streams() -> None:
 def main() -> None:
     """Run the command line."""
     _open_standard_streams()
+    outlive_stderr()
     try:
         app()
     except BrokenPipeError:

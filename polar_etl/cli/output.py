@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from polar_etl.events import BatchFinished, Event, PassFinished, PassStarted, Wa
 from polar_etl.memory import format_size
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
     from rich.progress import Progress, TaskID
 
 logger = logging.getLogger("polar_etl")
@@ -37,9 +39,26 @@ class _JsonFormatter(logging.Formatter):
         )
 
 
+class _Lasting(io.FileIO):
+    """A file that takes everything, also when its terminal or its reader is gone."""
+
+    def write(self, content: Buffer, /) -> int:
+        try:
+            return super().write(content) or 0
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return memoryview(content).nbytes
+
+
+def outlive_stderr() -> None:
+    """Let messages and bars go nowhere, rather than end the run, once stderr is closed."""
+    lasting = io.BufferedWriter(_Lasting(2, "w", closefd=False))
+    encoding = sys.stderr.encoding
+    sys.stderr = io.TextIOWrapper(lasting, encoding, "backslashreplace", line_buffering=True)
+
+
 def configure_logging(level: str, form: str, quiet: bool) -> None:
-    """Send messages to stderr; a terminal that has gone away does no harm."""
-    logging.raiseExceptions = False
+    """Send messages to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if form == "json" else logging.Formatter("%(message)s"))
     logger.handlers[:] = [handler]
@@ -99,10 +118,7 @@ class Output:
             if resumable:
                 fields["resume"] = resume_command()
             text = json.dumps(fields)
-        with contextlib.suppress(OSError, ValueError):
-            print(
-                text if self.as_json else printable(f"error: {text}"), file=sys.stderr, flush=True
-            )
+        print(text if self.as_json else printable(f"error: {text}"), file=sys.stderr, flush=True)
 
     def _print(self, text: str) -> None:
         if self._closed:

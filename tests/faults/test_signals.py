@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
 import signal
 import subprocess
+import termios
 from pathlib import Path
 
 import pytest
@@ -162,4 +164,26 @@ def test_a_stopped_and_continued_process_goes_on(folder, here):
         assert os.uname().nodename in second.stderr
         process.send_signal(signal.SIGCONT)
         cli.outcome_of(process).expect(0)
+    assert trees.result(here / "out") == trees.result(folder / "usual")
+
+
+@pytest.mark.parametrize("heard", [True, False], ids=["it hears of it", "it is kept running"])
+def test_a_terminal_that_is_closed_does_no_harm(folder, here, heard):
+    """Without its terminal the process can't draw bars any more, with or without SIGHUP."""
+    master, terminal = os.openpty()
+
+    def prepare() -> None:
+        os.setsid()
+        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL if heard else signal.SIG_IGN)
+
+    streams = {"stdout": terminal, "stderr": terminal, "stdin": terminal}
+    with cli.started(*COMMAND, cwd=here, preexec_fn=prepare, **streams) as process:
+        os.close(terminal)
+        cli.wait_until((here / "out" / "part-00001.parquet").exists, process)
+        os.close(master)
+        process.wait(cli.DEADLINE)
+    assert process.returncode in ((0, 143) if heard else (0,))
+    assert trees.leftovers(here / "out") == []
+    cli.run(*COMMAND, cwd=here).expect(0)
     assert trees.result(here / "out") == trees.result(folder / "usual")
