@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sqlite3
 import zipfile
 from collections.abc import Iterator
@@ -79,6 +78,7 @@ _DAMAGE = {
 
 _HINTS = {
     sqlite3.SQLITE_CANTOPEN: " (too many open files, or its directory is gone or read-only)",
+    sqlite3.SQLITE_READONLY: " (it could be opened for reading only)",
     sqlite3.SQLITE_BUSY: " (another program is using it)",
 }
 """What SQLite leaves unsaid."""
@@ -87,6 +87,12 @@ _HINTS = {
 def _connect(path: Path) -> sqlite3.Connection:
     """Return a connection to the database at `path`, which must exist."""
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)
+
+
+def _forbids_writing(path: Path) -> bool:
+    """Tell whether a database asks by its header for a newer SQLite to write it."""
+    with path.open("rb") as file:
+        return file.read(19)[18:] > b"\2"
 
 
 @contextmanager
@@ -101,8 +107,7 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-        forbidden = code == sqlite3.SQLITE_READONLY and os.access(path, os.W_OK)
-        if code & 0xFF in _DAMAGE or forbidden:  # by the file's own header
+        if code & 0xFF in _DAMAGE or (code == sqlite3.SQLITE_READONLY and _forbids_writing(path)):
             raise _damaged(path, str(error)) from None
         reason = f"{error}{_HINTS.get(code & 0xFF, '')}"
         raise OSError(f"the manifest can't be read or written: {reason}") from None
