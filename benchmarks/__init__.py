@@ -5,6 +5,7 @@
     python -m benchmarks.accuracy         the digits of mean and deviation that are right, by method
     python -m benchmarks.memory           the peak against the limit, also inside a control group
     python -m benchmarks.kernels          the arithmetic alone, NumPy tiles against Polars
+    python -m benchmarks.durability       faults of every kind, and what durability costs
 
 They need `pip install -e '.[benchmark]'` and run from the root of the repository.
 """
