@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 import tempfile
@@ -246,3 +247,17 @@ def test_examples_in_docstrings_run(name, tmp_path, monkeypatch):
 
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_the_crash_contract_names_tests_that_exist():
+    root = PACKAGE.parent
+    text = (root / "README.md").read_text().split("## Crash contract")[1].split("\n## ")[0]
+    named = re.findall(r"`((?:tests/\w+/)?test_\w+\.py)?(?:::(test_\w+))?`", text)
+    here = Path()
+    for file, test in named:
+        if file:
+            here = root / file if "/" in file else root / "tests" / "faults" / file
+            assert here.is_file(), file
+        assert not test or f"def {test}(" in here.read_text(), f"{here}::{test}"
+    assert len([test for _, test in named if test]) > 15
+    assert [int(n) for n in re.findall(r"^(\d+)\. ", text, re.MULTILINE)] == list(range(1, 11))
