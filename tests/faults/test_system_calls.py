@@ -20,7 +20,7 @@ import polar_etl as pe
 
 HOW = ("--rows-per-part", 300, "--threads", 1, "--quiet")
 COMMAND = ("normalize", "data", "out", *HOW)
-DEFAULT_KILLS, DEFAULT_ERRORS = 4, 11
+DEFAULT_KILLS, DEFAULT_ERRORS = 8, 8
 
 
 class Scene:
@@ -98,11 +98,10 @@ def moments_to_kill(calls: list[tracing.Call]) -> list[tuple[str, int]]:
 
 
 def spread(items: list, wanted: int) -> list:
-    """Return about `wanted` of `items`: evenly spread, and the first and last of every kind."""
+    """Return about `wanted` of `items`: evenly spread, and the last of every kind."""
     step = max(len(items) // wanted, 1)
     kinds = {item[0]: item for item in items}
-    first = {item[0]: item for item in reversed(items)}
-    chosen = {*items[::step], *kinds.values(), *first.values()}
+    chosen = {*items[::step], *kinds.values()}
     return [item for item in items if item in chosen]
 
 
