@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 
 from polar_etl.blocks import observe
-from polar_etl.columns import pieces_of
 from polar_etl.errors import InputError, RunFailedError, describe
+from polar_etl.features import Features, with_values
 from polar_etl.moments import Moments
 from polar_etl.parts import PartFormat, PartWriter, Receipt, part_name
 from polar_etl.scaler import Scaler, output_type
@@ -40,16 +41,15 @@ class BatchMoments:
     seconds: float
 
 
-def collect_moments(batch: Batch, names: tuple[str, ...]) -> BatchMoments:
+def collect_moments(batch: Batch, features: Features) -> BatchMoments:
     """Return the moments of every block of a batch."""
     started = time.perf_counter()
-    columns = [pieces_of(batch.table.column(name)) for name in names]
     return BatchMoments(
         file=batch.file,
         first_row=batch.first_row,
         rows=batch.table.num_rows,
         bytes_in=batch.table.nbytes,
-        blocks=observe(columns, batch.table.num_rows, batch.first_row),
+        blocks=observe(features.pieces(batch.table), batch.table.num_rows, batch.first_row),
         seconds=time.perf_counter() - started,
     )
 
@@ -80,8 +80,7 @@ class Written:
 class PartsStage:
     """Normalizes slabs and writes them; slabs of one part come in order, parts side by side."""
 
-    names: tuple[str, ...]
-    """Names of the normalized columns."""
+    features: Features
     standardizer: Standardizer
     form: PartFormat
     writer: Callable[[int], PartWriter]
@@ -97,7 +96,7 @@ class PartsStage:
         form = PartFormat(output_schema(schema, scaler), scaler.columns, level)
         scratch = workspace.scratch
         return cls(
-            names=scaler.columns,
+            features=scaler.features,
             standardizer=scaler.standardizer(),
             form=form,
             writer=lambda index: PartWriter(workspace.out, scratch, part_name(index), form),
@@ -137,13 +136,23 @@ class PartsStage:
             self._open.popitem()[1].abort()
 
     def _normalized(self, table: pa.Table) -> pa.Table:
-        pieces = [pieces_of(table.column(name)) for name in self.names]
-        done = dict(zip(self.names, self.standardizer.apply(pieces, len(table)), strict=True))
+        done = dict(self._standardized(table))
         columns = [
             done[name] if name in done else passed_through(name, table.column(name))
             for name in table.column_names
         ]
         return pa.Table.from_arrays(columns, schema=self.form.schema)
+
+    def _standardized(self, table: pa.Table) -> Iterator[tuple[str, pa.Array]]:
+        vectors = self.features.vectors
+        places = {name: span for name, span in self.features.spans() if name not in vectors}
+        scalars = self.standardizer.select(np.array([s.start for s in places.values()], np.int64))
+        pieces = Features(tuple(places)).pieces(table)
+        yield from zip(places, scalars.apply(pieces, len(table)), strict=True)
+        for name, span in self.features.spans():
+            if name in vectors:
+                how, kind = self.standardizer.select(span), self.form.schema.field(name).type
+                yield name, how.apply_to_vectors(table.column(name), kind)
 
 
 def passed_through(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
@@ -176,16 +185,16 @@ def _encoded_anew(column: pa.ChunkedArray) -> pa.Array:
 def output_schema(schema: pa.Schema, scaler: Scaler) -> pa.Schema:
     """Return the schema of the parts: the source's, with normalized columns as floats."""
     types = dict(zip(scaler.columns, scaler.dtypes, strict=True))
-    made_null = {
-        name
-        for name, count in zip(scaler.columns, scaler.moments.inf_count, strict=True)
-        if count and scaler.inf == "null"
-    }
+    made_null = (scaler.moments.inf_count > 0) & (scaler.inf == "null")
+    spans = dict(scaler.features.spans())
     fields = []
     for column in schema:
         if column.name in types:
             single = output_type(types[column.name], scaler.dtype) == "float32"
-            column = column.with_type(pa.float32() if single else pa.float64())
-            column = column.with_nullable(column.nullable or column.name in made_null)
+            floats = pa.float32() if single else pa.float64()
+            more_nulls = bool(made_null[spans[column.name]].any())
+            column = column.with_type(with_values(column.type, floats, nullable=more_nulls))
+            if column.name not in scaler.vectors:
+                column = column.with_nullable(column.nullable or more_nulls)
         fields.append(column)
     return pa.schema(fields, metadata=schema.metadata)

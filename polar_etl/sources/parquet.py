@@ -6,14 +6,15 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polar_etl.errors import InputError, PolarEtlError, RunFailedError, describe
+from polar_etl.features import first_length, of_equal_lengths
 from polar_etl.sources.base import Reading, SourceFile
 from polar_etl.sources.schemas import checked_schema, difference, has_variable_width, leaves
 
@@ -33,6 +34,8 @@ class ParquetSource:
 
     schema: pa.Schema
     files: tuple[SourceFile, ...]
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    """The length that all lists of a column must have."""
     _footers: dict[int, pq.FileMetaData] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -57,7 +60,7 @@ class ParquetSource:
             footers = {index: metadata}
         if schema is None:
             raise InputError("There is no Parquet file to read.")
-        return cls(schema, tuple(found), footers)
+        return cls(schema, tuple(found), _footers=footers)
 
     def fingerprint(self) -> dict[str, object]:
         """Return path, size, mtime and footer hash of every file."""
@@ -72,6 +75,30 @@ class ParquetSource:
         self, file: int, first: int, stop: int, columns: list[str] | None, how: Reading
     ) -> Iterator[pa.Table]:
         """Yield the rows `first` … `stop` of a file, see `Source.read`."""
+        tables = self._read(file, first, stop, columns, how)
+        if self.lengths:
+            tables = of_equal_lengths(tables, self.lengths, self.files[file].path, first)
+        return tables
+
+    def with_lengths(self, columns: list[str], known: Mapping[str, int]) -> ParquetSource:
+        """Return the source with lists in `columns` of one length: a known one, or the first's.
+
+        Raises:
+            InputError: No list tells the length.
+        """
+        lengths = {
+            name: known.get(name) or first_length(self._rows_of(name), name) for name in columns
+        }
+        return replace(self, lengths=lengths)
+
+    def _rows_of(self, column: str) -> Iterator[pa.Table]:
+        few = Reading(threads=1, group_rows=0, stream_rows=256)
+        for index, file in enumerate(self.files):
+            yield from self._read(index, 0, file.rows, [column], few)
+
+    def _read(
+        self, file: int, first: int, stop: int, columns: list[str] | None, how: Reading
+    ) -> Iterator[pa.Table]:
         groups = self.files[file].group_rows
         start = 0
         pending: list[int] = []
