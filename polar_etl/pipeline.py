@@ -111,17 +111,17 @@ class Control:
 def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings) -> Shape:
     """Return what a plan needs to know of a source's schema and footers."""
     features = settings.features
-    sizes = {name: features.vectors.get(name, 1) for name in features.columns}
+    vectors = Features.of(schema, tuple(schema.names), features.vectors).vectors
+    numbers = {name: value_type(schema.field(name).type) for name in schema.names}
+    read = {column.name: width(column.type) for column in schema}
+    read |= {name: size * width(numbers[name]) for name, size in vectors.items()}
+    written = read | {
+        name: vectors.get(name, 1) * _output_width(numbers[name], settings.dtype)
+        for name in features.columns
+    }
     rows = sum(file.rows for file in files)
     text = max((_text_bytes(file) for file in files), default=0)
-    nominal = sum(_width(column, features) for column in schema)
-    output = sum(
-        sizes[column.name]
-        * (4 if output_type(str(value_type(column.type)), settings.dtype) == "float32" else 8)
-        if column.name in sizes
-        else width(column.type)
-        for column in schema
-    )
+    nominal, output = sum(read.values()), sum(written.values())
     largest = max(files, key=lambda file: file.chunks, default=None)
     return Shape(
         rows=rows,
@@ -131,18 +131,19 @@ def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings)
         columns=len(schema) if largest is None else _leaf_columns(largest, len(schema)),
         normalized=len(features),
         row_bytes=nominal + text,
-        normalized_bytes=sum(_width(schema.field(name), features) for name in sizes),
+        normalized_bytes=sum(read[name] for name in features.columns),
         output_bytes=output + text,
         nominal_output_bytes=output,
         footer_chunks=0 if largest is None else largest.chunks,
         page_bytes=max((file.page_bytes for file in files), default=0),
+        vectors=tuple((size, max(width(numbers[name]), 4)) for name, size in vectors.items()),
+        vector_bytes=sum(read[name] for name in vectors),
+        vector_output_bytes=sum(written[name] for name in vectors),
     )
 
 
-def _width(column: pa.Field, features: Features) -> int:
-    """Return the decoded bytes of one value of a column, nominal ones where the width varies."""
-    size = features.vectors.get(column.name)
-    return size * width(value_type(column.type)) if size else width(column.type)
+def _output_width(numbers: pa.DataType, asked: str | None) -> int:
+    return 4 if output_type(str(numbers), asked) == "float32" else 8
 
 
 def _even_group(files: Sequence[SourceFile]) -> int:
