@@ -294,9 +294,9 @@ def of_equal_lengths(
             if row >= 0:
                 raise InputError(
                     f"Column {describe(name)} holds {lengths[row]} numbers in row {first + row} "
-                    f"(counted from 0) of {describe(where)}, and {sizes[name]} before: only "
-                    "vectors of one length can be normalized. Mend that row, or leave the column "
-                    "out of --columns."
+                    f"(counted from 0) of {describe(where)}, where {sizes[name]} were expected: "
+                    "only vectors of one length can be normalized. Mend that row, or leave the "
+                    "column out of --columns."
                 )
         first += table.num_rows
         yield table

@@ -232,7 +232,7 @@ def test_another_length_is_named_with_its_row(odd):
     text = str(caught.value)
     assert f"'v' holds {len(odd)} numbers in row 103" in text
     assert "a\\x1b.pq" in text
-    assert "2 before" in text
+    assert "2 were expected" in text
 
 
 def test_the_first_list_tells_the_length():
