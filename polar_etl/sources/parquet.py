@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -89,7 +89,12 @@ class ParquetSource:
         lengths = {
             name: known.get(name) or first_length(self._rows_of(name), name) for name in columns
         }
-        return replace(self, lengths=lengths)
+        files = []
+        for index, file in enumerate(self.files):
+            with self._opened(index, buffer_size=_STREAM_BUFFER) as opened:
+                variable, _ = _measure(file.path, opened, apart_from=lengths)
+            files.append(replace(file, variable_bytes=variable))
+        return replace(self, lengths=lengths, files=tuple(files))
 
     def _rows_of(self, column: str) -> Iterator[pa.Table]:
         few = Reading(threads=1, group_rows=0, stream_rows=256)
@@ -267,9 +272,11 @@ def _inspect(path: str) -> tuple[pq.FileMetaData, SourceFile, pa.Schema]:
     )
 
 
-def _variable_leaves(schema: pa.Schema) -> list[bool]:
+def _variable_leaves(schema: pa.Schema, apart_from: Container[str]) -> list[bool]:
     return [
-        has_variable_width(column.type) for column in schema for _ in range(leaves(column.type))
+        has_variable_width(column.type) and column.name not in apart_from
+        for column in schema
+        for _ in range(leaves(column.type))
     ]
 
 
@@ -282,7 +289,7 @@ def _footer_hash(path: str) -> str:
         return hashlib.blake2b(file.read(length + 8), digest_size=16).hexdigest()
 
 
-def _measure(path: str, opened: pq.ParquetFile) -> tuple[int, int]:
+def _measure(path: str, opened: pq.ParquetFile, apart_from: Container[str] = ()) -> tuple[int, int]:
     """Return the bytes of columns of variable width, and of the largest page, from samples.
 
     The footer does not tell how large pages are, their headers do: a Thrift struct that begins with
@@ -294,7 +301,9 @@ def _measure(path: str, opened: pq.ParquetFile) -> tuple[int, int]:
     filled = [i for i, group in enumerate(groups) if group.num_rows > 0]
     if not filled:
         return 0, 0
-    variable = [i for i, wide in enumerate(_variable_leaves(opened.schema_arrow)) if wide]
+    variable = [
+        i for i, wide in enumerate(_variable_leaves(opened.schema_arrow, apart_from)) if wide
+    ]
     texts = variable[:: len(variable) // _COLUMNS_SAMPLED + 1]
     pages = range(0, metadata.num_columns, metadata.num_columns // _COLUMNS_SAMPLED + 1)
     largest = max(filled, key=lambda i: groups[i].num_rows)

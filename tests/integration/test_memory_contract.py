@@ -130,7 +130,7 @@ def test_numbers_with_a_few_texts_streamed_from_one_large_group(tmp_path):
 
 def write_vectors(path, rows: int, group: int, size: int, missing: str = "") -> None:
     """Write `rows` vectors in row groups of `group`, a few thousand rows in memory at a time."""
-    kind = pa.list_(pa.float32(), size)
+    kind = pa.list_(pa.float32(), -1 if "lists" in missing else size)
     draw = np.random.default_rng(0)
     how = {"compression": "zstd", "compression_level": 1, "use_dictionary": False}
     with pq.ParquetWriter(path, pa.schema({"v": kind}), **how) as writer:
@@ -150,12 +150,12 @@ def write_vectors(path, rows: int, group: int, size: int, missing: str = "") -> 
 
 @pytest.mark.parametrize(
     ("group", "missing", "threads"),
-    [(40_000, "", 2), (3_000, "", 1), (40_000, "rows", 1), (15_000, "rows and numbers", 2)],
+    [(40_000, "", 2), (3_000, "", 1), (40_000, "rows, lists", 1), (15_000, "rows, numbers", 2)],
 )
 def test_vectors_in_the_smallest_limit(tmp_path, group, missing, threads):
     write_vectors(tmp_path / "in.parquet", 40_000, group, 768, missing)
-    how = ("in.parquet", "out", "--threads", threads)
-    least = smallest_limit(tmp_path, *how)
+    how = ("in.parquet", "out", "--threads", threads, "--columns", "v")
+    least = smallest_limit(tmp_path, *how) + 1  # what the interpreter takes varies by some kB
     limit = ("--memory-limit", f"{least}MB", "--json")
     outcome, peak = measured(tmp_path, "normalize", *how, *limit)
     outcome.expect(0)
