@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pyarrow as pa
 
 from polar_etl import pipeline
 from polar_etl.errors import UsageError
 from polar_etl.events import Listener, silent
+from polar_etl.features import Features, is_open_list
 from polar_etl.memory import limit_in_force, parse_size
 from polar_etl.pipeline import Control, Limits, Report, Settings
 from polar_etl.plan import Plan, Shape, make_plan
@@ -39,7 +41,7 @@ class Options:
     """All that can be set, with its defaults."""
 
     columns: Sequence[str] | None = None
-    """Names, globs or `^regex$` of the columns to normalize; None: all numeric ones."""
+    """Names, globs or `^regex$` of the columns to normalize; None: all of numbers and vectors."""
     exclude: Sequence[str] | None = None
     """The same, for columns that pass through."""
     ddof: int = 0
@@ -94,11 +96,20 @@ class Options:
         cores = len(os.sched_getaffinity(0))
         return Limits(limit_in_force(self.memory_limit), self.threads or cores)
 
-    def settings(self, schema: pa.Schema, scaler: Scaler | None = None) -> Settings:
-        """Return what shapes the result, for a source of this schema."""
-        chosen = scaler.columns if scaler else select(schema, self.columns, self.exclude)
+    def chosen(self, schema: pa.Schema, scaler: Scaler | None) -> tuple[str, ...]:
+        """Return the names of the columns to normalize."""
+        return scaler.columns if scaler else select(schema, self.columns, self.exclude)
+
+    def settings(
+        self,
+        schema: pa.Schema,
+        scaler: Scaler | None = None,
+        lengths: Mapping[str, int] = MappingProxyType({}),
+    ) -> Settings:
+        """Return what shapes the result, for a source of this schema and lists of these lengths."""
+        columns = self.chosen(schema, scaler)
         return Settings(
-            columns=chosen,
+            features=Features.of(schema, columns, lengths),
             ddof=self.ddof if scaler is None else scaler.ddof,
             inf=self.inf if scaler is None else scaler.inf,
             dtype=self.dtype if scaler is None else scaler.dtype,
@@ -141,11 +152,25 @@ def prepare(
     limits = options.limits()
     apart = [workspace.out, workspace.state] if workspace else []
     many = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
-    source = ParquetSource.open(find_files(many, apart))
-    if scaler:
-        scaler.require(source.schema)
-    settings = options.settings(source.schema, scaler)
+    source, settings = _settled(ParquetSource.open(find_files(many, apart)), options, scaler)
     return Prepared(source, settings, pipeline.plan_run(source, settings, limits, base))
+
+
+AnySource = TypeVar("AnySource", ParquetSource, StreamSource)
+
+
+def _settled(
+    source: AnySource, options: Options, scaler: Scaler | None
+) -> tuple[AnySource, Settings]:
+    """Return the source with the lengths of its lists, and what shapes the result."""
+    schema = source.schema
+    if scaler:
+        scaler.require(schema)
+    columns = options.chosen(schema, scaler)
+    lists = [name for name in columns if is_open_list(schema.field(name).type)]
+    if lists:
+        source = source.with_lengths(lists, scaler.vectors if scaler else {})
+    return source, options.settings(schema, scaler, source.lengths)
 
 
 def run(
@@ -220,9 +245,8 @@ def fit(source: Any, *, listener: Listener = silent, **options: Any) -> Scaler:
     if _is_path(source):
         ready = prepare(source, chosen)
         return pipeline.fit(ready.source, ready.settings, ready.plan, Control(listener))
-    stream = StreamSource.of(source)
-    settings = chosen.settings(stream.schema)
-    moments = fit_stream(stream, settings.columns, _stream_plan(stream, settings, chosen))
+    stream, settings = _settled(StreamSource.of(source), chosen, None)
+    moments = fit_stream(stream, settings.features, _stream_plan(stream, settings, chosen))
     return pipeline.scaler_of(stream.schema, settings, [moments], ["the stream"])
 
 
@@ -245,9 +269,7 @@ def transform(
     if _is_path(source):
         run(source, out, chosen, Control(listener), scaler=scaler)
         return _scan(out)
-    stream = StreamSource.of(source)
-    scaler.require(stream.schema)
-    settings = chosen.settings(stream.schema, scaler)
+    stream, settings = _settled(StreamSource.of(source), chosen, scaler)
     plan = _stream_plan(stream, settings, chosen)
     workspace = Workspace.at(out, chosen.state_dir)
     write_stream(stream, scaler, plan, workspace, chosen.compression_level)

@@ -68,7 +68,7 @@ def _observe_blocks(
     """Return the moments of `blocks` blocks of `length` rows, from row `start` of the batch on."""
     sums = _Sums(len(columns) * blocks, length)
     tiles = np.empty((2, max(_TILE_VALUES // length, 1) * length))
-    gaps = np.array([any(piece.bitmap is not None for piece in pieces) for pieces in columns])
+    gaps = np.array([any(piece.bitmaps for piece in pieces) for pieces in columns])
     for low, high, at in _tiles(len(columns), blocks, length):
         if gaps[low:high].all():
             continue

@@ -22,43 +22,65 @@ def is_numeric(kind: pa.DataType) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """A contiguous run of one column's values."""
+class Bitmap:
+    """Tells of a run of values which are there, as Arrow does."""
 
-    values: npt.NDArray[np.generic]
-    """The values in their own dtype, shape `(rows,)`; what stands where a null is, is undefined."""
-    bitmap: npt.NDArray[np.uint8] | None = None
-    """Arrow's validity bitmap, least significant bit first; None where there are no nulls."""
+    bits: npt.NDArray[np.uint8]
+    """Arrow's validity bitmap, least significant bit first."""
     offset: int = 0
-    """Bit of `bitmap` that belongs to the first value."""
+    """Bit that belongs to the first value."""
+    step: int = 1
+    """Bits from one value to the next."""
 
     def valid(self, low: int, high: int) -> Bools:
         """Return for the values `low` … `high` whether they are there, shape `(high - low,)`."""
-        if self.bitmap is None:
-            return np.ones(high - low, np.bool_)
+        if self.step > 1:
+            places = self.offset + np.arange(low, high) * self.step
+            return np.asarray((self.bits[places >> 3] >> (places & 7).astype(np.uint8)) & 1 != 0)
         first = self.offset + low
         bits = np.unpackbits(
-            self.bitmap[first // 8 : (self.offset + high + 7) // 8],
+            self.bits[first // 8 : (self.offset + high + 7) // 8],
             bitorder="little",
             count=first % 8 + high - low,
         )
         return np.asarray(bits[first % 8 :].view(np.bool_))
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of one column's values."""
+
+    values: npt.NDArray[np.generic]
+    """The values in their own dtype, shape `(rows,)`; what stands where a null is, is undefined."""
+    bitmaps: tuple[Bitmap, ...] = ()
+    """A value is there if all of these say so."""
+
+    def valid(self, low: int, high: int) -> Bools:
+        """Return for the values `low` … `high` whether they are there, shape `(high - low,)`."""
+        found = [bitmap.valid(low, high) for bitmap in self.bitmaps]
+        return np.logical_and.reduce(found) if found else np.ones(high - low, np.bool_)
+
+
 def pieces_of(column: pa.ChunkedArray) -> list[Piece]:
     """Return the chunks of a numeric column, in row order, as NumPy arrays."""
-    return [_piece(chunk) for chunk in column.iterchunks() if len(chunk)]
+    return [piece_of(chunk) for chunk in column.iterchunks() if len(chunk)]
 
 
-def _piece(chunk: pa.Array) -> Piece:
+def piece_of(chunk: pa.Array) -> Piece:
+    """Return a numeric array as a NumPy array with its bitmap."""
     if pa.types.is_decimal(chunk.type):
         chunk = _nearest_floats(chunk)
     dtype = np.dtype(chunk.type.to_pandas_dtype())
-    bitmap, data = chunk.buffers()
+    data = chunk.buffers()[1]
     values = np.frombuffer(data, dtype, len(chunk), chunk.offset * dtype.itemsize)
+    return Piece(values, bitmaps_of(chunk))
+
+
+def bitmaps_of(chunk: pa.Array) -> tuple[Bitmap, ...]:
+    """Return the bitmap of an array of any type, none where there are no nulls."""
     if chunk.null_count == 0:
-        return Piece(values)
-    return Piece(values, np.frombuffer(bitmap, np.uint8), chunk.offset)
+        return ()
+    return (Bitmap(np.frombuffer(chunk.buffers()[0], np.uint8), chunk.offset),)
 
 
 def _nearest_floats(chunk: pa.Array) -> pa.Array:
@@ -108,14 +130,14 @@ def fill(target: Floats, pieces: Iterable[Piece], first: int) -> None:
     for piece, low, high, place in _windows(pieces, first, len(target)):
         into = target[place : place + high - low]
         np.copyto(into, piece.values[low:high], casting="unsafe")
-        if piece.bitmap is not None:
+        if piece.bitmaps:
             np.copyto(into, np.nan, where=~piece.valid(low, high))
 
 
 def validity(pieces: Iterable[Piece], first: int, rows: int) -> Bools | None:
     """Return which of the rows `first` … `first + rows` hold a value; None if all of them do."""
     windows = list(_windows(pieces, first, rows))
-    if all(piece.bitmap is None for piece, _, _, _ in windows):
+    if not any(piece.bitmaps for piece, _, _, _ in windows):
         return None
     return np.concatenate([piece.valid(low, high) for piece, low, high, _ in windows])
 

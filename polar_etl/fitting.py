@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import repeat
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 from polar_etl.errors import InputError, StateMismatchError, describe
 from polar_etl.events import BatchFinished, PassFinished, PassStarted
 from polar_etl.executors.local import ordered_map
+from polar_etl.features import Features
 from polar_etl.manifest import BatchRow, Manifest
 from polar_etl.moments import NO_ROW, Moments
 from polar_etl.passes import Batch, BatchMoments, collect_moments
@@ -25,36 +26,38 @@ Progress = dict[int, tuple[int, Moments]]
 
 
 def fit_files(
-    run: Run, names: tuple[str, ...], manifest: Manifest | None, cache: Cache
+    run: Run, features: Features, manifest: Manifest | None, cache: Cache
 ) -> list[Moments]:
-    """Return the moments of the columns `names`, file by file.
+    """Return the moments of `features`, file by file.
 
     Args:
         run: Source and plan.
-        names: The normalized columns.
+        features: What is normalized.
         manifest: Where an earlier run left off, and where this one records batches; None to
             begin at the start and record nothing.
         cache: Is given decoded rows as long as it takes them.
     """
-    progress: Progress = manifest.moments(len(names)) if manifest else {}
+    progress: Progress = manifest.moments(len(features)) if manifest else {}
     done = len(manifest.batches("moments")) if manifest else 0
     _check(run.source, progress)
     resumed = sum(rows for rows, _ in progress.values())
     total = sum(file.rows for file in run.source.files)
     started = time.perf_counter()
-    run.listen(PassStarted("moments", total, resumed, _row_bytes(run.source.schema, names)))
-    if names:
+    run.listen(
+        PassStarted("moments", total, resumed, _row_bytes(run.source.schema, features.columns))
+    )
+    if features:
         results = ordered_map(
-            partial(collect_moments, names=names),
-            _batches(run, names, progress, cache),
+            partial(collect_moments, features=features),
+            _batches(run, features.columns, progress, cache),
             threads=run.plan.threads,
             in_flight=run.plan.in_flight,
         )
         for number, result in enumerate(results, start=done):
-            _record(run, result, number, progress, len(names), manifest)
+            _record(run, result, number, progress, len(features), manifest)
     run.stop.check()
     run.listen(PassFinished("moments", time.perf_counter() - started))
-    nothing = (0, Moments.empty(len(names)))
+    nothing = (0, Moments.empty(len(features)))
     return [progress.get(file, nothing)[1] for file in range(len(run.source.files))]
 
 
@@ -129,8 +132,8 @@ def _row_bytes(schema: pa.Schema, names: tuple[str, ...] | list[str]) -> int:
     return sum(width(schema.field(name).type) for name in names)
 
 
-def refuse_infinities(paths: list[str], names: tuple[str, ...], files: list[Moments]) -> None:
-    """Raise an error that names the columns with infinite values, if there are any.
+def refuse_infinities(paths: list[str], names: Sequence[str], files: list[Moments]) -> None:
+    """Raise an error that names the features with infinite values, if there are any.
 
     Raises:
         InputError: With columns, counts, and the first file and row.

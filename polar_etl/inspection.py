@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from polar_etl import pipeline
 from polar_etl.errors import InputError, StateMismatchError, describe
+from polar_etl.features import is_open_list
 from polar_etl.manifest import BatchRow, Manifest
 from polar_etl.moments import Moments
 from polar_etl.passes import output_schema, passed_through
@@ -137,7 +138,9 @@ def _found_inside(
             yield f"{row.part}: {file.rows} rows instead of {row.rows}"
     if sum(file.rows for file in source.files) != total:
         yield f"the parts hold {sum(file.rows for file in source.files)} rows instead of {total}"
-    how = pipeline.Settings(scaler.columns, scaler.ddof, "ignore", None, None, None, 1)
+    lists = [name for name in scaler.vectors if is_open_list(source.schema.field(name).type)]
+    source = source.with_lengths(lists, scaler.vectors)
+    how = pipeline.Settings(scaler.features, scaler.ddof, "ignore", None, None, None, 1)
     plan = pipeline.plan_run(source, how, limits, base)
     found = pipeline.fit(source, how, plan, control)
     _decode_others(source, scaler, plan.reading)
@@ -177,7 +180,7 @@ def moment_problems(scaler: Scaler, found: Moments) -> list[str]:
     deviation at most 64 u (the scaler's own error, see the README) plus e (1 + q) away from 1.
     Both bounds are taken twice, for terms of second order.
     """
-    how, fitted = scaler.standardizer(), scaler.moments
+    how, fitted, labels = scaler.standardizer(), scaler.moments, scaler.features.labels()
     made_null = scaler.inf == "null"
     infinite = np.zeros_like(fitted.inf_count) if made_null else fitted.inf_count
     nulls = fitted.null_count + (fitted.inf_count if made_null else 0)
@@ -188,7 +191,7 @@ def moment_problems(scaler: Scaler, found: Moments) -> list[str]:
         "infinities": (found.inf_count, infinite),
     }
     problems = [
-        f"column {describe(scaler.columns[i])}: {there[i]} {name} instead of {expected[i]}"
+        f"column {describe(labels[i])}: {there[i]} {name} instead of {expected[i]}"
         for name, (there, expected) in counts.items()
         for i in np.flatnonzero(there != expected).tolist()
     ]
@@ -205,7 +208,7 @@ def moment_problems(scaler: Scaler, found: Moments) -> list[str]:
         & ~(np.abs(std - 1) <= 2 * (64 * _UNIT + rounding * (1 + moved))),
     }
     return problems + [
-        f"column {describe(scaler.columns[i])} {what}"
+        f"column {describe(labels[i])} {what}"
         for what, wrong in checks.items()
         for i in np.flatnonzero(wrong).tolist()
     ]

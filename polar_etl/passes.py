@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 
 from polar_etl.blocks import observe
-from polar_etl.columns import pieces_of
 from polar_etl.errors import InputError, RunFailedError, describe
+from polar_etl.features import Features, in_short_chunks, with_values
 from polar_etl.moments import Moments
 from polar_etl.parts import PartFormat, PartWriter, Receipt, part_name
 from polar_etl.scaler import Scaler, output_type
@@ -40,16 +41,15 @@ class BatchMoments:
     seconds: float
 
 
-def collect_moments(batch: Batch, names: tuple[str, ...]) -> BatchMoments:
+def collect_moments(batch: Batch, features: Features) -> BatchMoments:
     """Return the moments of every block of a batch."""
     started = time.perf_counter()
-    columns = [pieces_of(batch.table.column(name)) for name in names]
     return BatchMoments(
         file=batch.file,
         first_row=batch.first_row,
         rows=batch.table.num_rows,
         bytes_in=batch.table.nbytes,
-        blocks=observe(columns, batch.table.num_rows, batch.first_row),
+        blocks=observe(features.pieces(batch.table), batch.table.num_rows, batch.first_row),
         seconds=time.perf_counter() - started,
     )
 
@@ -80,8 +80,7 @@ class Written:
 class PartsStage:
     """Normalizes slabs and writes them; slabs of one part come in order, parts side by side."""
 
-    names: tuple[str, ...]
-    """Names of the normalized columns."""
+    features: Features
     standardizer: Standardizer
     form: PartFormat
     writer: Callable[[int], PartWriter]
@@ -111,7 +110,7 @@ class PartsStage:
         form = PartFormat(output_schema(schema, scaler, fitted=fitted), scaler.columns, level)
         scratch = workspace.scratch
         return cls(
-            names=scaler.columns,
+            features=scaler.features,
             standardizer=scaler.standardizer(),
             form=form,
             writer=lambda index: PartWriter(workspace.out, scratch, part_name(index), form),
@@ -151,13 +150,24 @@ class PartsStage:
             self._open.popitem()[1].abort()
 
     def _normalized(self, table: pa.Table) -> pa.Table:
-        pieces = [pieces_of(table.column(name)) for name in self.names]
-        done = dict(zip(self.names, self.standardizer.apply(pieces, len(table)), strict=True))
+        done = dict(self._standardized(table))
         columns = [
             done[name] if name in done else passed_through(name, table.column(name))
             for name in table.column_names
         ]
         return pa.Table.from_arrays(columns, schema=self.form.schema)
+
+    def _standardized(self, table: pa.Table) -> Iterator[tuple[str, pa.Array | pa.ChunkedArray]]:
+        vectors = self.features.vectors
+        places = {name: span for name, span in self.features.spans() if name not in vectors}
+        scalars = self.standardizer.select(np.array([s.start for s in places.values()], np.int64))
+        pieces = Features(tuple(places)).pieces(table)
+        yield from zip(places, scalars.apply(pieces, len(table)), strict=True)
+        for name, span in self.features.spans():
+            if name in vectors:
+                how, kind = self.standardizer.select(span), self.form.schema.field(name).type
+                made = how.apply_to_vectors(table.column(name), kind)
+                yield name, in_short_chunks(made, vectors[name])
 
 
 def passed_through(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
@@ -190,19 +200,22 @@ def _encoded_anew(column: pa.ChunkedArray) -> pa.Array:
 def output_schema(schema: pa.Schema, scaler: Scaler, *, fitted: bool = False) -> pa.Schema:
     """Return the schema of the parts: the source's, with normalized columns as floats.
 
-    Where the scaler was fitted to the very rows that are written, its columns without nulls are
-    declared so: that spares a quarter of the encoder's work, and readers theirs.
+    Where the scaler was fitted to the very rows that are written, its scalar columns without nulls
+    are declared so: that spares a quarter of the encoder's work, and readers theirs.
     """
     fields = list(schema)
-    counts = zip(scaler.moments.null_count, scaler.moments.inf_count, strict=True)
-    for name, dtype, (nulls, infinities) in zip(scaler.columns, scaler.dtypes, counts, strict=True):
+    made_null = (scaler.moments.inf_count > 0) & (scaler.inf == "null")
+    spans = dict(scaler.features.spans())
+    for name, dtype in zip(scaler.columns, scaler.dtypes, strict=True):
         place = schema.get_field_index(name)
         single = output_type(dtype, scaler.dtype) == "float32"
-        made_null = bool(infinities) and scaler.inf == "null"
-        may_be_null = schema.field(place).nullable and (bool(nulls) or not fitted)
-        fields[place] = (
-            schema.field(place)
-            .with_type(pa.float32() if single else pa.float64())
-            .with_nullable(may_be_null or made_null)
-        )
+        floats = pa.float32() if single else pa.float64()
+        more_nulls = bool(made_null[spans[name]].any())
+        kind = with_values(schema.field(place).type, floats, nullable=more_nulls)
+        fields[place] = schema.field(place).with_type(kind)
+        if name not in scaler.vectors:
+            nulls = not fitted or bool(scaler.moments.null_count[spans[name]].any())
+            fields[place] = fields[place].with_nullable(
+                more_nulls or (nulls and schema.field(place).nullable)
+            )
     return pa.schema(fields, metadata=schema.metadata)

@@ -14,6 +14,7 @@ import pyarrow as pa
 from polar_etl.durable import write_atomically
 from polar_etl.errors import InputError, RunFailedError, StateMismatchError, describe
 from polar_etl.events import Listener, Warned, silent
+from polar_etl.features import Features, value_type
 from polar_etl.fitting import fit_files, refuse_infinities
 from polar_etl.manifest import Manifest
 from polar_etl.memory import PeakSampler, peak_of_process
@@ -42,8 +43,8 @@ _VALUE_COPIES, _TEXT_COPIES = 3.5, 8
 class Settings:
     """What shapes the result. Two runs with equal settings on one input give the same bytes."""
 
-    columns: tuple[str, ...]
-    """Names of the normalized columns."""
+    features: Features
+    """What is normalized."""
     ddof: int
     inf: InfPolicy
     dtype: str | None
@@ -58,9 +59,10 @@ class Settings:
 
     def facts(self) -> dict[str, object]:
         """Return the settings as a small JSON value."""
-        names = hashlib.blake2b("\0".join(self.columns).encode(), digest_size=16).hexdigest()
+        columns = self.features.columns
+        names = hashlib.blake2b("\0".join(columns).encode(), digest_size=16).hexdigest()
         return {
-            "normalized columns": f"{len(self.columns)} ({names})",
+            "normalized columns": f"{len(columns)} ({names})",
             "--ddof": self.ddof,
             "--inf": self.inf,
             "--dtype": self.dtype,
@@ -114,16 +116,18 @@ class Control:
 
 def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings) -> Shape:
     """Return what a plan needs to know of a source's schema and footers."""
-    chosen = set(settings.columns)
+    features = settings.features
+    vectors = Features.of(schema, tuple(schema.names), features.vectors).vectors
+    numbers = {name: value_type(schema.field(name).type) for name in schema.names}
+    read = {column.name: width(column.type) for column in schema}
+    read |= {name: size * width(numbers[name]) for name, size in vectors.items()}
+    written = read | {
+        name: vectors.get(name, 1) * _output_width(numbers[name], settings.dtype)
+        for name in features.columns
+    }
     rows = sum(file.rows for file in files)
     text = max((_text_bytes(file) for file in files), default=0)
-    nominal = sum(width(column.type) for column in schema)
-    output = sum(
-        (4 if output_type(str(column.type), settings.dtype) == "float32" else 8)
-        if column.name in chosen
-        else width(column.type)
-        for column in schema
-    )
+    nominal, output = sum(read.values()), sum(written.values())
     largest = max(files, key=lambda file: file.chunks, default=None)
     return Shape(
         rows=rows,
@@ -131,15 +135,23 @@ def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings)
         even_group=_even_group(files),
         files=len(files),
         columns=len(schema) if largest is None else _leaf_columns(largest, len(schema)),
-        normalized=len(settings.columns),
+        normalized=len(features),
         row_bytes=nominal + text,
-        normalized_bytes=sum(width(schema.field(name).type) for name in settings.columns),
+        normalized_bytes=sum(read[name] for name in features.columns),
         output_bytes=output + text,
         nominal_output_bytes=output,
         footer_chunks=0 if largest is None else largest.chunks,
         page_bytes=max((file.page_bytes for file in files), default=0),
-        stream_bytes=sum(_stream_bytes(column.type) for column in schema) + _TEXT_COPIES * text,
+        stream_bytes=_TEXT_COPIES * text
+        + sum(_stream_bytes(schema.field(name).type) for name in read if name not in vectors),
+        vectors=tuple((size, max(width(numbers[name]), 4)) for name, size in vectors.items()),
+        vector_bytes=sum(read[name] for name in vectors),
+        vector_output_bytes=sum(written[name] for name in vectors),
     )
+
+
+def _output_width(numbers: pa.DataType, asked: str | None) -> int:
+    return 4 if output_type(str(numbers), asked) == "float32" else 8
 
 
 def _stream_bytes(kind: pa.DataType) -> int:
@@ -221,7 +233,7 @@ def fit(source: Source, settings: Settings, plan: Plan, control: Control) -> Sca
         InputError: The source holds infinite values and `settings.inf` is "error".
     """
     with _running(source, plan, control) as run:
-        files = fit_files(run, settings.columns, None, Cache(0))
+        files = fit_files(run, settings.features, None, Cache(0))
     return scaler_of(source.schema, settings, files, [file.path for file in source.files])
 
 
@@ -233,15 +245,17 @@ def scaler_of(
     Raises:
         InputError: There are infinite values and `settings.inf` is "error".
     """
+    columns = settings.features.columns
     if settings.inf == "error":
-        refuse_infinities(paths, settings.columns, files)
+        refuse_infinities(paths, settings.features.labels(), files)
     return Scaler(
-        columns=settings.columns,
-        dtypes=tuple(str(schema.field(name).type) for name in settings.columns),
-        moments=merge_all(files, len(settings.columns)),
+        columns=columns,
+        dtypes=tuple(str(value_type(schema.field(name).type)) for name in columns),
+        moments=merge_all(files, len(settings.features)),
         ddof=settings.ddof,
         inf=settings.inf,
         dtype=settings.dtype,
+        vectors=settings.features.vectors,
     )
 
 
@@ -302,7 +316,7 @@ def _run_passes(
     cache = Cache(run.plan.cached_bytes)
     fitted = scaler is None
     if scaler is None:
-        files = fit_files(run, settings.columns, manifest, cache)
+        files = fit_files(run, settings.features, manifest, cache)
         paths = [file.path for file in run.source.files]
         scaler = scaler_of(run.source.schema, settings, files, paths)
     _keep_scaler(workspace, scaler, run.listen)
@@ -315,7 +329,7 @@ def _run_passes(
     return Report(
         rows=run.offsets[-1],
         columns=len(run.source.schema),
-        normalized_columns=len(settings.columns),
+        normalized_columns=len(settings.features.columns),
         batches=len(moments) + len(parts),
         resumed_batches=before + present,
         parts=len(parts),
@@ -343,11 +357,12 @@ def _keep_scaler(workspace: Workspace, scaler: Scaler, listen: Listener) -> None
 
 def _warn_of_oddities(scaler: Scaler, listen: Listener) -> None:
     """Tell of columns whose numbers need a second look."""
-    constant = [n for n, flat in zip(scaler.columns, scaler.is_constant(), strict=True) if flat]
+    labels = scaler.features.labels()
+    constant = [name for name, flat in zip(labels, scaler.is_constant(), strict=True) if flat]
     if constant:
         listen(Warned(f"Constant, so 0 in the output: {_some(constant)}."))
     infinite = scaler.moments.variance(scaler.ddof) == float("inf")
-    huge = [name for name, over in zip(scaler.columns, infinite, strict=True) if over]
+    huge = [name for name, over in zip(labels, infinite, strict=True) if over]
     if huge:
         listen(Warned(f"Variance beyond Float64 (the deviation is right): {_some(huge)}."))
 

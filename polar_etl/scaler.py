@@ -5,22 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from polar_etl.errors import InputError, UsageError, describe
+from polar_etl.features import (
+    Features,
+    dimensions,
+    is_open_list,
+    of_equal_lengths,
+    value_type,
+    with_values,
+)
 from polar_etl.moments import Moments
 from polar_etl.standardize import InfPolicy, Standardizer
 
 if TYPE_CHECKING:
     import polars as pl
-    import pyarrow as pa
 
 FORMAT = "polar-etl scaler 1"
 _INTS = ("count", "null_count", "nan_count", "inf_count", "exponent")
@@ -46,22 +54,31 @@ class Scaler:
     columns: tuple[str, ...]
     """Names of the normalized columns, in the order of the source."""
     dtypes: tuple[str, ...]
-    """Their Arrow types, as text."""
+    """The Arrow types of their numbers, as text."""
     moments: Moments
-    """Their moments, in the same order."""
+    """Moments of their features, in the same order."""
     ddof: int = 0
     """Delta degrees of freedom: 0 for the population's deviation, 1 for the sample's."""
     inf: InfPolicy = "error"
     """What happens to infinite values."""
     dtype: str | None = None
     """Output type of all columns, or None: float32 from float32 and float16, float64 otherwise."""
+    vectors: Mapping[str, int] = field(default_factory=dict)
+    """How many dimensions the columns have that hold vectors: a feature each."""
+
+    @property
+    def features(self) -> Features:
+        """What a row of the stat table is about: a scalar column, or a dimension of a vector."""
+        return Features(self.columns, self.vectors)
 
     @property
     def stats(self) -> pl.DataFrame:
-        """The stat table, a row per column.
+        """The stat table, a row per scalar column and per dimension of a vector column.
 
         Columns: `column`, `dtype`, `count`, `null_count`, `nan_count`, `inf_count`, `mean`, `std`,
         `var`, `min`, `max`, `constant`. Where a column holds no values, its statistics are null.
+        Where there are vectors, `dimension` comes second: 3 for `embedding[3]`, null for a scalar
+        column, also for one whose name happens to be `embedding[3]`.
         """
         import polars as pl
 
@@ -77,16 +94,25 @@ class Scaler:
         counts = {name: getattr(moments, name) for name in _INTS if name != "exponent"}
         return pl.DataFrame(
             {
-                "column": pl.Series(self.columns, dtype=pl.String),
-                "dtype": pl.Series(self.dtypes, dtype=pl.String),
+                "column": pl.Series(self.features.labels(), dtype=pl.String),
+                **self._dimensions(),
+                "dtype": pl.Series(self._dtypes(), dtype=pl.String),
                 **counts,
                 **{name: pl.Series(values).fill_nan(None) for name, values in floats.items()},
                 "constant": self.is_constant(),
             }
         )
 
+    def _dimensions(self) -> dict[str, list[int | None]]:
+        return {"dimension": self.features.dimensions()} if self.vectors else {}
+
+    def _dtypes(self) -> list[str]:
+        """Return the type of each feature."""
+        kinds = dict(zip(self.columns, self.dtypes, strict=True))
+        return [kinds[name] for name in self.features.owners()]
+
     def is_constant(self) -> npt.NDArray[np.bool_]:
-        """Tell which columns become 0: constant ones, and those with too few values for `ddof`."""
+        """Tell which features become 0: constant ones, and those with too few values for `ddof`."""
         few = (self.moments.count > 0) & (self.moments.count <= self.ddof)
         return self.moments.is_constant() | few
 
@@ -99,7 +125,7 @@ class Scaler:
         mean = np.where(some, moments.mean(), 0.0)
         exponent = np.where(scaled, _safe_exponent(moments, moments.std(self.ddof)), 0)
         std = np.where(scaled, moments.std(self.ddof, exponent), 1.0)
-        single = [output_type(kind, self.dtype) == "float32" for kind in self.dtypes]
+        single = [output_type(kind, self.dtype) == "float32" for kind in self._dtypes()]
         return Standardizer(
             mean=np.ldexp(mean, -exponent),
             std=std,
@@ -109,17 +135,26 @@ class Scaler:
             inf_to_null=(moments.inf_count > 0) & (self.inf == "null"),
         )
 
-    def expressions(self) -> list[pl.Expr]:
+    def expressions(self, schema: Mapping[str, pl.DataType] | None = None) -> list[pl.Expr]:
         """Return one Polars expression per column, named like the column.
 
         Polars divides by a literal through its reciprocal, so a float64 result may differ from the
-        parts of `normalize` in the last bit.
+        parts of `normalize` in the last bit. Vector columns go through the arithmetic of
+        `normalize`, to the same bits.
+
+        Args:
+            schema: Of the frame; vectors keep their type. None: they become `pl.Array`.
         """
         import polars as pl
 
         how = self.standardizer()
         found = []
-        for index, name in enumerate(self.columns):
+        for name, span in self.features.spans():
+            if name in self.vectors:
+                kind = schema[name] if schema else None
+                found.append(self._vector_expression(name, how.select(span), kind))
+                continue
+            index = span.start
             raw = pl.col(_literally(name)).cast(pl.Float64)
             value = raw
             for factor in _powers_of_two(-int(how.exponent[index])):
@@ -132,13 +167,37 @@ class Scaler:
             found.append(value.cast(pl.Float32 if how.single[index] else pl.Float64).alias(name))
         return found
 
+    def _vector_expression(self, name: str, how: Standardizer, kind: pl.DataType | None) -> pl.Expr:
+        import polars as pl
+
+        floats = pa.float32() if how.single.all() else pa.float64()
+
+        def standardized(values: pl.Series) -> pl.Series:
+            table = pa.table({name: values.to_arrow(compat_level=pl.CompatLevel.oldest())})
+            found = table.schema.field(name).type
+            self._require_vectors(name, found)
+            if is_open_list(found):
+                list(of_equal_lengths([table], self.vectors, "the frame", 0))
+            target = with_values(found, floats, nullable=True)
+            return pl.Series(values.name, how.apply_to_vectors(table.column(0), target))
+
+        if kind is None:
+            kind = pl.Array(pl.Float32 if how.single.all() else pl.Float64, self.vectors[name])
+        result = standardized(pl.Series([], dtype=kind)).dtype
+        return pl.col(_literally(name)).map_batches(
+            lambda values: standardized(values).cast(result),
+            return_dtype=result,
+            is_elementwise=True,
+        )
+
     def transform(self, frame: pl.LazyFrame) -> pl.LazyFrame:
         """Return `frame` with the columns of this scaler standardized; nothing is read yet.
 
         Args:
             frame: Holds at least the columns of the scaler; all others pass through.
         """
-        return frame.lazy().with_columns(self.expressions())
+        schema = frame.lazy().collect_schema() if self.vectors else None
+        return frame.lazy().with_columns(self.expressions(schema))
 
     @classmethod
     def merge(cls, scalers: Sequence[Scaler]) -> Scaler:
@@ -155,13 +214,13 @@ class Scaler:
             raise UsageError("merge needs at least one scaler.")
         first = scalers[0]
         for other in scalers[1:]:
-            for field in ("columns", "dtypes", "ddof", "inf", "dtype"):
-                if getattr(other, field) != getattr(first, field):
-                    raise UsageError(f"Scalers can't be merged: their {field} differ.")
-        moments = Moments.empty(len(first.columns))
+            for what in ("columns", "vectors", "dtypes", "ddof", "inf", "dtype"):
+                if getattr(other, what) != getattr(first, what):
+                    raise UsageError(f"Scalers can't be merged: their {what} differ.")
+        moments = Moments.empty(len(first.features))
         for scaler in scalers:
             moments = moments.merge(scaler.moments)
-        return cls(first.columns, first.dtypes, moments, first.ddof, first.inf, first.dtype)
+        return replace(first, moments=moments)
 
     def require(self, schema: pa.Schema) -> None:
         """Check that this scaler fits a source.
@@ -172,12 +231,18 @@ class Scaler:
         for name, kind in zip(self.columns, self.dtypes, strict=True):
             if name not in schema.names:
                 raise InputError(f"The scaler needs column {describe(name)}: the input has none.")
-            found = str(schema.field(name).type)
-            if found != kind:
-                raise InputError(
-                    f"The scaler was fitted on column {describe(name)} as {kind}, found {found}. "
-                    "Convert the input, or fit again."
-                )
+            found = schema.field(name).type
+            if name in self.vectors:
+                self._require_vectors(name, found)
+            elif dimensions(found) or is_open_list(found):
+                raise _misfit(name, kind, found)
+            if str(value_type(found)) != kind:
+                raise _misfit(name, kind, found)
+
+    def _require_vectors(self, name: str, found: pa.DataType) -> None:
+        size = self.vectors[name]
+        if dimensions(found) != size and not is_open_list(found):
+            raise _misfit(name, f"vectors of {size} numbers", found)
 
     def digest(self) -> str:
         """Return a hash of all that `to_json` writes."""
@@ -193,8 +258,9 @@ class Scaler:
         some = moments.count > 0
         readable = {"mean": moments.mean(), "std": moments.std(self.ddof)}
         table = {
-            "column": list(self.columns),
-            "dtype": list(self.dtypes),
+            "column": self.features.labels(),
+            **self._dimensions(),
+            "dtype": self._dtypes(),
             **{name: getattr(moments, name).tolist() for name in _INTS},
             **{
                 name: _finite_or_none(values, some & np.isfinite(values))
@@ -262,20 +328,21 @@ class Scaler:
             raise ValueError("an exponent or a sum of squares is impossible")
         if (floats["min"] > floats["max"])[some].any():
             raise ValueError("a minimum lies above its maximum")
-        if len(set(table["column"])) != width:
-            raise ValueError("it holds a column twice")
+        features = Features.of_labels(table["column"], table.get("dimension", [None] * width))
         if fields["inf"] not in ("error", "ignore", "null") or fields["ddof"] not in (0, 1):
             raise ValueError("its inf or ddof is not one of those there are")
         if fields["dtype"] not in (None, "float32", "float64"):
             raise ValueError("its dtype is neither float32 nor float64")
         moments = Moments(**arrays, first_inf=Moments.empty(width).first_inf)
+        kinds = dict(zip(features.owners(), table["dtype"], strict=True))
         return cls(
-            tuple(table["column"]),
-            tuple(table["dtype"]),
+            features.columns,
+            tuple(kinds[name] for name in features.columns),
             moments,
             fields["ddof"],
             fields["inf"],
             fields["dtype"],
+            features.vectors,
         )
 
     def save(self, path: str | Path) -> None:
@@ -308,6 +375,13 @@ def _safe_exponent(moments: Moments, std: npt.NDArray[np.float64]) -> npt.NDArra
     bound = np.maximum(np.abs(moments.min), np.abs(moments.max))
     tiny = (std > 0) & (std < 2.0**-960)
     return np.where(bound > 2.0**1020, 8, np.where(tiny, np.frexp(std)[1], 0)).astype(np.int64)
+
+
+def _misfit(name: str, expected: str, found: pa.DataType) -> InputError:
+    return InputError(
+        f"The scaler was fitted on column {describe(name)} as {expected}, found {found}. "
+        "Convert the input, or fit again."
+    )
 
 
 def _literally(name: str) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from polar_etl.columns import is_numeric
 from polar_etl.errors import UsageError, describe
+from polar_etl.features import is_open_list, value_type
 
 
 def select(
@@ -20,12 +20,13 @@ def select(
 
     Args:
         schema: The source's.
-        columns: Names, globs, or regular expressions between `^` and `$`; None for all numeric
-            columns. A pattern takes the numeric columns among those that it matches.
+        columns: Names, globs, or regular expressions between `^` and `$`; None for all columns of
+            numbers and of vectors whose type fixes their length. A pattern takes the columns of
+            numbers, vectors and lists of numbers among those that it matches.
         exclude: The same, for columns that pass through after all.
 
     Raises:
-        UsageError: A name or pattern matches nothing, or a column that was named is not numeric.
+        UsageError: A name or pattern matches nothing, or a column that was named holds no numbers.
 
     Example:
         >>> import pyarrow as pa
@@ -33,8 +34,8 @@ def select(
         >>> select(schema, ["x*"], ["^x2$"])
         ('x1',)
     """
-    numeric = [column.name for column in schema if is_numeric(column.type)]
-    chosen = set(numeric)
+    numeric = [column.name for column in schema if value_type(column.type)]
+    chosen = {name for name in numeric if not is_open_list(schema.field(name).type)}
     if columns is not None:
         chosen = set()
         for pattern in columns:
@@ -42,7 +43,7 @@ def select(
             if pattern in schema.names and pattern not in numeric:
                 raise UsageError(
                     f"Column {describe(pattern)} is {schema.field(pattern).type}; only integers, "
-                    "floats and decimals can be normalized."
+                    "floats, decimals and vectors of them can be normalized."
                 )
             chosen.update(found)
     for pattern in exclude or ():
@@ -72,4 +73,6 @@ def _matches(names: Sequence[str], pattern: str) -> list[str]:
 
 def reason_to_pass(column: pa.Field) -> str:
     """Return why a column passes through unchanged."""
-    return "not selected" if is_numeric(column.type) else f"{column.type} is not numeric"
+    if is_open_list(column.type):
+        return f"{column.type} fixes no length; --columns takes it where all lists have one length"
+    return "not selected" if value_type(column.type) else f"{column.type} is not numeric"

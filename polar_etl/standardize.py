@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from polar_etl.columns import Piece, fill, validity
+from polar_etl.features import fixed, numbers_valid, rows_valid, vector_pieces, vectors_of
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -21,7 +22,7 @@ _TILE_VALUES = 1 << 18
 
 @dataclass(frozen=True, eq=False)
 class Standardizer:
-    """What one column each needs to become standardized; every array has shape `(width,)`."""
+    """What one feature each needs to become standardized; every array has shape `(width,)`."""
 
     mean: Floats
     """Subtracted; 0 where a column holds no values."""
@@ -35,6 +36,10 @@ class Standardizer:
     """Columns whose output is float32; the others are float64."""
     inf_to_null: Bools
     """Columns whose infinities become nulls; in the others they stay."""
+
+    def select(self, index: slice | npt.NDArray[np.int64]) -> Standardizer:
+        """Return what is needed for the features at `index`."""
+        return Standardizer(**{item.name: getattr(self, item.name)[index] for item in fields(self)})
 
     def apply(self, columns: Sequence[Sequence[Piece]], rows: int) -> list[pa.Array]:
         """Return the standardized columns as Arrow arrays of `rows` values, nulls where they were.
@@ -53,10 +58,34 @@ class Standardizer:
                 self._compute(columns, index, table)
                 for place, column in enumerate(index.tolist()):
                     data = buffer.slice(place * rows * dtype.itemsize, rows * dtype.itemsize)
-                    outputs[column] = _array(
-                        columns[column], table[place], data, bool(self.inf_to_null[column])
-                    )
+                    valid = validity(columns[column], 0, rows)
+                    if self.inf_to_null[column]:
+                        finite = ~np.isinf(table[place])
+                        valid = finite if valid is None else valid & finite
+                    outputs[column] = _array(table[place], data, valid)
         return outputs
+
+    def apply_to_vectors(self, column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
+        """Return a vector column, each dimension standardized as the feature of its place.
+
+        Args:
+            column: The column, with as many dimensions as there are features.
+            kind: Type of the result: lists, fixed-size lists or tensors of floats.
+        """
+        width = len(self.mean)
+        chunks = fixed(column, width)
+        dtype = np.dtype(np.float32 if self.single.all() else np.float64)
+        data = pa.allocate_buffer(len(column) * width * dtype.itemsize)
+        numbers = np.frombuffer(data, dtype)
+        with np.errstate(all="ignore"):
+            table = numbers.reshape(-1, width).T
+            self._compute(vector_pieces(chunks, width), np.arange(width), table)
+        valid = numbers_valid(chunks)
+        if self.inf_to_null.any():
+            kept = ~(np.isinf(table.T) & self.inf_to_null).reshape(-1)
+            valid = kept if valid is None else valid & kept
+        made = _array(numbers, data, valid)
+        return vectors_of(kind, made, width, rows_valid(chunks))
 
     def _compute(
         self,
@@ -91,16 +120,7 @@ class Standardizer:
             np.ldexp(values, -self.exponent[column], out=values)
 
 
-def _array(
-    pieces: Sequence[Piece],
-    values: npt.NDArray[np.floating],
-    data: pa.Buffer,
-    inf_to_null: bool,
-) -> pa.Array:
-    valid = validity(pieces, 0, len(values))
-    if inf_to_null:
-        finite = ~np.isinf(values)
-        valid = finite if valid is None else valid & finite
+def _array(values: npt.NDArray[np.floating], data: pa.Buffer, valid: Bools | None) -> pa.Array:
     kind = pa.float32() if values.dtype == np.float32 else pa.float64()
     bitmap = None if valid is None else pa.py_buffer(np.packbits(valid, bitorder="little"))
     return pa.Array.from_buffers(kind, len(values), [bitmap, data])

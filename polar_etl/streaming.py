@@ -9,6 +9,7 @@ from itertools import chain, repeat
 
 from polar_etl.errors import UsageError
 from polar_etl.executors.local import ordered_map
+from polar_etl.features import Features
 from polar_etl.moments import Moments
 from polar_etl.parts import Receipt
 from polar_etl.passes import Batch, PartsStage, Slab, collect_moments
@@ -19,12 +20,12 @@ from polar_etl.sources.streams import StreamSource
 from polar_etl.workspace import Workspace
 
 
-def fit_stream(source: StreamSource, names: tuple[str, ...], plan: Plan) -> Moments:
-    """Return the moments of the columns `names` over the whole stream, as if it were one file."""
-    moments = Moments.empty(len(names))
+def fit_stream(source: StreamSource, features: Features, plan: Plan) -> Moments:
+    """Return the moments of `features` over the whole stream, as if it were one file."""
+    moments = Moments.empty(len(features))
     results = ordered_map(
-        partial(collect_moments, names=names),
-        _batches(source, names, plan),
+        partial(collect_moments, features=features),
+        _batches(source, features.columns, plan),
         threads=plan.threads,
         in_flight=plan.in_flight,
     )

@@ -17,7 +17,7 @@ _SHOWN = 5
 def plan_fields(ready: Prepared) -> dict[str, Any]:
     """Return the plan as a JSON object."""
     source, plan, settings = ready.source, ready.plan, ready.settings
-    chosen = set(settings.columns)
+    chosen = set(settings.features.columns)
     rows = sum(file.rows for file in source.files)
     return {
         "files": len(source.files),
@@ -25,6 +25,7 @@ def plan_fields(ready: Prepared) -> dict[str, Any]:
         "columns": len(source.schema),
         "row_groups": sum(len(file.group_rows) for file in source.files),
         "normalized_columns": len(chosen),
+        "vectors": dict(settings.features.vectors),
         "passed_columns": {
             column.name: reason_to_pass(column)
             for column in source.schema
@@ -50,8 +51,13 @@ def plan_lines(ready: Prepared) -> list[str]:
         f"input       {fields['files']} files, {fields['rows']:,} rows, {fields['columns']:,} "
         f"columns, {fields['row_groups']} row groups, {format_size(fields['bytes_in'])}",
         f"normalize   {fields['normalized_columns']:,} columns",
-        f"pass on     {len(passed):,} columns",
     ]
+    vectors: dict[str, int] = fields["vectors"]
+    shown = [f"{describe(name)} of {size:,} dimensions" for name, size in vectors.items()]
+    if shown:
+        more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+        lines.append(f"            {', '.join(shown[:_SHOWN])}{more}")
+    lines.append(f"pass on     {len(passed):,} columns")
     for reason, count in Counter(passed.values()).most_common():
         names = [describe(name) for name, why in passed.items() if why == reason]
         more = f" and {count - _SHOWN} more" if count > _SHOWN else ""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polar_etl.errors import InputError, describe
+from polar_etl.features import first_length, of_equal_lengths
 from polar_etl.sources.base import Reading, SourceFile
 from polar_etl.sources.decoding import STREAM_BUFFER, Decoder, unreadable
 from polar_etl.sources.schemas import checked_schema, difference, has_variable_width, leaves
@@ -27,6 +29,8 @@ class ParquetSource:
 
     schema: pa.Schema
     files: tuple[SourceFile, ...]
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    """The length that all lists of a column must have."""
     _footers: dict[int, pq.FileMetaData] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -51,7 +55,7 @@ class ParquetSource:
             footers = {index: metadata}
         if schema is None:
             raise InputError("There is no Parquet file to read.")
-        return cls(schema, tuple(found), footers)
+        return cls(schema, tuple(found), _footers=footers)
 
     def fingerprint(self, *, full: bool = False) -> dict[str, object]:
         """Return path, size, mtime and footer hash of every file; when `full`, a hash of it all."""
@@ -67,6 +71,35 @@ class ParquetSource:
         self, file: int, first: int, stop: int, columns: list[str] | None, how: Reading
     ) -> Iterator[pa.Table]:
         """Yield the rows `first` … `stop` of a file, see `Source.read`."""
+        tables = self._read(file, first, stop, columns, how)
+        if self.lengths:
+            tables = of_equal_lengths(tables, self.lengths, self.files[file].path, first)
+        return tables
+
+    def with_lengths(self, columns: list[str], known: Mapping[str, int]) -> ParquetSource:
+        """Return the source with lists in `columns` of one length: a known one, or the first's.
+
+        Raises:
+            InputError: No list tells the length.
+        """
+        lengths = {
+            name: known.get(name) or first_length(self._rows_of(name), name) for name in columns
+        }
+        files = []
+        for file in self.files:
+            with _opened(file.path) as opened:
+                variable, _ = _measure(file.path, opened, apart_from=lengths)
+            files.append(replace(file, variable_bytes=variable))
+        return replace(self, lengths=lengths, files=tuple(files))
+
+    def _rows_of(self, column: str) -> Iterator[pa.Table]:
+        few = Reading(threads=1, group_rows=0, stream_rows=256)
+        for index, file in enumerate(self.files):
+            yield from self._read(index, 0, file.rows, [column], few)
+
+    def _read(
+        self, file: int, first: int, stop: int, columns: list[str] | None, how: Reading
+    ) -> Iterator[pa.Table]:
         self._refuse_changes(file)
         rows = self.files[file].group_rows
         decoder = self._decoder(file, columns, how)
@@ -145,6 +178,16 @@ def _stretches(
         yield held_from, held
 
 
+@contextmanager
+def _opened(path: str) -> Iterator[pq.ParquetFile]:
+    """Open a file for a look at it; what goes wrong with it becomes an `InputError`."""
+    try:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=STREAM_BUFFER) as opened:
+            yield opened
+    except Exception as error:
+        raise unreadable(path, error) from None
+
+
 def _inspect(path: str) -> tuple[pq.FileMetaData, SourceFile, pa.Schema]:
     try:
         before = os.stat(path)
@@ -179,9 +222,11 @@ def _inspect(path: str) -> tuple[pq.FileMetaData, SourceFile, pa.Schema]:
     )
 
 
-def _variable_leaves(schema: pa.Schema) -> list[bool]:
+def _variable_leaves(schema: pa.Schema, apart_from: Container[str]) -> list[bool]:
     return [
-        has_variable_width(column.type) for column in schema for _ in range(leaves(column.type))
+        has_variable_width(column.type) and column.name not in apart_from
+        for column in schema
+        for _ in range(leaves(column.type))
     ]
 
 
@@ -202,7 +247,7 @@ def _hash(path: str) -> str:
         raise unreadable(path, error) from None
 
 
-def _measure(path: str, opened: pq.ParquetFile) -> tuple[int, int]:
+def _measure(path: str, opened: pq.ParquetFile, apart_from: Container[str] = ()) -> tuple[int, int]:
     """Return the bytes of columns of variable width, and of the largest page, from samples.
 
     The footer does not tell how large pages are, their headers do: a Thrift struct that begins with
@@ -214,7 +259,9 @@ def _measure(path: str, opened: pq.ParquetFile) -> tuple[int, int]:
     filled = [i for i, group in enumerate(groups) if group.num_rows > 0]
     if not filled:
         return 0, 0
-    variable = [i for i, wide in enumerate(_variable_leaves(opened.schema_arrow)) if wide]
+    variable = [
+        i for i, wide in enumerate(_variable_leaves(opened.schema_arrow, apart_from)) if wide
+    ]
     texts = variable[:: len(variable) // _COLUMNS_SAMPLED + 1]
     pages = range(0, metadata.num_columns, metadata.num_columns // _COLUMNS_SAMPLED + 1)
     largest = max(filled, key=lambda i: groups[i].num_rows)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from polar_etl.errors import InputError, UsageError
+from polar_etl.features import first_length, of_equal_lengths
 from polar_etl.sources.schemas import checked_schema
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ class StreamSource:
 
     schema: pa.Schema
     _reader: Iterator[pa.Table]
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    """The length that all lists of a column must have."""
 
     @classmethod
     def of(cls, data: Any) -> StreamSource:
@@ -40,6 +45,27 @@ class StreamSource:
         batches = (pa.Table.from_batches([batch]) for batch in reader)
         return cls(checked_schema("the stream", reader.schema), batches)
 
+    def with_lengths(self, columns: list[str], known: Mapping[str, int]) -> StreamSource:
+        """Return the source with lists in `columns` of one length: a known one, or the first's.
+
+        What had to be read for it comes again; this source itself must not be used any more.
+
+        Raises:
+            InputError: No list tells the length.
+        """
+        read: deque[pa.Table] = deque()
+        rest = self.tables()
+
+        def look() -> Iterator[pa.Table]:
+            yield from list(read)
+            for table in rest:
+                read.append(table)
+                yield table
+
+        lengths = {name: known.get(name) or first_length(look(), name) for name in columns}
+        again = (read.popleft() for _ in range(len(read)))
+        return replace(self, lengths=lengths, _reader=chain(again, rest))
+
     def tables(self) -> Iterator[pa.Table]:
         """Yield the tables; the second call yields nothing.
 
@@ -47,7 +73,7 @@ class StreamSource:
             InputError: The stream breaks off.
         """
         try:
-            yield from self._reader
+            yield from of_equal_lengths(self._reader, self.lengths, "the stream", 0)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"The stream can't be read: {error}") from error
 

@@ -7,7 +7,9 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support import cli, tables, trees
 
@@ -124,6 +126,52 @@ def test_numbers_with_a_few_texts_streamed_from_one_large_group(tmp_path):
         outcome, peak = measured(tmp_path, "normalize", "in.parquet", "out", *how)
         outcome.expect(0)
         assert peak <= limit * 10**6
+
+
+def write_vectors(path, rows: int, group: int, size: int, missing: str = "") -> None:
+    """Write `rows` vectors in row groups of `group`, a few thousand rows in memory at a time."""
+    kind = pa.list_(pa.float32(), -1 if "lists" in missing else size)
+    draw = np.random.default_rng(0)
+    how = {"compression": "zstd", "compression_level": 1, "use_dictionary": False}
+    with pq.ParquetWriter(path, pa.schema({"v": kind}), **how) as writer:
+        for first in range(0, rows, group):
+            left = min(group, rows - first)
+            chunks = []
+            for low in range(0, left, 4_000):
+                many = min(4_000, left - low)
+                values = draw.standard_normal(many * size, dtype=np.float32)
+                gaps = draw.random(len(values)) < 0.02 if "numbers" in missing else None
+                nulls = pa.array(draw.random(many) < 0.1) if "rows" in missing else None
+                flat = pa.array(values, mask=gaps)
+                chunks.append(pa.FixedSizeListArray.from_arrays(flat, size, mask=nulls))
+            column = pa.chunked_array(chunks).cast(kind)
+            writer.write_table(pa.table({"v": column}), row_group_size=left)
+
+
+@pytest.mark.parametrize(
+    ("group", "missing", "threads"),
+    [(40_000, "", 2), (3_000, "", 1), (40_000, "rows, lists", 1), (15_000, "rows, numbers", 2)],
+)
+def test_vectors_in_the_smallest_limit(tmp_path, group, missing, threads):
+    write_vectors(tmp_path / "in.parquet", 40_000, group, 768, missing)
+    how = ("in.parquet", "out", "--threads", threads, "--columns", "v")
+    least = smallest_limit(tmp_path, *how) + 1  # what the interpreter takes varies by some kB
+    limit = ("--memory-limit", f"{least}MB", "--json")
+    outcome, peak = measured(tmp_path, "normalize", *how, *limit)
+    outcome.expect(0)
+    assert peak <= least * 10**6
+    assert least * 10**6 <= peak * 1.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [20_000, 500_000])
+def test_embeddings_in_512_megabytes(tmp_path, group):
+    write_vectors(tmp_path / "in.parquet", 500_000, group, 768)
+    limit = ("--memory-limit", "512MB", "--json")
+    outcome, peak = measured(tmp_path, "normalize", "in.parquet", "out", *limit)
+    summary = outcome.expect(0).summary
+    assert peak <= 512 * 10**6
+    assert summary["projected_peak"] <= peak * 1.6
 
 
 def test_a_limit_that_is_too_small_is_refused_before_any_work(run_process, tmp_path):

@@ -25,6 +25,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["stop"],
     ["durable", "double"],
     ["columns"],
+    ["features"],
     ["moments"],
     ["blocks"],
     ["standardize"],

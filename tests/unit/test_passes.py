@@ -9,6 +9,7 @@ import pytest
 
 from polar_etl.blocks import block_rows
 from polar_etl.errors import InputError, RunFailedError
+from polar_etl.features import Features
 from polar_etl.moments import merge_all
 from polar_etl.parts import PartFormat, PartWriter, part_name
 from polar_etl.passes import (
@@ -43,7 +44,7 @@ def test_moments_of_a_batch():
     rows = block_rows(2) * 2 + 5
     data = table(rows)
 
-    result = collect_moments(Batch(3, 7 * block_rows(2), data), ("y", "x"))
+    result = collect_moments(Batch(3, 7 * block_rows(2), data), Features(("y", "x")))
 
     assert (result.file, result.first_row, result.rows) == (3, 7 * block_rows(2), rows)
     assert [int(block.count[0]) for block in result.blocks] == [block_rows(2)] * 2 + [5]
@@ -61,7 +62,7 @@ def stage(folders, data: pa.Table) -> PartsStage:
     scaler = fitted(data, ("x", "y"))
     form = PartFormat(output_schema(data.schema, scaler), scaler.columns, 1)
     return PartsStage(
-        names=scaler.columns,
+        features=scaler.features,
         standardizer=scaler.standardizer(),
         form=form,
         writer=lambda index: PartWriter(*folders, part_name(index), form),

@@ -1,0 +1,331 @@
+"""What is normalized: a feature is a scalar column, or one dimension of a vector column.
+
+Vectors are fixed-size lists, Arrow's fixed-shape tensors (their elements in storage order), and
+lists that turn out to be of one length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from polar_etl.columns import (
+    Bitmap,
+    Bools,
+    Piece,
+    bitmaps_of,
+    is_numeric,
+    piece_of,
+    pieces_of,
+)
+from polar_etl.errors import InputError, describe
+
+_CHUNK_NUMBERS = 1 << 18
+
+
+def value_type(kind: pa.DataType) -> pa.DataType | None:
+    """Return the type of the numbers that a column holds, plain or in vectors; None if neither.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> value_type(pa.list_(pa.float32(), 768)), value_type(pa.string())
+        (DataType(float), None)
+    """
+    kind = _storage(kind)
+    if pa.types.is_fixed_size_list(kind):
+        inner = kind.value_type if kind.list_size else None
+    else:
+        inner = kind.value_type if _is_list(kind) else kind
+    return inner if inner is not None and is_numeric(inner) else None
+
+
+def dimensions(kind: pa.DataType) -> int | None:
+    """Return how many numbers each value holds, None where the type does not say."""
+    kind = _storage(kind)
+    return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else None
+
+
+def is_open_list(kind: pa.DataType) -> bool:
+    """Tell whether columns of this type hold lists of numbers, which may differ in length."""
+    return _is_list(kind) and value_type(kind) is not None
+
+
+def with_values(kind: pa.DataType, values: pa.DataType, *, nullable: bool) -> pa.DataType:
+    """Return `kind` with other numbers in it.
+
+    Args:
+        kind: Type of a scalar or vector column.
+        values: Type of the numbers.
+        nullable: Whether there may be nulls among them, also where `kind` has none.
+    """
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return pa.fixed_shape_tensor(values, kind.shape, kind.dim_names, kind.permutation)
+    if value_type(kind) is kind or not hasattr(kind, "value_field"):
+        return values
+    inner = kind.value_field.with_type(values)
+    inner = inner.with_nullable(inner.nullable or nullable)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(inner, kind.list_size)
+    return pa.large_list(inner) if pa.types.is_large_list(kind) else pa.list_(inner)
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """The features of some columns, in order.
+
+    Example:
+        >>> found = Features(("x", "embedding"), {"embedding": 2})
+        >>> len(found), found.labels()
+        (3, ['x', 'embedding[0]', 'embedding[1]'])
+    """
+
+    columns: tuple[str, ...]
+    """Names of the columns."""
+    vectors: Mapping[str, int] = field(default_factory=dict)
+    """How many dimensions those have that hold vectors."""
+
+    @classmethod
+    def of(
+        cls, schema: pa.Schema, columns: tuple[str, ...], lengths: Mapping[str, int]
+    ) -> Features:
+        """Return the features of some columns.
+
+        Args:
+            schema: Of the source.
+            columns: Names of the columns.
+            lengths: How many numbers the lists hold where the type does not say.
+        """
+        kinds = {name: schema.field(name).type for name in columns}
+        sizes = {name: dimensions(kind) for name, kind in kinds.items() if value_type(kind)}
+        return cls(columns, {**{name: n for name, n in sizes.items() if n}, **lengths})
+
+    @classmethod
+    def of_labels(cls, labels: list[str], dimensions: list[int | None]) -> Features:
+        """Return the features of which `labels` and `dimensions` were asked for.
+
+        Raises:
+            ValueError: They contradict each other.
+        """
+        columns: list[str] = []
+        vectors: dict[str, int] = {}
+        for label, place in zip(labels, dimensions, strict=True):
+            name = label if place is None else label.removesuffix(f"[{place}]")
+            if not place:
+                columns.append(name)
+            if place is not None:
+                if place != vectors.get(name, 0):
+                    raise ValueError("a dimension is missing")
+                vectors[name] = place + 1
+        if len(set(columns)) != len(columns):
+            raise ValueError("it holds a column twice")
+        found = cls(tuple(columns), vectors)
+        if found.labels() != labels or found.dimensions() != dimensions:
+            raise ValueError("its dimensions contradict each other")
+        return found
+
+    def __len__(self) -> int:
+        """Return the number of features."""
+        return sum(self.vectors.get(name, 1) for name in self.columns)
+
+    def spans(self) -> Iterator[tuple[str, slice]]:
+        """Yield each column with the places of its features."""
+        start = 0
+        for name in self.columns:
+            stop = start + self.vectors.get(name, 1)
+            yield name, slice(start, stop)
+            start = stop
+
+    def dimensions(self) -> list[int | None]:
+        """Return for each feature which dimension of a vector it is, None for scalar columns."""
+        return [
+            place
+            for name in self.columns
+            for place in (range(self.vectors[name]) if name in self.vectors else (None,))
+        ]
+
+    def owners(self) -> list[str]:
+        """Return the column of each feature."""
+        return [name for name in self.columns for _ in range(self.vectors.get(name, 1))]
+
+    def labels(self) -> list[str]:
+        """Return the name of each feature: the column's, and the dimension in brackets."""
+        pairs = zip(self.owners(), self.dimensions(), strict=True)
+        return [name if place is None else f"{name}[{place}]" for name, place in pairs]
+
+    def pieces(self, table: pa.Table) -> list[list[Piece]]:
+        """Return the values of each feature as views of the columns of `table`.
+
+        Lists must be of the right length, see `of_equal_lengths`.
+        """
+        found = []
+        for name in self.columns:
+            column = table.column(name)
+            if name in self.vectors:
+                found += vector_pieces(fixed(column, self.vectors[name]), self.vectors[name])
+            else:
+                found.append(pieces_of(column))
+        return found
+
+
+def fixed(column: pa.ChunkedArray, size: int) -> list[pa.FixedSizeListArray]:
+    """Return the chunks of a vector column as fixed-size lists, copied only from lists with nulls.
+
+    Args:
+        column: The column; lists must be of the right length, see `of_equal_lengths`.
+        size: Number of dimensions.
+    """
+    return [_fixed(chunk, size) for chunk in column.iterchunks() if len(chunk)]
+
+
+def _fixed(chunk: pa.Array, size: int) -> pa.FixedSizeListArray:
+    if isinstance(chunk, pa.ExtensionArray):
+        chunk = chunk.storage
+    if pa.types.is_fixed_size_list(chunk.type):
+        return chunk
+    dense = pa.FixedSizeListArray.from_arrays(chunk.flatten(), size)
+    if chunk.null_count == 0:
+        return dense
+    valid = np.asarray(chunk.is_valid())
+    return dense.take(pa.array(np.cumsum(valid) - 1, mask=~valid))
+
+
+def vector_pieces(chunks: list[pa.FixedSizeListArray], size: int) -> list[list[Piece]]:
+    """Return the values of each of `size` dimensions, chunk by chunk, as views."""
+    found = [_by_dimension(chunk, size) for chunk in chunks]
+    return [[pieces[place] for pieces in found] for place in range(size)]
+
+
+def _by_dimension(chunk: pa.FixedSizeListArray, size: int) -> list[Piece]:
+    rows, numbers = bitmaps_of(chunk), piece_of(_numbers(chunk))
+    matrix = numbers.values.reshape(-1, size)
+    gaps = () if rows and _is_full(chunk) else numbers.bitmaps
+    return [
+        Piece(
+            matrix[:, place],
+            rows + tuple(Bitmap(gap.bits, gap.offset + place, size) for gap in gaps),
+        )
+        for place in range(size)
+    ]
+
+
+def _is_full(chunk: pa.FixedSizeListArray) -> bool:
+    """Tell whether only null rows hold nulls, as Parquet's do: half the work then (measured)."""
+    step = max(_CHUNK_NUMBERS // chunk.type.list_size, 1)
+    parts = (chunk.slice(first, step) for first in range(0, len(chunk), step))
+    return all(part.flatten().null_count == 0 for part in parts)
+
+
+def _numbers(chunk: pa.FixedSizeListArray) -> pa.Array:
+    """Return all numbers row by row, whatever stands in null rows included."""
+    size = chunk.type.list_size
+    return chunk.values.slice(chunk.offset * size, len(chunk) * size)
+
+
+def rows_valid(chunks: list[pa.FixedSizeListArray]) -> Bools | None:
+    """Return which vectors are there; None if all of them are."""
+    return _valid(chunks)
+
+
+def numbers_valid(chunks: list[pa.FixedSizeListArray]) -> Bools | None:
+    """Return which numbers are there, row by row, null rows aside; None if all of them are."""
+    return _valid([_numbers(chunk) for chunk in chunks])
+
+
+def _valid(chunks: list[pa.Array]) -> Bools | None:
+    if not any(chunk.null_count for chunk in chunks):
+        return None
+    return np.concatenate([np.asarray(chunk.is_valid()) for chunk in chunks])
+
+
+def vectors_of(kind: pa.DataType, numbers: pa.Array, size: int, valid: Bools | None) -> pa.Array:
+    """Return vectors of type `kind`, a list, fixed-size list or tensor.
+
+    Args:
+        kind: The type.
+        numbers: All numbers row by row, those of null rows included.
+        size: Number of dimensions.
+        valid: Which rows are not null; None if all of them are.
+    """
+    storage, rows = _storage(kind), len(numbers) // size
+    buffers = [None if valid is None else pa.py_buffer(np.packbits(valid, bitorder="little"))]
+    if not pa.types.is_fixed_size_list(storage):
+        offsets = np.arange(rows + 1) * size
+        bits = 64 if pa.types.is_large_list(storage) else 32
+        buffers.append(pa.py_buffer(offsets.astype(f"int{bits}")))
+    made = pa.Array.from_buffers(storage, rows, buffers, children=[numbers])
+    return made if kind is storage else pa.ExtensionArray.from_storage(kind, made)
+
+
+def in_short_chunks(column: pa.Array, size: int) -> pa.ChunkedArray:
+    """Return vectors cut into chunks of about a quarter million numbers.
+
+    Levels are made for a chunk at a time when it is written: for 8 million numbers in one chunk
+    they take 60 MB, and 120 MB where rows are null; in short ones 3 MB, and less time (measured).
+    """
+    step = max(_CHUNK_NUMBERS // size, 1)
+    chunks = [column.slice(first, step) for first in range(0, len(column), step)]
+    return pa.chunked_array(chunks, column.type)
+
+
+def of_equal_lengths(
+    tables: Iterable[pa.Table], sizes: Mapping[str, int], where: str, first: int
+) -> Iterator[pa.Table]:
+    """Yield `tables` again, after a look at the lengths of their lists.
+
+    Args:
+        tables: Rows in order.
+        sizes: The length that all lists of a column must have.
+        where: What the rows come from, for the message.
+        first: Index of the first row.
+
+    Raises:
+        InputError: A list has another length; names the row, counted from 0.
+    """
+    import pyarrow.compute as pc
+
+    for table in tables:
+        for name in sizes:
+            if name not in table.column_names:
+                continue
+            lengths = pc.list_value_length(table.column(name))
+            row = pc.index(pc.not_equal(lengths, sizes[name]), True).as_py()
+            if row >= 0:
+                raise InputError(
+                    f"Column {describe(name)} holds {lengths[row]} numbers in row {first + row} "
+                    f"(counted from 0) of {describe(where)}, where {sizes[name]} were expected: "
+                    "only vectors of one length can be normalized. Mend that row, or leave the "
+                    "column out of --columns."
+                )
+        first += table.num_rows
+        yield table
+        del table
+
+
+def first_length(tables: Iterable[pa.Table], name: str) -> int:
+    """Return the length of the first list of a column that is not null.
+
+    Raises:
+        InputError: There is none, or it is empty.
+    """
+    import pyarrow.compute as pc
+
+    lengths = (pc.list_value_length(table.column(name)).drop_null() for table in tables)
+    size = next((found[0].as_py() for found in lengths if len(found)), None)
+    if not size:
+        found = "holds nulls only" if size is None else "begins with an empty list"
+        raise InputError(
+            f"Column {describe(name)} {found}, so nothing tells how many dimensions there are. "
+            "Leave it out of --columns, or --exclude it."
+        )
+    return int(size)
+
+
+def _storage(kind: pa.DataType) -> pa.DataType:
+    return kind.storage_type if isinstance(kind, pa.FixedShapeTensorType) else kind
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
