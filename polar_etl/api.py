@@ -215,7 +215,9 @@ def fit(source: Any, *, listener: Listener = silent, **options: Any) -> Scaler:
     stream = StreamSource.of(source)
     settings = chosen.settings(stream.schema)
     moments = fit_stream(stream, settings.columns, _stream_plan(stream, settings, chosen))
-    return pipeline.scaler_of(stream.schema, settings, [moments], ["the stream"])
+    scaler = pipeline.scaler_of(stream.schema, settings, [moments], ["the stream"])
+    pipeline.warn_of_oddities(scaler, listener)
+    return scaler
 
 
 def transform(

@@ -227,8 +227,8 @@ class _Sums:
         m2 = add(high, low).minus(beside.times(beside).over(np.maximum(n, 1.0)))
         return {
             **self._ints,
-            "min": self._min,
-            "max": self._max,
+            "min": self._min + 0.0,  # of two zeros the processor may take either: no sign then
+            "max": self._max + 0.0,
             "sum": total.high,
             "sum_low": total.low,
             "m2": m2.high,

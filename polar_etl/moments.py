@@ -103,9 +103,10 @@ class Moments:
             exponent=exponent,
         )
 
-    def mean(self) -> Floats:
-        """Return the mean of each column, NaN where there are no values."""
-        mean = np.ldexp(_mean(self).high, self.exponent)
+    def mean(self, exponent: Ints | int = 0) -> Floats:
+        """Return the mean of each column times 2^-exponent, NaN where there are no values."""
+        with np.errstate(under="ignore"):
+            mean = np.ldexp(_mean(self).high, self.exponent - exponent)
         return np.where(self.count > 0, mean, np.nan)
 
     def variance(self, ddof: int = 0) -> Floats:

@@ -206,7 +206,9 @@ def fit(source: Source, settings: Settings, plan: Plan, control: Control) -> Sca
     """
     with _running(source, plan, control) as run:
         files = fit_files(run, settings.columns, None, Cache(0))
-    return scaler_of(source.schema, settings, files, [file.path for file in source.files])
+    scaler = scaler_of(source.schema, settings, files, [file.path for file in source.files])
+    warn_of_oddities(scaler, control.listen)
+    return scaler
 
 
 def scaler_of(
@@ -288,7 +290,7 @@ def _run_passes(
         paths = [file.path for file in run.source.files]
         scaler = scaler_of(run.source.schema, settings, files, paths)
     _keep_scaler(workspace, scaler, run.listen)
-    _warn_of_oddities(scaler, run.listen)
+    warn_of_oddities(scaler, run.listen)
     present = write_parts(run, scaler, manifest, workspace, settings.level, cache)
     run.stop.check()
     run.observe_memory()
@@ -322,7 +324,7 @@ def _keep_scaler(workspace: Workspace, scaler: Scaler, listen: Listener) -> None
     write_atomically(path, content)
 
 
-def _warn_of_oddities(scaler: Scaler, listen: Listener) -> None:
+def warn_of_oddities(scaler: Scaler, listen: Listener) -> None:
     """Tell of columns whose numbers need a second look."""
     constant = [n for n, flat in zip(scaler.columns, scaler.is_constant(), strict=True) if flat]
     if constant:
@@ -330,7 +332,7 @@ def _warn_of_oddities(scaler: Scaler, listen: Listener) -> None:
     infinite = scaler.moments.variance(scaler.ddof) == float("inf")
     huge = [name for name, over in zip(scaler.columns, infinite, strict=True) if over]
     if huge:
-        listen(Warned(f"Variance beyond Float64 (the deviation is right): {_some(huge)}."))
+        listen(Warned(f"Variance beyond Float64 (the output is right): {_some(huge)}."))
 
 
 def _some(names: list[str]) -> str:

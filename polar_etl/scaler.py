@@ -62,6 +62,7 @@ class Scaler:
 
         Columns: `column`, `dtype`, `count`, `null_count`, `nan_count`, `inf_count`, `mean`, `std`,
         `var`, `min`, `max`, `constant`. Where a column holds no values, its statistics are null.
+        A variance or deviation beyond Float64 is inf; a run warns of it and standardizes rightly.
         """
         import polars as pl
 
@@ -96,12 +97,12 @@ class Scaler:
         some = moments.count > 0
         constant = self.is_constant()
         scaled = some & ~constant
-        mean = np.where(some, moments.mean(), 0.0)
-        exponent = np.where(scaled, _safe_exponent(moments, moments.std(self.ddof)), 0)
+        exponent = np.where(scaled, _safe_exponent(moments, self.ddof), 0)
+        mean = np.where(some, moments.mean(exponent), 0.0)
         std = np.where(scaled, moments.std(self.ddof, exponent), 1.0)
         single = [output_type(kind, self.dtype) == "float32" for kind in self.dtypes]
         return Standardizer(
-            mean=np.ldexp(mean, -exponent),
+            mean=mean,
             std=std,
             constant=constant,
             exponent=exponent,
@@ -303,11 +304,12 @@ def output_type(kind: str, asked: str | None) -> str:
     return asked or ("float32" if kind in ("float", "halffloat") else "float64")
 
 
-def _safe_exponent(moments: Moments, std: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+def _safe_exponent(moments: Moments, ddof: int) -> npt.NDArray[np.int64]:
     """Return the scaling that keeps `x - mean` and `1 / std` within Float64; 0 where they are."""
     bound = np.maximum(np.abs(moments.min), np.abs(moments.max))
-    tiny = (std > 0) & (std < 2.0**-960)
-    return np.where(bound > 2.0**1020, 8, np.where(tiny, np.frexp(std)[1], 0)).astype(np.int64)
+    # of subnormal values the deviation itself may round to 0, but not its scaled counterpart
+    size = np.frexp(moments.std(ddof, moments.exponent))[1] + moments.exponent
+    return np.where(bound > 2.0**1020, 8, np.where(size < -959, size, 0)).astype(np.int64)
 
 
 def _literally(name: str) -> str:
