@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -116,6 +117,26 @@ def test_moments_have_14_digits(shape, seed, rows, shuffled):
     hold(moments_of(values), values)
 
 
+@pytest.mark.parametrize("start", [0, -(10**15)])
+def test_ten_million_rows(start):
+    """A ramp, whose moments are known: the variance of 0 … n - 1 is (n^2 - 1) / 12."""
+    rows = 10_000_000
+
+    found = moments_of(np.arange(start, start + rows))
+
+    assert found.mean()[0] == start + (rows - 1) / 2
+    assert found.variance()[0] == float(Fraction(rows**2 - 1, 12))
+    assert ulps(found.std()[0] ** 2, Fraction(rows**2 - 1, 12)) <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [offset, alternating, spanning, outlier, sorted_normal])
+def test_a_million_rows_have_14_digits(shape):
+    values = made(shape, 0, 1_000_000)
+
+    hold(moments_of(values), values)
+
+
 @given(SHAPES, SEEDS, LENGTHS, st.data())
 def test_any_cut_into_files_has_14_digits(shape, seed, rows, data):
     values = made(shape, seed, rows)
@@ -123,6 +144,22 @@ def test_any_cut_into_files_has_14_digits(shape, seed, rows, data):
     parts = [moments_of(values[a:b]) for a, b in itertools.pairwise(edges) if a < b]
 
     hold(merge_all(parts, 1), values)
+
+
+@given(SHAPES, SEEDS, LENGTHS, st.data())
+def test_scalers_of_files_merge_to_the_bits_of_a_fit_over_them(shape, seed, rows, data):
+    values = made(shape, seed, rows)
+    edges = [0, *data.draw(cuts(rows)), rows]
+    files = [moments_of(values[a:b]) for a, b in itertools.pairwise(edges)]
+    scalers = [Scaler(("x",), ("double",), moments) for moments in files]
+    first = data.draw(st.integers(1, len(files)))
+
+    whole = Scaler.merge(scalers)
+
+    assert bits(whole.moments) == bits(merge_all(files, 1))
+    assert bits(Scaler.merge([Scaler.merge(scalers[:first]), *scalers[first:]]).moments) == bits(
+        whole.moments
+    )
 
 
 @given(SHAPES, SEEDS, STARTS, st.integers(1, BLOCK + 1), st.booleans())
