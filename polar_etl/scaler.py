@@ -151,7 +151,7 @@ class Scaler:
 
         In another order, when a later scaler covers several files, or against one fit of the same
         rows in one file, the trailing bits of the moments differ: mean and deviation agree to
-        within 2 units of the last place (the mean: 2^-90 of the largest magnitude, where it is
+        within 2 units of the last place (the mean: 2^-85 of the largest magnitude, where it is
         smaller). Counts, minimum and maximum are the same always.
 
         Raises:
