@@ -247,7 +247,9 @@ def fit(source: Any, *, listener: Listener = silent, **options: Any) -> Scaler:
         return pipeline.fit(ready.source, ready.settings, ready.plan, Control(listener))
     stream, settings = _settled(StreamSource.of(source), chosen, None)
     moments = fit_stream(stream, settings.features, _stream_plan(stream, settings, chosen))
-    return pipeline.scaler_of(stream.schema, settings, [moments], ["the stream"])
+    scaler = pipeline.scaler_of(stream.schema, settings, [moments], ["the stream"])
+    pipeline.warn_of_oddities(scaler, listener)
+    return scaler
 
 
 def transform(

@@ -5,8 +5,8 @@ alone, and what happens inside a block from its values alone. So the bits do not
 groups, batches, threads or the memory limit.
 
 Each block is reduced by the corrected two-pass algorithm (Chan, Golub and LeVeque 1983, eq. 1.7):
-the sum is practically exact, c is the mean rounded to Float64, and m2 is the sum of (x - c)^2 less
-n (mean - c)^2. The block's own mean is the shift, so nothing cancels however far it lies from zero.
+the sum is practically exact, c is about the mean, and m2 is the sum of (x - c)^2 less n (mean -
+c)^2. The shift is of the block itself, so nothing cancels however far it lies from zero.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ _BLOCK_BYTES = 1 << 26
 _TILE_VALUES = 1 << 18
 """Values reduced at a time: enough that threads seldom wait for the interpreter, few enough for the
 processor's cache. Measured on 2 cores, a second thread gains nothing at 2^15, a third at 2^18."""
+_PARTIAL = 1 << 9
+"""Squares added in the usual way before their sums are added without error: the last additions of
+a sum err most, because they are the largest."""
 _LARGE, _SMALL = 2.0**450, 2.0**-400
 
 
@@ -53,21 +56,26 @@ def observe(columns: Sequence[Sequence[Piece]], rows: int, first_row: int) -> li
     """
     length = block_rows(len(columns))
     whole, tail = divmod(rows, length)
+    tiles = np.empty((2, _TILE_VALUES))
     found = []
     with np.errstate(all="ignore"):
         if whole:
-            found += _observe_blocks(columns, 0, whole, length, first_row)
+            found += _observe_blocks(tiles, columns, 0, whole, length, first_row)
         if tail:
-            found += _observe_blocks(columns, whole * length, 1, tail, first_row)
+            found += _observe_blocks(tiles, columns, whole * length, 1, tail, first_row)
     return found
 
 
 def _observe_blocks(
-    columns: Sequence[Sequence[Piece]], start: int, blocks: int, length: int, first_row: int
+    tiles: Floats,
+    columns: Sequence[Sequence[Piece]],
+    start: int,
+    blocks: int,
+    length: int,
+    first_row: int,
 ) -> list[Moments]:
     """Return the moments of `blocks` blocks of `length` rows, from row `start` of the batch on."""
-    sums = _Sums(len(columns) * blocks, length)
-    tiles = np.empty((2, max(_TILE_VALUES // length, 1) * length))
+    sums = _Sums(len(columns) * blocks, length, short=length < block_rows(len(columns)))
     gaps = np.array([any(piece.bitmaps for piece in pieces) for pieces in columns])
     for low, high, at in _tiles(len(columns), blocks, length):
         if gaps[low:high].all():
@@ -93,7 +101,7 @@ def _observe_blocks(
 
 def _tiles(columns: int, blocks: int, length: int) -> Iterator[tuple[int, int, slice]]:
     """Yield (first column, last column, blocks): one column at a time, or all blocks at a time."""
-    room = max(_TILE_VALUES // length, 1)
+    room = _TILE_VALUES // length
     if room >= blocks:
         for low in range(0, columns, room // blocks):
             yield low, min(low + room // blocks, columns), slice(0, blocks)
@@ -104,13 +112,20 @@ def _tiles(columns: int, blocks: int, length: int) -> Iterator[tuple[int, int, s
 
 
 class _Sums:
-    """Sums of many blocks of `length` rows, filled in tile by tile."""
+    """Sums of many blocks of `length` rows, filled in tile by tile.
 
-    def __init__(self, blocks: int, length: int) -> None:
+    Args:
+        blocks: How many there are.
+        length: Rows of each.
+        short: The blocks are the rest of a file: few values, whose roundings don't average out.
+    """
+
+    def __init__(self, blocks: int, length: int, *, short: bool) -> None:
         self._length = length
-        self._min, self._max, self._high, self._low, self._centre, self._squares = np.zeros(
-            (6, blocks)
-        )
+        self._short = short
+        self._min, self._max, self._high, self._low, self._centre = np.zeros((5, blocks))
+        self._starts = np.arange(0, length, _PARTIAL)
+        self._squares = np.zeros((blocks, max(len(self._starts), 2)))
         self._ints = {
             "count": np.full(blocks, length),
             "null_count": np.zeros(blocks, np.int64),
@@ -123,26 +138,48 @@ class _Sums:
     def reduce(self, first: int, values: Floats, scratch: Floats) -> None:
         """Reduce the rows of `values`, shape `(k, n)`, into the places from `first` on.
 
-        The leading bits of a block's values are brought to one exponent, where they add without
-        error in any order; the rest is 2^-37 as large, and so is the error of its sum (Rump, Ogita
-        and Oishi 2008, "ExtractVector"). Both arrays are overwritten.
+        Both arrays are overwritten.
         """
         at, n = slice(first, first + len(values)), values.shape[1]
         smallest, largest = self._min[at], self._max[at]
         high, low, centre = self._high[at], self._low[at], self._centre[at]
         np.minimum.reduce(values, axis=1, out=smallest)
         np.maximum.reduce(values, axis=1, out=largest)
-        unit = (np.maximum(-smallest, largest) * (4 * n))[:, None]
-        leading = np.add(values, unit, out=scratch)
-        leading -= unit
-        np.add.reduce(leading, axis=1, out=high)
-        np.subtract(values, leading, out=leading)
-        np.add.reduce(leading, axis=1, out=low)
+        bound, spread = np.maximum(-smallest, largest), largest - smallest
+        _sum(values, bound, scratch, high, low)
         np.add(high, low, out=centre)
         centre /= n
-        values -= centre[:, None]
-        np.multiply(values, values, out=values)
-        np.add.reduce(values, axis=1, out=self._squares[at])
+        # Distances of integers, and of Float32 of one size, to so short a centre are exact.
+        unit = np.maximum(spread * 2.0**35, 4 * bound)
+        centre += unit
+        centre -= unit
+        if self._short:
+            self._square_exactly(at, values, scratch, unit)
+        else:
+            self._square(at, values)
+
+    def _square(self, at: slice, values: Floats) -> None:
+        """Add up the squared distances from the centre: roundings average out over many rows."""
+        values -= self._centre[at, None]
+        np.square(values, out=values)
+        starts = self._starts[: -(-values.shape[1] // _PARTIAL)]
+        np.add.reduceat(values, starts, axis=1, out=self._squares[at, : len(starts)])
+
+    def _square_exactly(self, at: slice, values: Floats, scratch: Floats, unit: Floats) -> None:
+        """Add up the squared distances to about 2^-60, for rows too few to average roundings out.
+
+        A distance is a + b, where a is a whole multiple of `unit`'s last place with 19 bits, so
+        that the squares of a add without error; what is left is b (2 a + b).
+        """
+        leading = np.add(values, unit[:, None], out=scratch)
+        leading -= unit[:, None]
+        values -= leading
+        leading -= self._centre[at, None]
+        np.einsum("ij,ij->i", leading, leading, out=self._squares[at, 0])
+        leading += leading
+        leading += values
+        leading *= values
+        np.add.reduce(leading, axis=1, out=self._squares[at, 1])
 
     def irregular(self) -> npt.NDArray[np.bool_]:
         """Tell which blocks hold NaN, infinities or extreme values."""
@@ -157,43 +194,68 @@ class _Sums:
             rows: The row of each value, counted from the start of the file.
             scratch: As long as `values`; overwritten.
         """
-        ints, all_values = self._ints, values
-        finite = np.isfinite(values)
-        if not finite.all():
-            values = all_values[finite]
-            infinite = np.isinf(all_values)
+        ints = self._ints
+        ints["null_count"][index] = self._length - len(values)
+        smallest, largest = values.min(initial=np.inf), values.max(initial=-np.inf)
+        if not (smallest > -np.inf and largest < np.inf):  # NaN is neither
+            finite, infinite = np.isfinite(values), np.isinf(values)
             ints["inf_count"][index] = np.count_nonzero(infinite)
-            ints["nan_count"][index] = len(all_values) - len(values) - ints["inf_count"][index]
+            ints["nan_count"][index] = np.count_nonzero(~finite) - ints["inf_count"][index]
             ints["first_inf"][index] = rows[infinite][0] if infinite.any() else NO_ROW
-        ints["null_count"][index] = self._length - len(all_values)
+            values = values[finite]
+            smallest, largest = values.min(initial=np.inf), values.max(initial=-np.inf)
         ints["count"][index] = len(values)
-        if not len(values):
-            for sums in (self._high, self._low, self._centre, self._squares):
-                sums[index] = 0.0
-            self._min[index], self._max[index] = np.inf, -np.inf
-            return
-        smallest, largest = values.min(), values.max()
-        bound = max(-smallest, largest)
-        if not _is_regular(bound):
-            ints["exponent"][index] = np.frexp(bound)[1]
-            values = np.ldexp(values, -ints["exponent"][index])
-        self.reduce(index, values[None, :], scratch[None, : len(values)])
+        self._squares[index] = 0.0
+        if len(values):
+            bound = max(-smallest, largest)
+            if not _is_regular(bound):
+                ints["exponent"][index] = np.frexp(bound)[1]
+                values = np.ldexp(values, -ints["exponent"][index])
+            self.reduce(index, values[None, :], scratch[None, : len(values)])
+        else:
+            self._high[index] = self._low[index] = self._centre[index] = 0.0
         self._min[index], self._max[index] = smallest, largest
 
     def table(self) -> dict[str, npt.NDArray[np.generic]]:
         """Return the fields of `Moments`, one entry per block."""
         n = self._ints["count"].astype(np.float64)
         total = add(self._high, self._low)
-        beside = total.minus(times(self._centre, n)).high / np.maximum(n, 1.0)
+        beside = total.minus(times(self._centre, n))
+        high, low = np.empty((2, len(n)))
+        bound = self._squares.max(axis=1, initial=0.0)
+        _sum(self._squares, bound, np.empty_like(self._squares), high, low)
+        m2 = add(high, low).minus(beside.times(beside).over(np.maximum(n, 1.0)))
         return {
             **self._ints,
-            "min": self._min,
-            "max": self._max,
+            "min": self._min + 0.0,  # of two zeros the processor may take either: no sign then
+            "max": self._max + 0.0,
             "sum": total.high,
             "sum_low": total.low,
-            "m2": self._squares - n * beside * beside,
-            "m2_low": np.zeros(len(n)),
+            "m2": m2.high,
+            "m2_low": m2.low,
         }
+
+
+def _sum(values: Floats, bound: Floats, scratch: Floats, high: Floats, low: Floats) -> None:
+    """Write the sum of each row of `values` as `high + low`, not normalized.
+
+    The leading bits of a row's values are brought to one exponent, where they add without error in
+    any order; the rest is 2^-37 as large, and so is the error of its sum (Rump, Ogita and Oishi
+    2008, "ExtractVector").
+
+    Args:
+        values: Shape `(k, n)`.
+        bound: No value of a row is farther from zero; shape `(k,)`.
+        scratch: Shaped like `values`; overwritten.
+        high: Where the leading part goes; shape `(k,)`.
+        low: Where the trailing part goes; shape `(k,)`.
+    """
+    unit = (bound * (4 * values.shape[1]))[:, None]
+    leading = np.add(values, unit, out=scratch)
+    leading -= unit
+    np.add.reduce(leading, axis=1, out=high)
+    np.subtract(values, leading, out=leading)
+    np.add.reduce(leading, axis=1, out=low)
 
 
 def _is_regular(bound: Floats | float) -> npt.NDArray[np.bool_] | bool:

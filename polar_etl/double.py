@@ -45,6 +45,20 @@ class Double(NamedTuple):
         rest = ((self.high - product.high) - product.low) + self.low
         return _renormalized(quotient, rest / divisor)
 
+    def times(self, other: Double) -> Double:
+        """Return the product, for leading doubles below 2^996."""
+        product = times(self.high, other.high)
+        return _renormalized(
+            product.high, product.low + (self.high * other.low + self.low * other.high)
+        )
+
+    def root(self) -> Double:
+        """Return the square root of a number that is not negative."""
+        root = np.sqrt(self.high)
+        square = times(root, root)
+        rest = ((self.high - square.high) - square.low) + self.low
+        return _renormalized(root, rest / np.where(root > 0, 2 * root, 1.0))
+
 
 def add(a: Floats, b: Floats) -> Double:
     """Return the exact sum of two doubles."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polar_etl.double import Double
+from polar_etl.double import Double, times
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -81,16 +81,13 @@ class Moments:
         """Return the moments of these rows followed by those of `later`.
 
         Merging with `empty` changes no bit. Otherwise the merge is associative up to rounding of
-        the trailing doubles, about 2^-100 of the sum and 2^-53 of each merge's own contribution
-        to m2; a fixed order gives fixed bits.
+        the trailing doubles, about 2^-100 of the sum and of m2; a fixed order gives fixed bits.
         """
         exponent = _common_exponent(self, later)
         a, b = self._scaled_to(exponent), later._scaled_to(exponent)
         count = a.count + b.count
-        delta = _mean(b).minus(_mean(a)).high
-        weight = a.count * (b.count / np.maximum(count, 1))
         total = Double(a.sum, a.sum_low).plus(Double(b.sum, b.sum_low))
-        m2 = Double(a.m2, a.m2_low).plus(Double(b.m2, b.m2_low)).plus_float(delta * delta * weight)
+        m2 = Double(a.m2, a.m2_low).plus(Double(b.m2, b.m2_low)).plus(_between(a, b))
         return Moments(
             count=count,
             null_count=a.null_count + b.null_count,
@@ -106,21 +103,22 @@ class Moments:
             exponent=exponent,
         )
 
-    def mean(self) -> Floats:
-        """Return the mean of each column, NaN where there are no values."""
-        mean = np.ldexp(_mean(self).high, self.exponent)
+    def mean(self, exponent: Ints | int = 0) -> Floats:
+        """Return the mean of each column times 2^-exponent, NaN where there are no values."""
+        with np.errstate(under="ignore"):
+            mean = np.ldexp(_mean(self).high, self.exponent - exponent)
         return np.where(self.count > 0, mean, np.nan)
 
     def variance(self, ddof: int = 0) -> Floats:
         """Return the variance of each column: NaN without values, inf where Float64 ends."""
         with np.errstate(over="ignore", under="ignore"):
-            return np.ldexp(self._scaled_variance(ddof), 2 * self.exponent)
+            return np.ldexp(self._scaled_variance(ddof).high, 2 * self.exponent)
 
     def std(self, ddof: int = 0, exponent: Ints | int = 0) -> Floats:
         """Return the standard deviation of each column times 2^-exponent, NaN if not defined."""
         with np.errstate(over="ignore", under="ignore"):
-            scaled = np.sqrt(self._scaled_variance(ddof))
-            return np.asarray(np.ldexp(scaled, self.exponent - exponent))
+            scaled = self._scaled_variance(ddof).root()
+            return np.asarray(np.ldexp(scaled.high, self.exponent - exponent))
 
     def is_constant(self) -> npt.NDArray[np.bool_]:
         """Tell which columns cannot be told from a constant in Float64.
@@ -129,13 +127,13 @@ class Moments:
         could have made, `var <= n eps var + (n mean eps)^2`.
         """
         eps = np.finfo(np.float64).eps
-        n, var = self.count.astype(np.float64), self._scaled_variance(0)
+        n, var = self.count.astype(np.float64), self._scaled_variance(0).high
         bound = n * eps * var + (n * _mean(self).high * eps) ** 2
         return (self.count > 0) & (var <= bound)
 
-    def _scaled_variance(self, ddof: int) -> Floats:
-        free = self.count - ddof
-        return np.where(free > 0, (self.m2 + self.m2_low) / np.maximum(free, 1), np.nan)
+    def _scaled_variance(self, ddof: int) -> Double:
+        free = (self.count - ddof).astype(np.float64)
+        return Double(self.m2, self.m2_low).over(np.where(free > 0, free, np.nan))
 
     def _scaled_to(self, exponent: Ints) -> Moments:
         if np.array_equal(self.exponent, exponent):
@@ -170,6 +168,16 @@ def merge_all(parts: list[Moments], width: int) -> Moments:
 def _mean(moments: Moments) -> Double:
     count = np.maximum(moments.count, 1).astype(np.float64)
     return Double(moments.sum, moments.sum_low).over(count)
+
+
+def _between(a: Moments, b: Moments) -> Double:
+    """Return what the distance of the means adds to m2: (mean_b - mean_a)^2 n_a n_b / (n_a + n_b).
+
+    Of columns without values on either side this is zero.
+    """
+    n_a, n_b = a.count.astype(np.float64), b.count.astype(np.float64)
+    delta = _mean(b).minus(_mean(a))
+    return delta.times(delta).times(times(n_a, n_b).over(np.maximum(n_a + n_b, 1.0)))
 
 
 def _common_exponent(a: Moments, b: Moments) -> Ints:

@@ -234,7 +234,9 @@ def fit(source: Source, settings: Settings, plan: Plan, control: Control) -> Sca
     """
     with _running(source, plan, control) as run:
         files = fit_files(run, settings.features, None, Cache(0))
-    return scaler_of(source.schema, settings, files, [file.path for file in source.files])
+    scaler = scaler_of(source.schema, settings, files, [file.path for file in source.files])
+    warn_of_oddities(scaler, control.listen)
+    return scaler
 
 
 def scaler_of(
@@ -320,7 +322,7 @@ def _run_passes(
         paths = [file.path for file in run.source.files]
         scaler = scaler_of(run.source.schema, settings, files, paths)
     _keep_scaler(workspace, scaler, run.listen)
-    _warn_of_oddities(scaler, run.listen)
+    warn_of_oddities(scaler, run.listen)
     stage = PartsStage.into(workspace, run.source.schema, scaler, settings.level, fitted=fitted)
     present = write_parts(run, stage, manifest, workspace, cache)
     run.stop.check()
@@ -355,7 +357,7 @@ def _keep_scaler(workspace: Workspace, scaler: Scaler, listen: Listener) -> None
     write_atomically(path, content, 0o600)
 
 
-def _warn_of_oddities(scaler: Scaler, listen: Listener) -> None:
+def warn_of_oddities(scaler: Scaler, listen: Listener) -> None:
     """Tell of columns whose numbers need a second look."""
     labels = scaler.features.labels()
     constant = [name for name, flat in zip(labels, scaler.is_constant(), strict=True) if flat]
@@ -364,7 +366,7 @@ def _warn_of_oddities(scaler: Scaler, listen: Listener) -> None:
     infinite = scaler.moments.variance(scaler.ddof) == float("inf")
     huge = [name for name, over in zip(labels, infinite, strict=True) if over]
     if huge:
-        listen(Warned(f"Variance beyond Float64 (the deviation is right): {_some(huge)}."))
+        listen(Warned(f"Variance beyond Float64 (the output is right): {_some(huge)}."))
 
 
 def _some(names: list[str]) -> str:

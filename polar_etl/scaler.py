@@ -78,7 +78,8 @@ class Scaler:
         Columns: `column`, `dtype`, `count`, `null_count`, `nan_count`, `inf_count`, `mean`, `std`,
         `var`, `min`, `max`, `constant`. Where a column holds no values, its statistics are null.
         Where there are vectors, `dimension` comes second: 3 for `embedding[3]`, null for a scalar
-        column, also for one whose name happens to be `embedding[3]`.
+        column, also for one whose name happens to be `embedding[3]`. A variance or deviation beyond
+        Float64 is inf; a run warns of it and standardizes rightly.
         """
         import polars as pl
 
@@ -122,12 +123,12 @@ class Scaler:
         some = moments.count > 0
         constant = self.is_constant()
         scaled = some & ~constant
-        mean = np.where(some, moments.mean(), 0.0)
-        exponent = np.where(scaled, _safe_exponent(moments, moments.std(self.ddof)), 0)
+        exponent = np.where(scaled, _safe_exponent(moments, self.ddof), 0)
+        mean = np.where(some, moments.mean(exponent), 0.0)
         std = np.where(scaled, moments.std(self.ddof, exponent), 1.0)
         single = [output_type(kind, self.dtype) == "float32" for kind in self._dtypes()]
         return Standardizer(
-            mean=np.ldexp(mean, -exponent),
+            mean=mean,
             std=std,
             constant=constant,
             exponent=exponent,
@@ -204,8 +205,13 @@ class Scaler:
         """Return the scaler of all rows that `scalers` were fitted on, in their order.
 
         Scalers fitted on one file each and merged in file order have the same bits as one fit over
-        these files, because a fit keeps moments per file and merges them in file order. In another
-        order, or when a scaler covers several files, mean and deviation may differ in the last bit.
+        these files, because a fit keeps moments per file and merges them in file order. The first
+        may cover several files. A scaler fitted on no rows changes no bit, wherever it stands.
+
+        In another order, when a later scaler covers several files, or against one fit of the same
+        rows in one file, the trailing bits of the moments differ: mean and deviation agree to
+        within 2 units of the last place (the mean: 2^-85 of the largest magnitude, where it is
+        smaller). Counts, minimum and maximum are the same always.
 
         Raises:
             UsageError: There are no scalers, or they differ in columns, types or settings.
@@ -370,11 +376,12 @@ def output_type(kind: str, asked: str | None) -> str:
     return asked or ("float32" if kind in ("float", "halffloat") else "float64")
 
 
-def _safe_exponent(moments: Moments, std: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+def _safe_exponent(moments: Moments, ddof: int) -> npt.NDArray[np.int64]:
     """Return the scaling that keeps `x - mean` and `1 / std` within Float64; 0 where they are."""
     bound = np.maximum(np.abs(moments.min), np.abs(moments.max))
-    tiny = (std > 0) & (std < 2.0**-960)
-    return np.where(bound > 2.0**1020, 8, np.where(tiny, np.frexp(std)[1], 0)).astype(np.int64)
+    # of subnormal values the deviation itself may round to 0, but not its scaled counterpart
+    size = np.frexp(moments.std(ddof, moments.exponent))[1] + moments.exponent
+    return np.where(bound > 2.0**1020, 8, np.where(size < -959, size, 0)).astype(np.int64)
 
 
 def _misfit(name: str, expected: str, found: pa.DataType) -> InputError:

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 
 _CALM = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("default", max_examples=60, database=None, **_CALM)
-settings.register_profile("ci", max_examples=150, derandomize=True, **_CALM)
+settings.register_profile("ci", max_examples=200, derandomize=True, **_CALM)
 settings.register_profile("nightly", max_examples=5_000, print_blob=True, **_CALM)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 

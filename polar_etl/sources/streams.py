@@ -79,7 +79,12 @@ class StreamSource:
 
 
 def _of_lazyframe(frame: pl.LazyFrame) -> StreamSource:
+    """Return the stream of `frame`; integers of 128 bits, which Arrow lacks, become Float64."""
     import polars as pl
+    import polars.selectors as cs
+
+    wide = [getattr(pl, name) for name in ("Int128", "UInt128") if hasattr(pl, name)]
+    frame = frame.with_columns(cs.by_dtype(wide).cast(pl.Float64))
 
     def tables() -> Iterator[pa.Table]:
         try:

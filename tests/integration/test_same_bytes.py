@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import random
+import signal
+from itertools import pairwise
+
 import pyarrow as pa
 import pytest
 from support import cli, tables, trees
@@ -70,14 +76,70 @@ def test_one_large_group_streamed_in_little_memory_changes_no_bit(run_process, t
     assert trees.result(tmp_path / "out") == trees.result(usual / "out")
 
 
-def test_two_runs_are_alike(run_process, tmp_path, usual):
-    run_process("normalize", usual / "in.parquet", "out", *PARTS).expect(0)
-    assert trees.result(tmp_path / "out") == trees.result(usual / "out")
-
-
 def test_a_part_does_not_depend_on_the_sizes_of_other_parts(run_process, tmp_path, usual):
     run_process("normalize", usual / "in.parquet", "out", "--rows-per-part", 40_000).expect(0)
     run_process("normalize", usual / "in.parquet", "other", "--rows-per-part", 80_000).expect(0)
     one, other = (tables.read(tmp_path / name) for name in ("out", "other"))
     assert one.drop(["kind"]).equals(other.drop(["kind"]))
     assert one["kind"].to_pylist() == other["kind"].to_pylist()
+
+
+FILES = (0, 30_000, 30_001, 48_000)
+"""The rows at which the table of twenty runs is cut into files."""
+WRITINGS = (
+    {"row_group_size": 1_000_000},
+    {"row_group_size": 317, "compression": "gzip"},
+    {"row_group_size": 9_000, "data_page_size": 1000, "data_page_version": "2.0"},
+    {"row_group_size": 16_384, "use_dictionary": False, "compression": "none"},
+)
+
+
+def killed(command, folder, wanted: str, lines: int) -> bool:
+    """Start a command, kill it after so many batches of a pass; tell whether it died of that."""
+    with cli.started(*command, cwd=folder) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            message = json.loads(line)
+            lines -= message["message_type"] == "status" and message["pass"] == wanted
+            if lines == 0:
+                process.kill()
+        return process.wait(cli.DEADLINE) == -signal.SIGKILL
+
+
+def digest(out) -> str:
+    parts, scaler = trees.result(out)
+    found = hashlib.blake2b(scaler)
+    for name in sorted(parts):
+        found.update(name.encode() + parts[name])
+    return found.hexdigest()
+
+
+@pytest.mark.parametrize("runs", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_many_runs_have_one_hash(tmp_path, run_process, runs):
+    """Other limits, threads, row groups, pages, processors, and kills at other moments."""
+    rows = tables.mixed(FILES[-1]).select([*tables.NORMALIZED_OF_MIXED, "text", "flag"])
+    limits = []
+    for number, how in enumerate(WRITINGS):
+        for first, last in pairwise(FILES):
+            file = tmp_path / f"in{number}" / f"{first:06}.parquet"
+            tables.write(file, rows.slice(first, last - first), **how)
+        limits.append([smallest_limit(run_process, tmp_path / f"in{number}"), "1GB", "4GB"])
+    hashes, kills = set(), 0
+    for number in range(runs):
+        draw = random.Random(number)
+        writing = number % len(WRITINGS)
+        folder = tmp_path / f"run{number}"
+        folder.mkdir()
+        (folder / "data").symlink_to(tmp_path / f"in{writing}")
+
+        def command(draw=draw, writing=writing):
+            how = "--memory-limit", draw.choice(limits[writing]), "--threads", draw.choice("1235")
+            return "normalize", "data", "out", "--rows-per-part", 20_000, "--json", *how
+
+        for wanted in draw.choice([(), (), ("moments",), ("parts",), ("moments", "parts")]):
+            kills += killed(command(), folder, wanted, draw.randint(1, 3))
+        processor = draw.choice(["", "X86_V4", "X86_V3 X86_V4"])  # without AVX512, without AVX2
+        cli.run(*command(), cwd=folder, env={"NPY_DISABLE_CPU_FEATURES": processor}).expect(0)
+        hashes.add(digest(folder / "out"))
+    assert len(hashes) == 1
+    assert kills >= runs // 4

@@ -14,8 +14,10 @@ from polar_etl.moments import NO_ROW, Moments, merge_all
 from polar_etl.scaler import Scaler
 from polar_etl.standardize import Standardizer
 from tests.properties.strategies import FINITE, columns, cuts, pieces
-from tests.unit.exact import SPACING, bits, decimal, exact, moments_of, right_digits
+from tests.unit.exact import SPACING, bits, decimal, exact, moments_of, right_digits, ulps_off
 
+NEAREST = 0.5 + 2**-6
+"""Units of the last place: the rounding to Float64, and next to nothing before it."""
 POLICIES = st.sampled_from(["error", "ignore", "null"])
 DTYPES = st.sampled_from([None, "float32", "float64"])
 
@@ -68,11 +70,32 @@ def test_offset_and_size_cost_no_digits(values, offset, exponent, data):
     largest = max(map(abs, values))
     assume(true.std() > decimal(Fraction(largest)) / 10**15)
     places = data.draw(cuts(len(values)))
-    column = pieces(pa.array(values), places)
+    edges = [0, *places, len(values)]
 
-    found = moments_of(column)
+    found = merge_all([moments_of(values[a:b]) for a, b in itertools.pairwise(edges) if a < b], 1)
 
-    assert right_digits(found.std()[0], true.std()) >= 14
+    for ddof in (0, 1):
+        assert ulps_off(found.std(ddof)[0], true.std(ddof)) <= NEAREST
+
+
+@given(st.lists(FINITE, min_size=1, max_size=60))
+@example([0.1, 0.1, 0.3])
+@example([1.1, 1.3, 1.2] * 20)
+@example([1e12] + [0.1, 0.7] * 20)
+@example([1.0] * 39 + [math.nextafter(1.0, 2.0)])
+@example([1e16, 1.1, -1e16])
+def test_moments_of_few_rows_are_the_nearest_there_are(values):
+    true = exact(values)
+    found = moments_of(values)
+
+    mean, std, var = found.mean()[0], found.std()[0], found.variance()[0]
+
+    if abs(true.mean) > max(map(abs, values)) * 2**-36:
+        assert ulps_off(mean, true.mean) <= NEAREST
+    if std > 2.0**-960:
+        assert ulps_off(std, true.std()) <= NEAREST
+    if 2.0**-960 < var < math.inf:
+        assert ulps_off(var, true.deviations / true.count) <= NEAREST
 
 
 @given(columns(), st.data())

@@ -73,6 +73,13 @@ def right_digits(found: float, true: Decimal | Fraction) -> float:
         return min(float(-(error / abs(expected)).log10()), 17.0)
 
 
+def ulps_off(found: float, true: Decimal | Fraction) -> float:
+    """Return the distance to the truth in units of the last place: 0.5 is the nearest double's."""
+    expected = decimal(true) if isinstance(true, Fraction) else true
+    with localcontext(prec=DIGITS, Emax=10**6, Emin=-(10**6)):
+        return float(abs(Decimal(float(found)) - expected) / Decimal(math.ulp(found)))
+
+
 def chunked(values: object, cuts: Sequence[int] = ()) -> pa.ChunkedArray:
     """Return `values` as one column, cut into chunks at the rows `cuts`."""
     array = values if isinstance(values, pa.Array) else pa.array(values)

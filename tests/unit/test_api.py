@@ -15,6 +15,7 @@ from polars.testing import assert_frame_equal
 
 import polar_etl as pe
 from polar_etl.api import Options
+from polar_etl.events import Warned
 from tests.unit.exact import bits
 
 ROWS = 20_000
@@ -253,6 +254,20 @@ class TestFit:
     def test_no_inputs_are_refused(self):
         with pytest.raises(pe.UsageError):
             pe.fit([])
+
+    @pytest.mark.parametrize("streamed", [False, True])
+    def test_a_variance_beyond_float64_is_told(self, tmp_path, streamed):
+        table = pl.DataFrame({"x": [1.5e308, 1.5e308, -1e308], "y": [1.0, 2.0, 4.0]})
+        table.write_parquet(tmp_path / "in.parquet")
+        events = []
+
+        scaler = pe.fit(
+            table.lazy() if streamed else tmp_path / "in.parquet", listener=events.append
+        )
+
+        warnings = [event.message for event in events if isinstance(event, Warned)]
+        assert warnings == ["Variance beyond Float64 (the output is right): 'x'."]
+        assert math.isfinite(scaler.stats["std"][0])
 
 
 class TestTransform:

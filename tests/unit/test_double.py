@@ -69,7 +69,28 @@ def test_quotients_are_right_to_100_bits(divisor):
         assert abs(found - true) <= abs(true) * Fraction(2) ** -100
 
 
-@pytest.mark.parametrize("operation", ["plus", "minus"])
+def test_products_are_right_to_100_bits():
+    a, b = pairs(12), pairs(13)
+
+    for found, x, y in zip(exactly(a.times(b)), exactly(a), exactly(b), strict=True):
+        assert abs(found - x * y) <= abs(x * y) * Fraction(2) ** -100
+
+
+def test_roots_are_right_to_100_bits():
+    a = pairs(14)
+    a = Double(abs(a.high), np.copysign(a.low, a.high * a.low))
+
+    for found, x in zip(exactly(a.root()), exactly(a), strict=True):
+        assert abs(found**2 - x) <= x * Fraction(2) ** -100
+
+
+def test_the_root_of_zero_is_zero():
+    zero = np.zeros(1)
+
+    assert exactly(Double(zero, zero).root()) == [0]
+
+
+@pytest.mark.parametrize("operation", ["plus", "minus", "times"])
 def test_the_leading_double_is_the_rounded_value(operation):
     result = getattr(pairs(9), operation)(pairs(10))
 

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import polar_etl as pe
@@ -126,6 +127,7 @@ class TestExpressions:
             [1e-300, 2e-300, 5e-300],
             [1e-310, 2e-310, 5e-310],
             [5e-324, 1e-323, 0.0],
+            [5e-324, 1e-323],
             [1e300, 1.0, -1e300],
             [1e160, 2e160, -7e160],
         ],
@@ -328,6 +330,47 @@ class TestMerge:
 
         assert bits(merged.moments) == bits(pe.fit(paths).moments)
         assert merged.to_json() == pe.fit(tmp_path).to_json()
+
+    def files(self, folder, lengths=(20_000, 1, 16_384, 333)):
+        draw = np.random.default_rng(4)
+        paths = []
+        for index, rows in enumerate(lengths):
+            normal = pa.array(draw.standard_normal(rows) - 1e9, mask=draw.random(rows) < 0.1)
+            table = pa.table({"x": normal, "i": pa.array(range(rows), pa.int32())})
+            paths.append(folder / f"{index}.parquet")
+            pq.write_table(table, paths[-1])
+        return paths
+
+    def test_the_first_may_cover_several_files(self, tmp_path):
+        paths = self.files(tmp_path)
+
+        merged = Scaler.merge([pe.fit(paths[:2]), pe.fit(paths[2]), pe.fit(paths[3])])
+
+        assert merged.to_json() == pe.fit(paths).to_json()
+
+    @pytest.mark.parametrize("place", [0, 1, 4])
+    def test_with_one_of_no_rows_changes_no_bit(self, tmp_path, place):
+        fits = [pe.fit(path) for path in self.files(tmp_path)]
+        empty = pe.fit(self.files(tmp_path, (0,)))
+
+        assert empty.moments.count.tolist() == [0, 0]
+        mixed = Scaler.merge([*fits[:place], empty, *fits[place:]])
+        assert mixed.to_json() == Scaler.merge(fits).to_json()
+
+    def test_in_any_order_and_grouping_agrees_to_2_ulp(self, tmp_path):
+        a, b, c, d = (pe.fit(path) for path in self.files(tmp_path))
+        whole = Scaler.merge([a, b, c, d])
+        rows = pa.concat_tables([pq.read_table(path) for path in self.files(tmp_path)])
+
+        for other in (
+            Scaler.merge([d, b, a, c]),
+            Scaler.merge([a, Scaler.merge([b, c, d])]),
+            pe.fit(rows),
+        ):
+            for name in ("mean", "std", "var"):
+                _within_two_ulps(other.stats[name].to_numpy(), whole.stats[name].to_numpy())
+            for name in ("count", "null_count", "min", "max"):
+                assert other.stats[name].equals(whole.stats[name])
 
     def test_of_one_is_the_same(self):
         scaler = scaler_of(ordinary())

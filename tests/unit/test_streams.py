@@ -81,3 +81,17 @@ def test_two_columns_of_one_name_are_an_input_error():
 
     with pytest.raises(InputError, match="two columns"):
         StreamSource.of(table)
+
+
+@pytest.mark.parametrize("kind", ["Int128", "UInt128"])
+def test_integers_of_128_bits_become_the_nearest_floats(kind):
+    if not hasattr(pl, kind):
+        pytest.skip(f"this Polars has no {kind}")
+    values = [2**127 - 1, 2**53 + 1, None, 0]
+    frame = pl.LazyFrame({"x": pl.Series(values, dtype=getattr(pl, kind))})
+
+    source = StreamSource.of(frame)
+
+    table = pa.concat_tables(source.tables())
+    assert source.schema == table.schema == pa.schema({"x": pa.float64()})
+    assert table["x"].to_pylist() == [None if x is None else float(x) for x in values]
