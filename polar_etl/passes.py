@@ -90,24 +90,10 @@ class PartsStage:
 
     @classmethod
     def into(
-        cls,
-        workspace: Workspace,
-        schema: pa.Schema,
-        scaler: Scaler,
-        level: int,
-        *,
-        fitted: bool = False,
+        cls, workspace: Workspace, schema: pa.Schema, scaler: Scaler, level: int
     ) -> PartsStage:
-        """Return the stage that writes a source of this schema into a workspace.
-
-        Args:
-            workspace: Where parts go.
-            schema: The source's.
-            scaler: What to normalize with.
-            level: Level of zstd.
-            fitted: Whether the scaler was fitted to these very rows.
-        """
-        form = PartFormat(output_schema(schema, scaler, fitted=fitted), scaler.columns, level)
+        """Return the stage that writes a source of this schema into a workspace."""
+        form = PartFormat(output_schema(schema, scaler), scaler.columns, level)
         scratch = workspace.scratch
         return cls(
             features=scaler.features,
@@ -197,25 +183,19 @@ def _encoded_anew(column: pa.ChunkedArray) -> pa.Array:
     return pa.DictionaryArray.from_arrays(encoded.indices.cast(kind.index_type), encoded.dictionary)
 
 
-def output_schema(schema: pa.Schema, scaler: Scaler, *, fitted: bool = False) -> pa.Schema:
-    """Return the schema of the parts: the source's, with normalized columns as floats.
-
-    Where the scaler was fitted to the very rows that are written, its scalar columns without nulls
-    are declared so: that spares a quarter of the encoder's work, and readers theirs.
-    """
+def output_schema(schema: pa.Schema, scaler: Scaler) -> pa.Schema:
+    """Return the schema of the parts: the source's, with normalized columns as floats."""
     fields = list(schema)
     made_null = (scaler.moments.inf_count > 0) & (scaler.inf == "null")
     spans = dict(scaler.features.spans())
     for name, dtype in zip(scaler.columns, scaler.dtypes, strict=True):
         place = schema.get_field_index(name)
         single = output_type(dtype, scaler.dtype) == "float32"
-        floats = pa.float32() if single else pa.float64()
         more_nulls = bool(made_null[spans[name]].any())
-        kind = with_values(schema.field(place).type, floats, nullable=more_nulls)
-        fields[place] = schema.field(place).with_type(kind)
+        floats = pa.float32() if single else pa.float64()
+        column = schema.field(place)
+        column = column.with_type(with_values(column.type, floats, nullable=more_nulls))
         if name not in scaler.vectors:
-            nulls = not fitted or bool(scaler.moments.null_count[spans[name]].any())
-            fields[place] = fields[place].with_nullable(
-                more_nulls or (nulls and schema.field(place).nullable)
-            )
+            column = column.with_nullable(column.nullable or more_nulls)
+        fields[place] = column
     return pa.schema(fields, metadata=schema.metadata)

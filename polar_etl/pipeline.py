@@ -316,14 +316,13 @@ def _run_passes(
 ) -> Report:
     before = len(manifest.batches("moments"))
     cache = Cache(run.plan.cached_bytes)
-    fitted = scaler is None
     if scaler is None:
         files = fit_files(run, settings.features, manifest, cache)
         paths = [file.path for file in run.source.files]
         scaler = scaler_of(run.source.schema, settings, files, paths)
     _keep_scaler(workspace, scaler, run.listen)
     warn_of_oddities(scaler, run.listen)
-    stage = PartsStage.into(workspace, run.source.schema, scaler, settings.level, fitted=fitted)
+    stage = PartsStage.into(workspace, run.source.schema, scaler, settings.level)
     present = write_parts(run, stage, manifest, workspace, cache)
     run.stop.check()
     run.observe_memory()

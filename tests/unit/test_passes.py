@@ -171,14 +171,6 @@ class TestOutputSchema:
 
         assert found.field("x").nullable is nullable
 
-    def test_columns_without_nulls_are_declared_so_for_the_rows_that_were_fitted(self):
-        data = pa.table({"x": [1.0, None, 2.0], "y": [1.0, np.nan, 2.0], "i": [1, 2, 3]})
-        scaler = fitted(data, ("x", "y", "i"))
-
-        assert [field.nullable for field in output_schema(data.schema, scaler)] == [True] * 3
-        found = output_schema(data.schema, scaler, fitted=True)
-        assert [field.nullable for field in found] == [True, False, False]
-
 
 class TestPassedThrough:
     """However a column was cut when read, the same form goes out, with the same values."""
