@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp(?:-wal|-shm)?", re.DOTALL)
-"""Unfinished files, and what SQLite keeps beside one that is a database."""
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 def sync_file(path: Path) -> None:

@@ -133,7 +133,7 @@ class Manifest:
             closing(sqlite3.connect(temporary)) as connection,
         ):
             connection.execute("PRAGMA synchronous = OFF")  # `replacing` brings it to disk
-            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA journal_mode = OFF")
             connection.executescript(_TABLES)
             connection.executemany(
                 "INSERT INTO facts VALUES (?, ?)",

@@ -20,7 +20,7 @@ _DECODER = 110_000
 """Bytes of buffers and zstd state for one column that is being decoded (measured: 0.1 MB)."""
 _CHUNK_COPIES = 3
 """How often a column chunk is held while it is decoded whole: as read, its pages, its values."""
-_RUNTIME = 40 * MIB
+_RUNTIME = 48 * MIB
 """Thread stacks, code loaded late, SQLite, and what the allocators keep back."""
 _COLUMN_OBJECTS = 3_000
 """Bytes of Python and Arrow objects for one column of one table."""

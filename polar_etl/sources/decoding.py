@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain, pairwise, repeat
 
@@ -79,14 +79,13 @@ class Decoder:
             InputError: They can't be decoded.
         """
         streams = [self._stream(group, share) for share in self._shares()]
-        with ThreadPoolExecutor(len(streams)) as pool:
-            try:
-                while all(tables := list(pool.map(next, streams, repeat(None)))):
-                    yield self._table(column for table in tables for column in table.columns)
-                    del tables
-            finally:
-                for stream in streams:
-                    stream.close()
+        with ExitStack() as stack:
+            for stream in streams:
+                stack.callback(stream.close)
+            pool = stack.enter_context(ThreadPoolExecutor(len(streams)))
+            while all(tables := list(pool.map(next, streams, repeat(None)))):
+                yield self._table(column for table in tables for column in table.columns)
+                del tables
 
     def _stream(self, group: int, share: Sequence[range]) -> Generator[pa.Table, None, None]:
         with self._opened(buffer_size=STREAM_BUFFER) as opened:
