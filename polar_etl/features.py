@@ -15,11 +15,16 @@ import pyarrow as pa
 from polar_etl.columns import (
     Bitmap,
     Bools,
+    Floats,
+    Ints,
     Piece,
+    array_of,
     bitmaps_of,
     is_numeric,
+    is_valid,
     piece_of,
     pieces_of,
+    present,
 )
 from polar_etl.errors import InputError, describe
 
@@ -188,8 +193,8 @@ def _fixed(chunk: pa.Array, size: int) -> pa.FixedSizeListArray:
     dense = pa.FixedSizeListArray.from_arrays(chunk.flatten(), size)
     if chunk.null_count == 0:
         return dense
-    valid = np.asarray(chunk.is_valid())
-    return dense.take(pa.array(np.cumsum(valid) - 1, mask=~valid))
+    valid = is_valid(chunk)
+    return dense.take(array_of(np.cumsum(valid) - 1, valid))
 
 
 def vector_pieces(chunks: list[pa.FixedSizeListArray], size: int) -> list[list[Piece]]:
@@ -237,7 +242,7 @@ def numbers_valid(chunks: list[pa.FixedSizeListArray]) -> Bools | None:
 def _valid(chunks: list[pa.Array]) -> Bools | None:
     if not any(chunk.null_count for chunk in chunks):
         return None
-    return np.concatenate([np.asarray(chunk.is_valid()) for chunk in chunks])
+    return np.concatenate([is_valid(chunk) for chunk in chunks])
 
 
 def vectors_of(kind: pa.DataType, numbers: pa.Array, size: int, valid: Bools | None) -> pa.Array:
@@ -284,18 +289,17 @@ def of_equal_lengths(
     Raises:
         InputError: A list has another length; names the row, counted from 0.
     """
-    import pyarrow.compute as pc
-
     for table in tables:
         for name in sizes:
             if name not in table.column_names:
                 continue
-            lengths = pc.list_value_length(table.column(name))
-            row = pc.index(pc.not_equal(lengths, sizes[name]), True).as_py()
-            if row >= 0:
+            lengths, places = _lengths(table.column(name))
+            wrong = np.flatnonzero(lengths != sizes[name])
+            if len(wrong):
+                row = places[wrong[0]]
                 raise InputError(
-                    f"Column {describe(name)} holds {lengths[row]} numbers in row {first + row} "
-                    f"(counted from 0) of {describe(where)}, where {sizes[name]} were expected: "
+                    f"Column {describe(name)} holds {lengths[wrong[0]]:.0f} numbers in row "
+                    f"{first + row} (counted from 0) of {describe(where)}, where {sizes[name]} were expected: "
                     "only vectors of one length can be normalized. Mend that row, or leave the "
                     "column out of --columns."
                 )
@@ -304,16 +308,22 @@ def of_equal_lengths(
         del table
 
 
+def _lengths(column: pa.ChunkedArray) -> tuple[Floats, Ints]:
+    """Return the lengths of the lists that are not null, and their places."""
+    import pyarrow.compute as pc
+
+    found = pc.list_value_length(column)
+    return present(pieces_of(found), 0, len(found))
+
+
 def first_length(tables: Iterable[pa.Table], name: str) -> int:
     """Return the length of the first list of a column that is not null.
 
     Raises:
         InputError: There is none, or it is empty.
     """
-    import pyarrow.compute as pc
-
-    lengths = (pc.list_value_length(table.column(name)).drop_null() for table in tables)
-    size = next((found[0].as_py() for found in lengths if len(found)), None)
+    lengths = (_lengths(table.column(name))[0] for table in tables)
+    size = next((found[0] for found in lengths if len(found)), None)
     if not size:
         found = "holds nulls only" if size is None else "begins with an empty list"
         raise InputError(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from polar_etl.columns import Piece, fill, validity
+from polar_etl.columns import Piece, array_of, fill, validity
 from polar_etl.features import fixed, numbers_valid, rows_valid, vector_pieces, vectors_of
 
 Floats = npt.NDArray[np.float64]
@@ -57,12 +57,11 @@ class Standardizer:
                 table = np.frombuffer(buffer, dtype).reshape(len(index), rows)
                 self._compute(columns, index, table)
                 for place, column in enumerate(index.tolist()):
-                    data = buffer.slice(place * rows * dtype.itemsize, rows * dtype.itemsize)
                     valid = validity(columns[column], 0, rows)
                     if self.inf_to_null[column]:
                         finite = ~np.isinf(table[place])
                         valid = finite if valid is None else valid & finite
-                    outputs[column] = _array(table[place], data, valid)
+                    outputs[column] = array_of(table[place], valid)
         return outputs
 
     def apply_to_vectors(self, column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
@@ -84,7 +83,7 @@ class Standardizer:
         if self.inf_to_null.any():
             kept = ~(np.isinf(table.T) & self.inf_to_null).reshape(-1)
             valid = kept if valid is None else valid & kept
-        made = _array(numbers, data, valid)
+        made = array_of(numbers, valid)
         return vectors_of(kind, made, width, rows_valid(chunks))
 
     def _compute(
@@ -118,9 +117,3 @@ class Standardizer:
             np.copyto(values, self.mean[column], where=np.isfinite(values))
         else:
             np.ldexp(values, -self.exponent[column], out=values)
-
-
-def _array(values: npt.NDArray[np.floating], data: pa.Buffer, valid: Bools | None) -> pa.Array:
-    kind = pa.float32() if values.dtype == np.float32 else pa.float64()
-    bitmap = None if valid is None else pa.py_buffer(np.packbits(valid, bitorder="little"))
-    return pa.Array.from_buffers(kind, len(values), [bitmap, data])
