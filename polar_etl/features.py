@@ -299,9 +299,9 @@ def of_equal_lengths(
                 row = places[wrong[0]]
                 raise InputError(
                     f"Column {describe(name)} holds {lengths[wrong[0]]:.0f} numbers in row "
-                    f"{first + row} (counted from 0) of {describe(where)}, where {sizes[name]} were expected: "
-                    "only vectors of one length can be normalized. Mend that row, or leave the "
-                    "column out of --columns."
+                    f"{first + row} (counted from 0) of {describe(where)}, where {sizes[name]} "
+                    "were expected: only vectors of one length can be normalized. Mend that row, "
+                    "or leave the column out of --columns."
                 )
         first += table.num_rows
         yield table

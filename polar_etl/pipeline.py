@@ -24,7 +24,7 @@ from polar_etl.plan import Plan, Shape, make_plan
 from polar_etl.run import Cache, Run
 from polar_etl.scaler import Scaler, library_versions, output_type
 from polar_etl.sources.base import Source, SourceFile
-from polar_etl.sources.schemas import has_variable_width, width
+from polar_etl.sources.schemas import has_variable_width, leaves, width
 from polar_etl.standardize import InfPolicy
 from polar_etl.stop import Stop
 from polar_etl.workspace import Workspace
@@ -35,6 +35,8 @@ _DECAY_MS = 200
 0 they spend up to twice the time in the kernel, which takes back every buffer by itself."""
 _INTERPRETER = 96 << 20
 """Bytes that Python, NumPy and PyArrow have in memory before a run (measured: 80 to 93 MB)."""
+_LONG_TEXT = 112
+"""Bytes beyond `NOMINAL_TEXT_WIDTH` that a text is taken to have when slabs are cut."""
 _VALUE_COPIES, _TEXT_COPIES = 3.5, 8
 """How often rows that are decoded from inside a row group are held (measured: 2.2 to 3, 7)."""
 
@@ -125,6 +127,7 @@ def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings)
         name: vectors.get(name, 1) * _output_width(numbers[name], settings.dtype)
         for name in features.columns
     }
+    others = [name for name in read if name not in vectors]
     rows = sum(file.rows for file in files)
     text = max((_text_bytes(file) for file in files), default=0)
     nominal, output = sum(read.values()), sum(written.values())
@@ -139,11 +142,11 @@ def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings)
         row_bytes=nominal + text,
         normalized_bytes=sum(read[name] for name in features.columns),
         output_bytes=output + text,
-        nominal_output_bytes=output,
+        nominal_output_bytes=output + sum(_more_for_text(schema.field(n).type) for n in others),
         footer_chunks=0 if largest is None else largest.chunks,
         page_bytes=max((file.page_bytes for file in files), default=0),
         stream_bytes=_TEXT_COPIES * text
-        + sum(_stream_bytes(schema.field(name).type) for name in read if name not in vectors),
+        + sum(_stream_bytes(schema.field(name).type) for name in others),
         vectors=tuple((size, max(width(numbers[name]), 4)) for name, size in vectors.items()),
         vector_bytes=sum(read[name] for name in vectors),
         vector_output_bytes=sum(written[name] for name in vectors),
@@ -152,6 +155,11 @@ def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings)
 
 def _output_width(numbers: pa.DataType, asked: str | None) -> int:
     return 4 if output_type(str(numbers), asked) == "float32" else 8
+
+
+def _more_for_text(kind: pa.DataType) -> int:
+    """Return what a value of variable width counts for more where slabs are cut: it may be long."""
+    return _LONG_TEXT * leaves(kind) if has_variable_width(kind) else 0
 
 
 def _stream_bytes(kind: pa.DataType) -> int:

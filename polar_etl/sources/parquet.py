@@ -9,6 +9,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +22,9 @@ from polar_etl.sources.schemas import checked_schema, difference, has_variable_w
 
 _COLUMNS_SAMPLED = 32
 _SAMPLED_AT_A_TIME = 4
+_ROWS_SAMPLED = 64
+_LONG_ROW = 1 << 16
+"""Bytes of text in a row from which on one row is sample enough."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,9 +254,11 @@ def _hash(path: str) -> str:
 def _measure(path: str, opened: pq.ParquetFile, apart_from: Container[str] = ()) -> tuple[int, int]:
     """Return the bytes of columns of variable width, and of the largest page, from samples.
 
-    The footer does not tell how large pages are, their headers do: a Thrift struct that begins with
-    type and size. One value of each sampled column is read first: that raises an error where a
-    column is encrypted or damaged, while asking its footer would abort the process (PyArrow 26).
+    Of text the footer tells the encoded bytes; a dictionary can make a thousand times as many, so
+    some rows are decoded, too. How large pages are it does not tell, but their headers do: a Thrift
+    struct that begins with type and size. One value of each sampled column is read first: that
+    raises an error where a column is encrypted or damaged, while asking its footer would abort the
+    process (PyArrow 26).
     """
     metadata = opened.metadata
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
@@ -265,23 +271,35 @@ def _measure(path: str, opened: pq.ParquetFile, apart_from: Container[str] = ())
     texts = variable[:: len(variable) // _COLUMNS_SAMPLED + 1]
     pages = range(0, metadata.num_columns, metadata.num_columns // _COLUMNS_SAMPLED + 1)
     largest = max(filled, key=lambda i: groups[i].num_rows)
-    asked = sorted({*texts, *pages})
-    for low in range(0, len(asked), _SAMPLED_AT_A_TIME):
-        few = asked[low : low + _SAMPLED_AT_A_TIME]
-        batches = opened.reader.iter_batches(
-            1, row_groups=[largest], column_indices=few, use_threads=False
-        )
-        next(batches, None)
+    for batch in _first_rows(opened, largest, pages, 1):
+        del batch
     found = 0
     with open(path, "rb") as file:
         for index in pages:
             chunk = groups[largest].column(index)
             file.seek(max(chunk.data_page_offset, 0))
             found = max(found, _page_size(file.read(16), chunk.total_uncompressed_size))
-    bytes_of_texts = sum(
+    encoded = sum(
         max(groups[i].column(index).total_uncompressed_size, 0) for i in filled for index in texts
     )
-    return bytes_of_texts * len(variable) // max(len(texts), 1), found
+    few = 1 if encoded > _LONG_ROW * metadata.num_rows else _ROWS_SAMPLED
+    decoded = sum(
+        batch.nbytes * metadata.num_rows // batch.num_rows
+        for batch in _first_rows(opened, largest, texts, few)
+    )
+    return max(encoded, decoded) * len(variable) // max(len(texts), 1), found
+
+
+def _first_rows(
+    opened: pq.ParquetFile, group: int, columns: Sequence[int], rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield the first rows of a row group, a few of its columns at a time."""
+    for low in range(0, len(columns), _SAMPLED_AT_A_TIME):
+        few = list(columns[low : low + _SAMPLED_AT_A_TIME])
+        batches = opened.reader.iter_batches(
+            rows, row_groups=[group], column_indices=few, use_threads=False
+        )
+        yield from (batch for batch in islice(batches, 1) if batch.num_rows)
 
 
 def _page_size(header: bytes, chunk: int) -> int:
