@@ -212,7 +212,8 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     block = block_rows(shape.normalized)
     rows = max(shape.rows, 1)
     group_rows, stream_rows = reading.group_rows, reading.stream_rows
-    batch = max(slab_rows(shape.normalized_bytes) // block, 1) * block
+    batch = min(slab_rows(shape.normalized_bytes), rows // (2 * threads))
+    batch = max(batch // block, 1) * block
     decoded = min(group_rows or stream_rows, shape.largest_group, rows)
     if group_rows:
         read = min(group_rows, shape.largest_group, rows)
