@@ -85,12 +85,20 @@ class PartsStage:
     form: PartFormat
     writer: Callable[[int], PartWriter]
     """Begins the part of an index."""
+    in_place: bool = False
+    """Whether the values of slabs may be overwritten: nobody else has them."""
     _open: dict[int, PartWriter] = field(default_factory=dict)
     _failed: bool = False
 
     @classmethod
     def into(
-        cls, workspace: Workspace, schema: pa.Schema, scaler: Scaler, level: int
+        cls,
+        workspace: Workspace,
+        schema: pa.Schema,
+        scaler: Scaler,
+        level: int,
+        *,
+        in_place: bool = False,
     ) -> PartsStage:
         """Return the stage that writes a source of this schema into a workspace."""
         form = PartFormat(output_schema(schema, scaler), scaler.columns, level)
@@ -100,6 +108,7 @@ class PartsStage:
             standardizer=scaler.standardizer(),
             form=form,
             writer=lambda index: PartWriter(workspace.out, scratch, part_name(index), form),
+            in_place=in_place,
         )
 
     def write(self, slab: Slab) -> Written:
@@ -148,7 +157,8 @@ class PartsStage:
         places = {name: span for name, span in self.features.spans() if name not in vectors}
         scalars = self.standardizer.select(np.array([s.start for s in places.values()], np.int64))
         pieces = Features(tuple(places)).pieces(table)
-        yield from zip(places, scalars.apply(pieces, len(table)), strict=True)
+        done = scalars.apply(pieces, len(table), in_place=self.in_place)
+        yield from zip(places, done, strict=True)
         for name, span in self.features.spans():
             if name in vectors:
                 how, kind = self.standardizer.select(span), self.form.schema.field(name).type

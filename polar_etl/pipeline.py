@@ -143,6 +143,11 @@ def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings)
         normalized_bytes=sum(read[name] for name in features.columns),
         output_bytes=output + text,
         nominal_output_bytes=output + sum(_more_for_text(schema.field(n).type) for n in others),
+        reused_bytes=sum(
+            written[name]
+            for name in features.columns
+            if written[name] == read[name] and pa.types.is_primitive(schema.field(name).type)
+        ),
         footer_chunks=0 if largest is None else largest.chunks,
         page_bytes=max((file.page_bytes for file in files), default=0),
         stream_bytes=_TEXT_COPIES * text
@@ -330,7 +335,7 @@ def _run_passes(
         scaler = scaler_of(run.source.schema, settings, files, paths)
     _keep_scaler(workspace, scaler, run.listen)
     warn_of_oddities(scaler, run.listen)
-    stage = PartsStage.into(workspace, run.source.schema, scaler, settings.level)
+    stage = PartsStage.into(workspace, run.source.schema, scaler, settings.level, in_place=True)
     present = write_parts(run, stage, manifest, workspace, cache)
     run.stop.check()
     run.observe_memory()

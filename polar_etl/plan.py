@@ -60,6 +60,8 @@ class Shape:
     """Bytes of a row of the output, decoded."""
     nominal_output_bytes: int
     """The same as far as the schema alone tells; part boundaries follow from it."""
+    reused_bytes: int
+    """What of them can take the place of what was read, where a slab is in one piece."""
     footer_chunks: int
     """Column chunks in the largest footer."""
     page_bytes: int
@@ -231,7 +233,9 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     held = _held_rows(shape, max(min(batch, rows), slab), decoded, in_flight)
     most = int((rows + decoded) * shape.row_bytes * _SLACK)
     batches = min(int(held * shape.row_bytes * _SLACK), most)
-    normalized = threads * (min(slab, rows) * shape.output_bytes + objects)
+    in_one_piece = group_rows and shape.even_group and shape.even_group % slab == part % slab == 0
+    fresh = shape.output_bytes - (shape.reused_bytes if in_one_piece else 0)
+    normalized = threads * (min(slab, rows) * fresh + objects)
     bill = (
         ("interpreter and libraries", base + _RUNTIME),
         ("footers", shape.footer_chunks * _FOOTER_CHUNK),

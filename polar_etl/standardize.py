@@ -41,27 +41,29 @@ class Standardizer:
         """Return what is needed for the features at `index`."""
         return Standardizer(**{item.name: getattr(self, item.name)[index] for item in fields(self)})
 
-    def apply(self, columns: Sequence[Sequence[Piece]], rows: int) -> list[pa.Array]:
+    def apply(
+        self, columns: Sequence[Sequence[Piece]], rows: int, *, in_place: bool = False
+    ) -> list[pa.Array]:
         """Return the standardized columns as Arrow arrays of `rows` values, nulls where they were.
 
         Args:
             columns: The numeric columns, each as its pieces, `rows` values long.
             rows: How many rows all of them have.
+            in_place: Whether columns in one writable piece may be overwritten.
         """
         outputs: list[pa.Array] = [None] * len(columns)
         with np.errstate(all="ignore"):
             for single in (True, False):
                 index = np.flatnonzero(self.single == single)
-                dtype = np.dtype(np.float32 if single else np.float64)
-                buffer = pa.allocate_buffer(len(index) * rows * dtype.itemsize)
-                table = np.frombuffer(buffer, dtype).reshape(len(index), rows)
-                self._compute(columns, index, table)
-                for place, column in enumerate(index.tolist()):
+                dtype: np.dtype[np.floating] = np.dtype(np.float32 if single else np.float64)
+                targets = _targets([columns[i] for i in index.tolist()], rows, dtype, in_place)
+                self._compute(columns, index, targets)
+                for target, column in zip(targets, index.tolist(), strict=True):
                     valid = validity(columns[column], 0, rows)
                     if self.inf_to_null[column]:
-                        finite = ~np.isinf(table[place])
+                        finite = ~np.isinf(target)
                         valid = finite if valid is None else valid & finite
-                    outputs[column] = array_of(table[place], valid)
+                    outputs[column] = array_of(target, valid)
         return outputs
 
     def apply_to_vectors(self, column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
@@ -78,7 +80,7 @@ class Standardizer:
         numbers = np.frombuffer(data, dtype)
         with np.errstate(all="ignore"):
             table = numbers.reshape(-1, width).T
-            self._compute(vector_pieces(chunks, width), np.arange(width), table)
+            self._compute(vector_pieces(chunks, width), np.arange(width), list(table))
         valid = numbers_valid(chunks)
         if self.inf_to_null.any():
             kept = ~(np.isinf(table.T) & self.inf_to_null).reshape(-1)
@@ -90,10 +92,10 @@ class Standardizer:
         self,
         columns: Sequence[Sequence[Piece]],
         index: npt.NDArray[np.int64],
-        table: npt.NDArray[np.floating],
+        targets: Sequence[npt.NDArray[np.floating]],
     ) -> None:
-        """Write the standardized columns `index` into the rows of `table`, tile by tile."""
-        rows = table.shape[1]
+        """Write the standardized columns `index` into `targets`, tile by tile."""
+        rows = len(targets[0]) if targets else 0
         length = min(rows, _TILE_VALUES)
         many = max(_TILE_VALUES // max(length, 1), 1)
         tiles = np.empty((many, length))
@@ -109,7 +111,8 @@ class Standardizer:
                         self._prepare(column, row)
                 tile -= mean
                 tile /= std
-                table[low : low + len(group), first : first + tile.shape[1]] = tile
+                for row, target in zip(tile, targets[low : low + many], strict=True):
+                    target[first : first + len(row)] = row
 
     def _prepare(self, column: int, values: Floats) -> None:
         """Bring the values of a special column to where `mean` and `std` are right for them."""
@@ -117,3 +120,25 @@ class Standardizer:
             np.copyto(values, self.mean[column], where=np.isfinite(values))
         else:
             np.ldexp(values, -self.exponent[column], out=values)
+
+
+def _targets(
+    columns: Sequence[Sequence[Piece]], rows: int, dtype: np.dtype[np.floating], in_place: bool
+) -> list[npt.NDArray[np.floating]]:
+    """Return where each column's results go: where it stands, or into a new buffer for all."""
+    found = [_reusable(pieces, dtype) if in_place else None for pieces in columns]
+    missing = sum(target is None for target in found)
+    buffer = pa.allocate_buffer(missing * rows * dtype.itemsize)
+    fresh = iter(np.frombuffer(buffer, dtype).reshape(missing, rows))
+    return [next(fresh) if target is None else target for target in found]
+
+
+def _reusable(
+    pieces: Sequence[Piece], dtype: np.dtype[np.floating]
+) -> npt.NDArray[np.floating] | None:
+    """Return the one piece of a column, if results of type `dtype` can take its place."""
+    if len(pieces) != 1:
+        return None
+    values = pieces[0].values
+    fits = values.flags.writeable and values.flags.c_contiguous
+    return values.view(dtype) if fits and values.itemsize == dtype.itemsize else None

@@ -165,3 +165,50 @@ def test_pieces_change_no_bit():
     cuts = [1, 7, 16_384, 262_144, 262_145]
 
     assert standardized(chunked(values, cuts))[0].equals(one(values))
+
+
+class TestInPlace:
+    """Where a column stands in one writable piece, its results take its place."""
+
+    KINDS = ("f2", "f4", "f8", "i4", "i8", "u8")
+
+    @staticmethod
+    def column(kind: str, *, gaps: bool) -> pa.ChunkedArray:
+        """Return a column as PyArrow decodes it: in a buffer that may be written."""
+        values = (np.random.default_rng(1).standard_normal(70_000) * 20 + 50).astype(kind)
+        column = pa.array(values, mask=np.arange(70_000) % 7 == 0 if gaps else None)
+        return pa.chunked_array([column.take(pa.array(np.arange(70_000)))])
+
+    @pytest.mark.parametrize("dtype", [None, "float32"])
+    @pytest.mark.parametrize("gaps", [False, True])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_gives_the_same_bits(self, kind, gaps, dtype):
+        column, twin = self.column(kind, gaps=gaps), self.column(kind, gaps=gaps)
+        how = Scaler(("x",), (str(column.type),), moments_of(column), dtype=dtype).standardizer()
+
+        (expected,) = how.apply([pieces_of(column)], len(column))
+        (found,) = how.apply([pieces_of(twin)], len(twin), in_place=True)
+
+        assert found.equals(expected)
+
+    def test_leaves_the_rows_of_others_alone(self):
+        column = self.column("f8", gaps=False)
+        before = column.to_numpy().copy()
+        how = Scaler(("x",), ("double",), moments_of(column)).standardizer()
+
+        how.apply([pieces_of(column.slice(100, 50))], 50, in_place=True)
+
+        after = column.to_numpy()
+        assert (after[100:150] != before[100:150]).all()
+        assert (after[:100] == before[:100]).all()
+        assert (after[150:] == before[150:]).all()
+
+    def test_what_may_not_be_written_is_not(self):
+        values = np.arange(50.0)
+        values.flags.writeable = False
+        column = pa.chunked_array([pa.array(values)])
+        how = Scaler(("x",), ("double",), moments_of(column)).standardizer()
+
+        how.apply([pieces_of(column)], 50, in_place=True)
+
+        assert (values == np.arange(50.0)).all()
