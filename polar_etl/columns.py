@@ -61,9 +61,16 @@ class Piece:
         return np.logical_and.reduce(found) if found else np.ones(high - low, np.bool_)
 
 
+_MANY_CHUNKS = 3
+"""So many cost more one by one than joining them does (measured)."""
+
+
 def pieces_of(column: pa.ChunkedArray) -> list[Piece]:
-    """Return the chunks of a numeric column, in row order, as NumPy arrays."""
-    return [piece_of(chunk) for chunk in column.iterchunks() if len(chunk)]
+    """Return the chunks of a numeric column, in row order, as NumPy arrays; many as one."""
+    chunks = [chunk for chunk in column.iterchunks() if len(chunk)]
+    if len(chunks) >= _MANY_CHUNKS:
+        chunks = [pa.concat_arrays(chunks)]
+    return [piece_of(chunk) for chunk in chunks]
 
 
 def piece_of(chunk: pa.Array) -> Piece:

@@ -34,6 +34,9 @@ _PAGE_COPIES = 1.5
 """How often a page is held while rows are read from inside it (measured: 1.3)."""
 _SLACK = 1.1
 """What the allocator needs more than what is asked of it (measured: up to 1.06)."""
+_LINGERING = 0.1
+"""Share of freed memory that is not yet given back, where small pieces come and go (measured: up
+to 0.1)."""
 _CACHE_SHARE = 0.85
 """Share of the room left under the limit that decoded batches may fill."""
 
@@ -236,6 +239,8 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     in_one_piece = group_rows and shape.even_group and shape.even_group % slab == part % slab == 0
     fresh = shape.output_bytes - (shape.reused_bytes if in_one_piece else 0)
     normalized = threads * (min(slab, rows) * fresh + objects)
+    if not group_rows:
+        decoding += int(_LINGERING * (decoding + batches + normalized))
     bill = (
         ("interpreter and libraries", base + _RUNTIME),
         ("footers", shape.footer_chunks * _FOOTER_CHUNK),

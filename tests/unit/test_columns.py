@@ -125,6 +125,15 @@ def test_pieces_are_the_chunks_in_order_without_empty_ones():
     assert [piece.values.tolist() for piece in pieces_of(chunks)] == [[1, 2], [3]]
 
 
+def test_many_chunks_become_one_piece():
+    chunks = pa.chunked_array([pa.array([i, None], pa.int32()) for i in range(9)])
+
+    (piece,) = pieces_of(chunks)
+
+    assert piece.values[::2].tolist() == list(range(9))
+    assert piece.valid(0, 18).tolist() == [True, False] * 9
+
+
 def test_pieces_of_plain_columns_are_views():
     values = np.arange(5.0)
 
