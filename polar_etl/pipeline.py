@@ -33,7 +33,7 @@ from polar_etl.writing import write_parts
 _DECAY_MS = 200
 """How long jemalloc keeps freed memory. At 1,000, its default, runs peak up to a third higher; at
 0 they spend up to twice the time in the kernel, which takes back every buffer by itself."""
-_INTERPRETER = 96 << 20
+_INTERPRETER = 92 << 20
 """Bytes that Python, NumPy and PyArrow have in memory before a run (measured: 80 to 93 MB)."""
 _LONG_TEXT = 112
 """Bytes beyond `NOMINAL_TEXT_WIDTH` that a text is taken to have when slabs are cut."""

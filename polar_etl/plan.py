@@ -20,7 +20,7 @@ _DECODER = 110_000
 """Bytes of buffers and zstd state for one column that is being decoded (measured: 0.1 MB)."""
 _CHUNK_COPIES = 3
 """How often a column chunk is held while it is decoded whole: as read, its pages, its values."""
-_RUNTIME = 48 * MIB
+_RUNTIME = 32 * MIB
 """Thread stacks, code loaded late, SQLite, and what the allocators keep back."""
 _COLUMN_OBJECTS = 3_000
 """Bytes of Python and Arrow objects for one column of one table."""
@@ -30,11 +30,13 @@ _TILE_COPIES = 64
 """Bytes of tiles and pages for one value, where a table has too few to fill them."""
 _STREAM = 24 * MIB
 """What reading from inside a row group takes whatever its shape (measured: 10 to 20 MB)."""
+_VECTOR = 8 * MIB
+"""Levels and bitmaps of a column of vectors while it is written (measured: 3 to 5 MB)."""
 _PAGE_COPIES = 1.5
 """How often a page is held while rows are read from inside it (measured: 1.3)."""
 _SLACK = 1.1
 """What the allocator needs more than what is asked of it (measured: up to 1.06)."""
-_LINGERING = 0.1
+_LINGERING = 0.15
 """Share of freed memory that is not yet given back, where small pieces come and go (measured: up
 to 0.1)."""
 _CACHE_SHARE = 0.85
@@ -275,7 +277,10 @@ def _vector_buffers(shape: Shape, rows: int) -> int:
     That is each number as Parquet has it and two levels of 2 bytes, in buffers that grow by
     doubling (measured: 8.1 to 13.6 bytes for a float32, 12.1 to 20.3 for a float64).
     """
-    return sum((1 << (rows * size - 1).bit_length()) * (width + 4) for size, width in shape.vectors)
+    return sum(
+        _VECTOR + (1 << (rows * size - 1).bit_length()) * (width + 4)
+        for size, width in shape.vectors
+    )
 
 
 def _held_rows(shape: Shape, length: int, decoded: int, in_flight: int) -> int:
