@@ -30,8 +30,8 @@ _TILE_COPIES = 64
 """Bytes of tiles and pages for one value, where a table has too few to fill them."""
 _STREAM = 24 * MIB
 """What reading from inside a row group takes whatever its shape (measured: 10 to 20 MB)."""
-_VECTOR = 8 * MIB
-"""Levels and bitmaps of a column of vectors while it is written (measured: 3 to 5 MB)."""
+_VECTOR = 24 * MIB
+"""Levels and bitmaps of a column of vectors, as read and as written (measured: up to 16 MB)."""
 _PAGE_COPIES = 1.5
 """How often a page is held while rows are read from inside it (measured: 1.3)."""
 _SLACK = 1.1
