@@ -37,8 +37,8 @@ _PAGE_COPIES = 1.5
 _SLACK = 1.1
 """What the allocator needs more than what is asked of it (measured: up to 1.06)."""
 _LINGERING = 0.15
-"""Share of freed memory that is not yet given back, where small pieces come and go (measured: up
-to 0.1)."""
+"""Share of freed memory that is not yet given back, where small pieces or several batches come and
+go (measured: up to 0.12)."""
 _CACHE_SHARE = 0.85
 """Share of the room left under the limit that decoded batches may fill."""
 
@@ -241,7 +241,7 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     in_one_piece = group_rows and shape.even_group and shape.even_group % slab == part % slab == 0
     fresh = shape.output_bytes - (shape.reused_bytes if in_one_piece else 0)
     normalized = threads * (min(slab, rows) * fresh + objects)
-    if not group_rows:
+    if not group_rows or in_flight > 1:
         decoding += int(_LINGERING * (decoding + batches + normalized))
     bill = (
         ("interpreter and libraries", base + _RUNTIME),
