@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pyarrow as pa
@@ -14,7 +13,7 @@ import pyarrow as pa
 from polar_etl import pipeline
 from polar_etl.errors import UsageError
 from polar_etl.events import Listener, silent
-from polar_etl.features import Features, is_open_list
+from polar_etl.features import Features
 from polar_etl.memory import limit_in_force, parse_size
 from polar_etl.pipeline import Control, Limits, Report, Settings
 from polar_etl.plan import Plan, Shape, make_plan
@@ -96,20 +95,11 @@ class Options:
         cores = len(os.sched_getaffinity(0))
         return Limits(limit_in_force(self.memory_limit), self.threads or cores)
 
-    def chosen(self, schema: pa.Schema, scaler: Scaler | None) -> tuple[str, ...]:
-        """Return the names of the columns to normalize."""
-        return scaler.columns if scaler else select(schema, self.columns, self.exclude)
-
-    def settings(
-        self,
-        schema: pa.Schema,
-        scaler: Scaler | None = None,
-        lengths: Mapping[str, int] = MappingProxyType({}),
-    ) -> Settings:
-        """Return what shapes the result, for a source of this schema and lists of these lengths."""
-        columns = self.chosen(schema, scaler)
+    def settings(self, schema: pa.Schema, scaler: Scaler | None = None) -> Settings:
+        """Return what shapes the result, for a source of this schema."""
+        columns = scaler.columns if scaler else select(schema, self.columns, self.exclude)
         return Settings(
-            features=Features.of(schema, columns, lengths),
+            features=Features.of(schema, columns, {}),
             ddof=self.ddof if scaler is None else scaler.ddof,
             inf=self.inf if scaler is None else scaler.inf,
             dtype=self.dtype if scaler is None else scaler.dtype,
@@ -166,11 +156,12 @@ def _settled(
     schema = source.schema
     if scaler:
         scaler.require(schema)
-    columns = options.chosen(schema, scaler)
-    lists = [name for name in columns if is_open_list(schema.field(name).type)]
-    if lists:
-        source = source.with_lengths(lists, scaler.vectors if scaler else {})
-    return source, options.settings(schema, scaler, source.lengths)
+    settings = options.settings(schema, scaler)
+    columns = settings.features.columns
+    source = source.with_lengths(columns, scaler.vectors if scaler else {})
+    if source.lengths:
+        settings = replace(settings, features=Features.of(schema, columns, source.lengths))
+    return source, settings
 
 
 def run(

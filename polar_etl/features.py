@@ -58,6 +58,11 @@ def is_open_list(kind: pa.DataType) -> bool:
     return _is_list(kind) and value_type(kind) is not None
 
 
+def open_lists(schema: pa.Schema, columns: Iterable[str]) -> list[str]:
+    """Return which of the columns `columns` hold lists of numbers, which may differ in length."""
+    return [name for name in columns if is_open_list(schema.field(name).type)]
+
+
 def with_values(kind: pa.DataType, values: pa.DataType, *, nullable: bool) -> pa.DataType:
     """Return `kind` with other numbers in it.
 

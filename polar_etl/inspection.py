@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from polar_etl import pipeline
 from polar_etl.errors import InputError, StateMismatchError, describe
-from polar_etl.features import is_open_list
 from polar_etl.manifest import BatchRow, Manifest
 from polar_etl.moments import Moments
 from polar_etl.passes import output_schema, passed_through
@@ -138,8 +137,7 @@ def _found_inside(
             yield f"{row.part}: {file.rows} rows instead of {row.rows}"
     if sum(file.rows for file in source.files) != total:
         yield f"the parts hold {sum(file.rows for file in source.files)} rows instead of {total}"
-    lists = [name for name in scaler.vectors if is_open_list(source.schema.field(name).type)]
-    source = source.with_lengths(lists, scaler.vectors)
+    source = source.with_lengths(scaler.columns, scaler.vectors)
     how = pipeline.Settings(scaler.features, scaler.ddof, "ignore", None, None, None, 1)
     plan = pipeline.plan_run(source, how, limits, base)
     found = pipeline.fit(source, how, plan, control)

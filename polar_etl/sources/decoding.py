@@ -107,7 +107,7 @@ class Decoder:
     def _table(self, columns: Iterable[pa.ChunkedArray]) -> pa.Table:
         """Return the columns as a table, after checking that they are what the footer promised."""
         found = list(columns)
-        with self._explained():
+        with explained(self.path):
             for expected, column in zip(self.schema, found, strict=True):
                 if not column.type.equals(expected.type):
                     raise pa.ArrowInvalid(
@@ -119,7 +119,7 @@ class Decoder:
     @contextmanager
     def _opened(self, *, buffer_size: int) -> Iterator[pq.ParquetFile]:
         with (
-            self._explained(),
+            explained(self.path),
             pq.ParquetFile(
                 self.path,
                 metadata=self.footer,
@@ -130,16 +130,23 @@ class Decoder:
         ):
             yield opened
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            raise unreadable(self.path, error) from None
+
+@contextmanager
+def explained(path: str) -> Iterator[None]:
+    """Turn whatever goes wrong with a file that is read into an error that says so.
+
+    Raises:
+        InputError: The file can't be read.
+        RunFailedError: It can't be read just now.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise _explanation(path, error) from None
 
 
-def unreadable(path: str, error: Exception) -> Exception:
-    """Return what to raise where a file can't be read: errors of ours and of memory as they are."""
+def _explanation(path: str, error: Exception) -> Exception:
+    """Return what to raise: errors of ours and of memory as they are."""
     if isinstance(error, (PolarEtlError, MemoryError)):
         return error
     if isinstance(error, OSError) and error.errno in _TRANSIENT:

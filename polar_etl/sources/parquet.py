@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polar_etl.errors import InputError, describe
-from polar_etl.features import first_length, of_equal_lengths
+from polar_etl.features import first_length, of_equal_lengths, open_lists
 from polar_etl.sources.base import Reading, SourceFile
-from polar_etl.sources.decoding import STREAM_BUFFER, Decoder, unreadable
+from polar_etl.sources.decoding import STREAM_BUFFER, Decoder, explained
 from polar_etl.sources.schemas import checked_schema, difference, has_variable_width, leaves
 
 _COLUMNS_SAMPLED = 32
@@ -80,14 +80,17 @@ class ParquetSource:
             tables = of_equal_lengths(tables, self.lengths, self.files[file].path, first)
         return tables
 
-    def with_lengths(self, columns: list[str], known: Mapping[str, int]) -> ParquetSource:
-        """Return the source with lists in `columns` of one length: a known one, or the first's.
+    def with_lengths(self, columns: Sequence[str], known: Mapping[str, int]) -> ParquetSource:
+        """Return the source with the lists among `columns` of one length: a known or the first's.
 
         Raises:
             InputError: No list tells the length.
         """
+        lists = open_lists(self.schema, columns)
+        if not lists:
+            return self
         lengths = {
-            name: known.get(name) or first_length(self._rows_of(name), name) for name in columns
+            name: known.get(name) or first_length(self._rows_of(name), name) for name in lists
         }
         files = []
         for file in self.files:
@@ -129,10 +132,8 @@ class ParquetSource:
         path = self.files[file].path
         if file not in self._footers:
             self._footers.clear()
-            try:
+            with explained(path):
                 self._footers[file] = pq.read_metadata(path)
-            except Exception as error:
-                raise unreadable(path, error) from None
         wanted = set(self.schema.names if columns is None else columns)
         schema = pa.schema([column for column in self.schema if column.name in wanted])
         ranges = tuple(self._leaf_ranges[name] for name in schema.names)
@@ -140,10 +141,8 @@ class ParquetSource:
 
     def _refuse_changes(self, file: int) -> None:
         found = self.files[file]
-        try:
+        with explained(found.path):
             now = os.stat(found.path)
-        except OSError as error:
-            raise unreadable(found.path, error) from None
         if (now.st_size, now.st_mtime_ns) != (found.size, found.mtime_ns):
             raise InputError(
                 f"{describe(found.path)} has changed while it was being read. "
@@ -185,24 +184,22 @@ def _stretches(
 @contextmanager
 def _opened(path: str) -> Iterator[pq.ParquetFile]:
     """Open a file for a look at it; what goes wrong with it becomes an `InputError`."""
-    try:
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=STREAM_BUFFER) as opened:
-            yield opened
-    except Exception as error:
-        raise unreadable(path, error) from None
+    with (
+        explained(path),
+        pq.ParquetFile(path, pre_buffer=False, buffer_size=STREAM_BUFFER) as opened,
+    ):
+        yield opened
 
 
 def _inspect(path: str) -> tuple[pq.FileMetaData, SourceFile, pa.Schema]:
-    try:
+    with explained(path):
         before = os.stat(path)
         if not stat.S_ISREG(before.st_mode):
             raise InputError(f"{describe(path)} is not a regular file.")
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=STREAM_BUFFER) as opened:
+        with _opened(path) as opened:
             metadata, schema = opened.metadata, opened.schema_arrow
             variable, page_bytes = _measure(path, opened)
         footer = _footer_hash(path)
-    except Exception as error:
-        raise unreadable(path, error) from None
     schema = checked_schema(path, schema)
     if sum(leaves(column.type) for column in schema) != metadata.num_columns:
         raise InputError(
@@ -244,11 +241,8 @@ def _footer_hash(path: str) -> str:
 
 
 def _hash(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, hashlib.blake2b).hexdigest()
-    except OSError as error:
-        raise unreadable(path, error) from None
+    with explained(path), open(path, "rb") as file:
+        return hashlib.file_digest(file, hashlib.blake2b).hexdigest()
 
 
 def _measure(path: str, opened: pq.ParquetFile, apart_from: Container[str] = ()) -> tuple[int, int]:

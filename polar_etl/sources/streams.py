@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from polar_etl.errors import InputError, UsageError
-from polar_etl.features import first_length, of_equal_lengths
+from polar_etl.features import first_length, of_equal_lengths, open_lists
 from polar_etl.sources.schemas import checked_schema
 
 if TYPE_CHECKING:
@@ -45,14 +45,17 @@ class StreamSource:
         batches = (pa.Table.from_batches([batch]) for batch in reader)
         return cls(checked_schema("the stream", reader.schema), batches)
 
-    def with_lengths(self, columns: list[str], known: Mapping[str, int]) -> StreamSource:
-        """Return the source with lists in `columns` of one length: a known one, or the first's.
+    def with_lengths(self, columns: Sequence[str], known: Mapping[str, int]) -> StreamSource:
+        """Return the source with the lists among `columns` of one length: a known or the first's.
 
         What had to be read for it comes again; this source itself must not be used any more.
 
         Raises:
             InputError: No list tells the length.
         """
+        lists = open_lists(self.schema, columns)
+        if not lists:
+            return self
         read: deque[pa.Table] = deque()
         rest = self.tables()
 
@@ -62,7 +65,7 @@ class StreamSource:
                 read.append(table)
                 yield table
 
-        lengths = {name: known.get(name) or first_length(look(), name) for name in columns}
+        lengths = {name: known.get(name) or first_length(look(), name) for name in lists}
         again = (read.popleft() for _ in range(len(read)))
         return replace(self, lengths=lengths, _reader=chain(again, rest))
 
