@@ -7,17 +7,22 @@ where column chunks or batches are short (measured), so each thread reads column
 from __future__ import annotations
 
 import errno
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import chain, pairwise, repeat
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polar_etl.errors import InputError, PolarEtlError, RunFailedError, describe
 from polar_etl.sources.base import Reading, cut
+
+Result = TypeVar("Result")
 
 STREAM_BUFFER = 1 << 16
 """Bytes of a file that are read at a time where columns are not read whole."""
@@ -55,8 +60,8 @@ class Decoder:
         """
         shares = self._shares()
         many = columns_at_a_time(sum(self.footer.row_group(i).num_rows for i in groups))
-        with ThreadPoolExecutor(len(shares)) as pool:
-            found = list(pool.map(self._columns, repeat(groups), shares, repeat(many)))
+        tasks = [partial(self._columns, groups, share, many) for share in shares]
+        found = _side_by_side(tasks, self.how.threads)
         yield self._table(chain.from_iterable(found))
 
     def _columns(
@@ -82,8 +87,8 @@ class Decoder:
         with ExitStack() as stack:
             for stream in streams:
                 stack.callback(stream.close)
-            pool = stack.enter_context(ThreadPoolExecutor(len(streams)))
-            while all(tables := list(pool.map(next, streams, repeat(None)))):
+            tasks = [partial(next, stream, None) for stream in streams]
+            while all(tables := _side_by_side(tasks, self.how.threads)):
                 yield self._table(column for table in tables for column in table.columns)
                 del tables
 
@@ -129,6 +134,22 @@ class Decoder:
             ) as opened,
         ):
             yield opened
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Return the threads that decode. They stay: each new one takes new memory from jemalloc."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="polar-etl-decode")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # no thread outlives a fork
+
+
+def _side_by_side(tasks: Iterable[Callable[[], Result]], threads: int) -> list[Result]:
+    """Return the results of all tasks, once all have ended: also before one's error is raised."""
+    futures = [_pool(threads).submit(task) for task in tasks]
+    wait(futures)
+    return [future.result() for future in futures]
 
 
 @contextmanager
