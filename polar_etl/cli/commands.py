@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -523,9 +524,21 @@ def _open_standard_streams() -> None:
 
 def main() -> None:
     """Run the command line."""
+    _start_fast()
     _open_standard_streams()
     outlive_stderr()
     try:
         app()
     except BrokenPipeError:
         sys.exit(0)
+    finally:
+        gc.freeze()
+
+
+def _start_fast() -> None:
+    """Save a tenth of a second: of collecting garbage where imports leave none, and of BLAS.
+
+    NumPy's BLAS is not used, but its idle threads spin.
+    """
+    gc.set_threshold(100_000)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
