@@ -162,7 +162,13 @@ def run(
         tempfile.TemporaryFile("w+", errors="replace") as err,
     ):
         process = subprocess.Popen(
-            words, cwd=ROOT, stdout=out, stderr=err, pass_fds=[writer], start_new_session=True
+            words,
+            cwd=ROOT,
+            stdout=out,
+            stderr=err,
+            pass_fds=[writer],
+            start_new_session=True,
+            env=_as_installed(os.environ),
         )
         os.close(writer)
         sampler = _TreeSampler(process.pid)
@@ -193,6 +199,11 @@ def run(
             stdout=out.read(),
             stderr=err.read(),
         )
+
+
+def _as_installed(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables with which Python keeps byte code, as pip leaves it with packages."""
+    return {name: v for name, v in variables.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def size_of(path: Path) -> int:
