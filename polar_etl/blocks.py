@@ -19,6 +19,7 @@ import numpy.typing as npt
 from polar_etl.columns import Piece, fill, present
 from polar_etl.double import add, times
 from polar_etl.moments import NO_ROW, Moments
+from polar_etl.scratch import scratch_floats
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -46,23 +47,28 @@ def block_rows(columns: int) -> int:
     return 1 << (min(max(rows, _SHORTEST_BLOCK), _LONGEST_BLOCK).bit_length() - 1)
 
 
-def observe(columns: Sequence[Sequence[Piece]], rows: int, first_row: int) -> list[Moments]:
+def observe(
+    columns: Sequence[Sequence[Piece]], rows: int, first_row: int, width: int | None = None
+) -> list[Moments]:
     """Return the moments of each block of a batch, in row order.
 
     Args:
-        columns: The normalized columns, each as its pieces, `rows` values long.
+        columns: Normalized columns, each as its pieces, `rows` values long.
         rows: Rows of the batch.
         first_row: Index within the file of the batch's first row: a multiple of the block's rows.
+        width: How many normalized columns the table has, which decides how long a block is; None
+            if these are all.
     """
-    length = block_rows(len(columns))
+    length = block_rows(len(columns) if width is None else width)
     whole, tail = divmod(rows, length)
-    tiles = np.empty((2, _TILE_VALUES))
+    tiles = scratch_floats("moments", 2 * _TILE_VALUES).reshape(2, -1)
     found = []
     with np.errstate(all="ignore"):
         if whole:
             found += _observe_blocks(tiles, columns, 0, whole, length, first_row)
         if tail:
-            found += _observe_blocks(tiles, columns, whole * length, 1, tail, first_row)
+            start = whole * length
+            found += _observe_blocks(tiles, columns, start, 1, tail, first_row, short=True)
     return found
 
 
@@ -73,9 +79,11 @@ def _observe_blocks(
     blocks: int,
     length: int,
     first_row: int,
+    *,
+    short: bool = False,
 ) -> list[Moments]:
     """Return the moments of `blocks` blocks of `length` rows, from row `start` of the batch on."""
-    sums = _Sums(len(columns) * blocks, length, short=length < block_rows(len(columns)))
+    sums = _Sums(len(columns) * blocks, length, short=short)
     gaps = np.array([any(piece.bitmaps for piece in pieces) for pieces in columns])
     for low, high, at in _tiles(len(columns), blocks, length):
         if gaps[low:high].all():
@@ -94,7 +102,7 @@ def _observe_blocks(
     table = sums.table()
     by_block = {name: array.reshape(-1, blocks).T for name, array in table.items()}
     return [
-        Moments(**{name: array[block].copy() for name, array in by_block.items()})
+        Moments(**{name: array[block] for name, array in by_block.items()})
         for block in range(blocks)
     ]
 

@@ -150,10 +150,17 @@ def fill(target: Floats, pieces: Iterable[Piece], first: int) -> None:
         pieces: The column, which reaches at least to row `first + len(target)`.
         first: Row of the column that becomes `target[0]`.
     """
-    for piece, low, high, place in _windows(pieces, first, len(target)):
-        into = target[place : place + high - low]
-        np.copyto(into, piece.values[low:high], casting="unsafe")
+    windows = list(_windows(pieces, first, len(target)))
+    if len(windows) > 1 and len({piece.values.dtype for piece, _, _, _ in windows}) == 1:
+        values = [piece.values[low:high] for piece, low, high, _ in windows]
+        np.concatenate(values, out=target, casting="unsafe")
+    else:
+        for piece, low, high, place in windows:
+            into = target[place : place + high - low]
+            np.copyto(into, piece.values[low:high], casting="unsafe")
+    for piece, low, high, place in windows:
         if piece.bitmaps:
+            into = target[place : place + high - low]
             np.copyto(into, np.nan, where=~piece.valid(low, high))
 
 

@@ -6,8 +6,9 @@ lists that turn out to be of one length.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -80,6 +81,16 @@ def with_values(kind: pa.DataType, values: pa.DataType, *, nullable: bool) -> pa
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(inner, kind.list_size)
     return pa.large_list(inner) if pa.types.is_large_list(kind) else pa.list_(inner)
+
+
+class Numbers(Protocol):
+    """Rows whose columns can be had as numbers, or as Arrow has them."""
+
+    def pieces(self, names: Sequence[str]) -> list[list[Piece]]:
+        """Return columns of numbers."""
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Return a column of any type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,18 +176,25 @@ class Features:
         pairs = zip(self.owners(), self.dimensions(), strict=True)
         return [name if place is None else f"{name}[{place}]" for name, place in pairs]
 
-    def pieces(self, table: pa.Table) -> list[list[Piece]]:
-        """Return the values of each feature as views of the columns of `table`.
+    def select(self, names: Sequence[str]) -> Features:
+        """Return the features of some of the columns."""
+        return Features(
+            tuple(names), {name: size for name, size in self.vectors.items() if name in names}
+        )
+
+    def pieces(self, window: Numbers) -> list[list[Piece]]:
+        """Return the values of each feature.
 
         Lists must be of the right length, see `of_equal_lengths`.
         """
+        scalars = iter(window.pieces([n for n in self.columns if n not in self.vectors]))
         found = []
         for name in self.columns:
-            column = table.column(name)
             if name in self.vectors:
-                found += vector_pieces(fixed(column, self.vectors[name]), self.vectors[name])
+                size = self.vectors[name]
+                found += vector_pieces(fixed(window.column(name), size), size)
             else:
-                found.append(pieces_of(column))
+                found.append(next(scalars))
         return found
 
 
@@ -296,21 +314,29 @@ def of_equal_lengths(
     """
     for table in tables:
         for name in sizes:
-            if name not in table.column_names:
-                continue
-            lengths, places = _lengths(table.column(name))
-            wrong = np.flatnonzero(lengths != sizes[name])
-            if len(wrong):
-                row = places[wrong[0]]
-                raise InputError(
-                    f"Column {describe(name)} holds {lengths[wrong[0]]:.0f} numbers in row "
-                    f"{first + row} (counted from 0) of {describe(where)}, where {sizes[name]} "
-                    "were expected: only vectors of one length can be normalized. Mend that row, "
-                    "or leave the column out of --columns."
-                )
+            if name in table.column_names:
+                require_lengths(name, table.column(name), sizes[name], where, first)
         first += table.num_rows
         yield table
         del table
+
+
+def require_lengths(name: str, column: pa.ChunkedArray, size: int, where: str, first: int) -> None:
+    """Check that all lists of a column are of one length.
+
+    Raises:
+        InputError: One is not; names the row, counted from 0, where `first` is the first.
+    """
+    lengths, places = _lengths(column)
+    wrong = np.flatnonzero(lengths != size)
+    if len(wrong):
+        row = places[wrong[0]]
+        raise InputError(
+            f"Column {describe(name)} holds {lengths[wrong[0]]:.0f} numbers in row "
+            f"{first + row} (counted from 0) of {describe(where)}, where {size} "
+            "were expected: only vectors of one length can be normalized. Mend that row, "
+            "or leave the column out of --columns."
+        )
 
 
 def _lengths(column: pa.ChunkedArray) -> tuple[Floats, Ints]:

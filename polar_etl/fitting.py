@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
-from itertools import repeat
+from contextlib import closing
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
 from polar_etl.errors import InputError, StateMismatchError, describe
 from polar_etl.events import BatchFinished, PassFinished, PassStarted
-from polar_etl.executors.local import ordered_map
+from polar_etl.executors.local import in_step, ordered_map
 from polar_etl.features import Features
 from polar_etl.manifest import BatchRow, Manifest
 from polar_etl.moments import NO_ROW, Moments
 from polar_etl.passes import Batch, BatchMoments, collect_moments
-from polar_etl.run import Cache, Run
-from polar_etl.sources.base import Source, cut
+from polar_etl.run import Run, Share
+from polar_etl.sources.base import Source
 from polar_etl.sources.schemas import width
+
+_SECONDS_BETWEEN_RECORDS = 0.2
+_AHEAD = 16
+"""Batches in flight: so many that tasks go on while the manifest waits for the disk. Until its turn
+comes nothing is decoded, and what comes out is small."""
 
 Progress = dict[int, tuple[int, Moments]]
 """By file: rows covered from its start, and their moments."""
 
 
-def fit_files(
-    run: Run, features: Features, manifest: Manifest | None, cache: Cache
-) -> list[Moments]:
+def fit_files(run: Run, features: Features, manifest: Manifest | None) -> list[Moments]:
     """Return the moments of `features`, file by file.
 
     Args:
@@ -35,88 +38,118 @@ def fit_files(
         features: What is normalized.
         manifest: Where an earlier run left off, and where this one records batches; None to
             begin at the start and record nothing.
-        cache: Is given decoded rows as long as it takes them.
     """
     progress: Progress = manifest.moments(len(features)) if manifest else {}
     done = len(manifest.batches("moments")) if manifest else 0
     _check(run.source, progress)
-    resumed = sum(rows for rows, _ in progress.values())
-    total = sum(file.rows for file in run.source.files)
+    covered = sum(rows for rows, _ in progress.values())
+    total = run.offsets[-1]
     started = time.perf_counter()
     run.listen(
-        PassStarted("moments", total, resumed, _row_bytes(run.source.schema, features.columns))
+        PassStarted("moments", total, covered, _row_bytes(run.source.schema, features.columns))
     )
     if features:
-        results = ordered_map(
-            partial(collect_moments, features=features),
-            _batches(run, features.columns, progress, cache),
-            threads=run.plan.threads,
-            in_flight=run.plan.in_flight,
-        )
-        for number, result in enumerate(results, start=done):
-            _record(run, result, number, progress, len(features), manifest)
+        with run.shares(features.columns, covered, total) as shares:
+            results = ordered_map(
+                collect_moments,
+                _batches(run, features, shares, progress),
+                threads=run.plan.threads,
+                in_flight=_AHEAD * len(shares),
+                lane=lambda batch: batch.share,
+            )
+            recorder = _Recorder(run, manifest, features, progress, done)
+            with closing(results), recorder:
+                for found in in_step(results, len(shares)):
+                    recorder.add(BatchMoments.beside(found))
     run.stop.check()
     run.listen(PassFinished("moments", time.perf_counter() - started))
     nothing = (0, Moments.empty(len(features)))
     return [progress.get(file, nothing)[1] for file in range(len(run.source.files))]
 
 
-def _batches(run: Run, names: tuple[str, ...], progress: Progress, cache: Cache) -> Iterator[Batch]:
-    """Yield what is not yet covered, file by file, in batches of whole blocks."""
-    schema = run.source.schema
-    everything = list(names) == schema.names
+def _batches(
+    run: Run, features: Features, shares: Sequence[Share], progress: Progress
+) -> Iterator[Batch]:
+    """Yield what is not yet covered, file by file, in batches of whole blocks, share by share."""
+    some = [features.select(share.names) for share in shares]
     for index, file in enumerate(run.source.files):
-        first = progress.get(index, (0, None))[0]
-        if first:
-            cache.room = 0
-        keep = everything or cache.room >= file.rows * _row_bytes(schema, schema.names)
-        columns = None if keep else list(names)
-        tables = run.source.read(index, first, file.rows, columns, run.plan.reading)
-        for table in cut(tables, repeat(run.plan.batch_rows)):
-            if keep:
-                cache.keep(table)
-            yield Batch(index, first, table)
-            first += table.num_rows
-            del table
-            run.observe_memory()
+        for first in range(progress.get(index, (0, None))[0], file.rows, run.plan.batch_rows):
             if run.stop.requested:
                 return
-        if first != file.rows:
-            raise InputError(f"{describe(file.path)} holds {first} rows, its footer {file.rows}.")
-        if not keep and file.rows:
-            cache.room = 0
+            rows = min(run.plan.batch_rows, file.rows - first)
+            for number, share in enumerate(shares):
+                yield Batch(index, first, rows, share.columns, some[number], number, len(features))
+            run.observe_memory()
 
 
-def _record(
-    run: Run,
-    result: BatchMoments,
-    number: int,
-    progress: Progress,
-    width: int,
-    manifest: Manifest | None,
-) -> None:
-    covered, state = progress.get(result.file, (0, Moments.empty(width)))
-    for block in result.blocks:
-        state = state.merge(block)
-    progress[result.file] = (covered + result.rows, state)
-    rss, peak = run.observe_memory()
-    if manifest:
-        row = BatchRow(
-            pass_name="moments",
-            batch=number,
-            file=result.file,
-            first_row=result.first_row,
-            rows=result.rows,
-            seconds=result.seconds,
-            bytes_in=result.bytes_in,
-            bytes_out=0,
-            part=None,
-            digest=None,
-            rss=rss,
-            peak=peak,
+class _Recorder:
+    """Merges batches in order, and records them a few at a time: each time waits for the disk.
+
+    Args:
+        run: Source and plan.
+        manifest: Where batches are recorded; None to record none.
+        features: What is normalized.
+        progress: Is kept up to date.
+        number: Of the first batch.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        manifest: Manifest | None,
+        features: Features,
+        progress: Progress,
+        number: int,
+    ) -> None:
+        self._run, self._manifest, self._progress = run, manifest, progress
+        self._width, self._number = len(features), number
+        self._row_bytes = _row_bytes(run.source.schema, features.columns)
+        self._held: list[BatchRow] = []
+        self._recorded = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._record()
+
+    def add(self, result: BatchMoments) -> None:
+        """Merge a batch, and record it with those before it if it is time to."""
+        covered, state = self._progress.get(result.file, (0, Moments.empty(self._width)))
+        for block in result.blocks:
+            state = state.merge(block)
+        self._progress[result.file] = (covered + result.rows, state)
+        rss, peak = self._run.observe_memory()
+        self._held.append(
+            BatchRow(
+                pass_name="moments",
+                batch=self._number,
+                file=result.file,
+                first_row=result.first_row,
+                rows=result.rows,
+                seconds=result.seconds,
+                bytes_in=result.rows * self._row_bytes,
+                bytes_out=0,
+                part=None,
+                digest=None,
+                rss=rss,
+                peak=peak,
+            )
         )
-        manifest.record_moments(row, covered + result.rows, state)
-    run.listen(BatchFinished("moments", number, result.rows, 0, None, rss, peak))
+        self._number += 1
+        if time.perf_counter() - self._recorded > _SECONDS_BETWEEN_RECORDS:
+            self._record()
+
+    def _record(self) -> None:
+        held, self._held = self._held, []
+        if held and self._manifest:
+            files = {row.file for row in held}
+            self._manifest.record_moments(held, {file: self._progress[file] for file in files})
+        for row in held:
+            self._run.listen(
+                BatchFinished("moments", row.batch, row.rows, 0, None, row.rss, row.peak)
+            )
+        self._recorded = time.perf_counter()
 
 
 def _check(source: Source, progress: Progress) -> None:
@@ -126,6 +159,13 @@ def _check(source: Source, progress: Progress) -> None:
                 f"The manifest tells of {rows} rows of file {file}, which the input has not. "
                 "Start anew with --overwrite."
             )
+    there = [progress.get(file, (0, None))[0] for file in range(len(source.files))]
+    gap = next((i for i, file in enumerate(source.files) if there[i] < file.rows), len(there))
+    if any(there[gap + 1 :]):
+        raise StateMismatchError(
+            f"The manifest tells of rows behind file {gap}, but not of all of its own. "
+            "Start anew with --overwrite."
+        )
 
 
 def _row_bytes(schema: pa.Schema, names: tuple[str, ...] | list[str]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -162,10 +162,12 @@ def _decode_others(source: ParquetSource, scaler: Scaler, how: Reading) -> None:
     """Decode and validate the columns that were passed on."""
     normalized = set(scaler.columns)
     others = [name for name in source.schema.names if name not in normalized]
-    for index, file in enumerate(source.files if others else ()):
-        for table in source.read(index, 0, file.rows, others, how):
+    total = sum(file.rows for file in source.files)
+    with closing(source.columns(others, 0, total, how)) as columns:
+        for first in range(0, total, how.stream_rows):
+            window = columns.next(min(how.stream_rows, total - first))
             for name in others:
-                passed_through(name, table.column(name))
+                passed_through(name, window.column(name))
 
 
 def moment_problems(scaler: Scaler, found: Moments) -> list[str]:

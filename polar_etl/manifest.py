@@ -10,7 +10,7 @@ import io
 import json
 import sqlite3
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -201,18 +201,21 @@ class Manifest:
         with self._transaction() as transaction:
             self._insert(transaction, row)
 
-    def record_moments(self, row: BatchRow, rows: int, state: Moments) -> None:
-        """Record a finished batch of the first pass with the moments of its file so far.
+    def record_moments(
+        self, rows: Sequence[BatchRow], states: Mapping[int, tuple[int, Moments]]
+    ) -> None:
+        """Record finished batches of the first pass with the moments of their files so far.
 
         Args:
-            row: The batch.
-            rows: Rows of the file that `state` covers, from its start.
-            state: Moments of these rows.
+            rows: The batches.
+            states: By file: how many rows are covered from its start on, and their moments.
         """
         with self._transaction() as transaction:
-            self._insert(transaction, row)
-            transaction.execute(
-                "INSERT OR REPLACE INTO moments VALUES (?, ?, ?)", (row.file, rows, _pack(state))
+            for row in rows:
+                self._insert(transaction, row)
+            transaction.executemany(
+                "INSERT OR REPLACE INTO moments VALUES (?, ?, ?)",
+                [(file, covered, _pack(state)) for file, (covered, state) in states.items()],
             )
 
     @staticmethod

@@ -32,6 +32,7 @@ _UNITS = {
 }
 _SIZE = re.compile(r"\s*(\d{1,99}(?:\.\d{1,99})?)\s*([a-zA-Z]*|%)\s*")
 _UNLIMITED = 1 << 60
+_PAGE = resource.getpagesize()
 
 
 def parse_size(text: str | int, *, available: int | None = None) -> int:
@@ -125,6 +126,15 @@ def limit_in_force(memory_limit: str | int | None) -> int:
     return parse_size("50%" if memory_limit is None else memory_limit, available=available)
 
 
+def resident_memory() -> int:
+    """Return the resident bytes of this process now."""
+    try:
+        with open("/proc/self/statm", "rb", buffering=0) as file:
+            return int(file.read().split()[1]) * _PAGE
+    except FileNotFoundError:
+        return int(psutil.Process().memory_info().rss)
+
+
 class PeakSampler:
     """Samples the resident memory of the process tree in a thread of its own.
 
@@ -137,7 +147,6 @@ class PeakSampler:
         self.peak = 0
         self.exceeded = False
         self._interval = interval
-        self._process = psutil.Process()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="polar-etl-memory", daemon=True)
 
@@ -159,7 +168,7 @@ class PeakSampler:
     def sample(self) -> int:
         """Return the resident bytes now, and remember them when they are the most so far."""
         try:
-            rss = int(self._process.memory_info().rss)
+            rss = resident_memory()
         except OSError:  # no descriptor is left: whoever writes will say so
             return self.peak
         self.peak = max(self.peak, rss)

@@ -11,6 +11,7 @@ overflow nor vanish.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
 from typing import Any
@@ -70,6 +71,15 @@ class Moments:
             m2=zero,
             m2_low=zero,
             exponent=none,
+        )
+
+    @classmethod
+    def beside(cls, moments: Sequence[Moments]) -> Moments:
+        """Return the moments of the columns of all `moments`, which cover the same rows."""
+        if len(moments) == 1:
+            return moments[0]
+        return cls(
+            **{f.name: np.concatenate([getattr(m, f.name) for m in moments]) for f in fields(cls)}
         )
 
     @property

@@ -5,20 +5,19 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from polar_etl.durable import create_temporary, sync_directory
+from polar_etl.encoding import MAGIC, Encoded, PartFormat, row_group
 
 _NAME = re.compile(r"part-\d{5,9}\.parquet")
-_PAGE_BYTES = 1 << 18
 _HASH_CHUNK = 1 << 22
-_GATHERED = 1 << 18
-"""Pages shorter than this are gathered into one write; longer ones go past the buffer."""
+_PIECES = 64
+"""Pieces of content written with one system call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +30,6 @@ class Receipt:
     """Bytes of the file."""
     digest: str
     """XXH3-128 of the file, as hexadecimal text."""
-
-
-@dataclass(frozen=True, slots=True)
-class PartFormat:
-    """How parts are encoded; the same for all parts of an output."""
-
-    schema: pa.Schema
-    plain: tuple[str, ...]
-    """Names of the normalized columns: no dictionary, no statistics, nobody looks values up."""
-    level: int
-    """Level of zstd."""
 
 
 def part_name(index: int) -> str:
@@ -69,43 +57,6 @@ def digest_of(path: Path) -> str:
     return state.hexdigest()
 
 
-class _HashedFile:
-    """An unbuffered file that hashes what is written to it, for PyArrow to write to."""
-
-    def __init__(self, path: Path) -> None:
-        self._raw = io.FileIO(path, "wb", opener=_opened)
-        self._size = 0
-        self._hash = xxhash.xxh3_128()
-
-    @property
-    def closed(self) -> bool:
-        return self._raw.closed
-
-    def write(self, data: bytes) -> int:
-        rest = memoryview(data)
-        self._hash.update(rest)
-        while rest:
-            rest = rest[self._raw.write(rest) :]
-        self._size += len(data)
-        return len(data)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def tell(self) -> int:
-        return self._size
-
-    def sync(self) -> None:
-        """Wait until the contents are on disk. A failure is final: never call it again."""
-        os.fsync(self._raw.fileno())
-
-    def close(self) -> None:
-        self._raw.close()
-
-    def digest(self) -> str:
-        return self._hash.hexdigest()
-
-
 def _opened(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
 
@@ -119,74 +70,58 @@ class PartWriter:
 
     def __init__(self, folder: Path, scratch: Path, name: str, form: PartFormat) -> None:
         self._final = folder / name
-        self._rows = 0
+        self._form = form
+        self._rows = self._size = 0
+        self._groups: list[bytes] = []
+        self._hash = xxhash.xxh3_128()
         self._temporary = create_temporary(scratch, name)
         try:
-            self._file = _HashedFile(self._temporary)
-            self._sink = pa.BufferedOutputStream(pa.PythonFile(self._file, "w"), _GATHERED)
-            self._writer = self._open(form)
+            self._file = io.FileIO(self._temporary, "wb", opener=_opened)
+            self._write([MAGIC])
         except BaseException:
             self._temporary.unlink(missing_ok=True)
             raise
 
-    def _open(self, form: PartFormat) -> pq.ParquetWriter:
-        others = leaf_paths(form)
-        return pq.ParquetWriter(
-            self._sink,
-            form.schema,
-            compression="zstd",
-            compression_level=form.level,
-            use_dictionary=others or False,
-            write_statistics=others or False,
-            data_page_size=_PAGE_BYTES,
-            max_rows_per_page=1 << 20,
-            write_batch_size=1 << 16,
-            write_page_checksum=True,
-        )
+    def append(self, rows: int, shares: Sequence[Encoded]) -> None:
+        """Append one row group, its columns in several shares; none for no rows."""
+        if rows:
+            self._groups.append(row_group(rows, self._size, len(self._groups), shares))
+            self._write([content for share in shares for content in share.content])
+            self._rows += rows
 
-    def write(self, table: pa.Table) -> None:
-        """Append `table` as one row group."""
-        if table.num_rows:
-            self._writer.write_table(table, row_group_size=table.num_rows)
-            self._rows += table.num_rows
+    def _write(self, contents: Sequence[bytes | memoryview]) -> None:
+        """Append some pieces, many of them with one system call."""
+        for piece in contents:
+            self._hash.update(piece)
+            self._size += len(piece)
+        for low in range(0, len(contents), _PIECES):
+            rest = [memoryview(piece) for piece in contents[low : low + _PIECES] if len(piece)]
+            while rest:
+                done = os.writev(self._file.fileno(), rest)
+                while rest and done >= len(rest[0]):
+                    done -= len(rest.pop(0))
+                if rest:
+                    rest[0] = rest[0][done:]
 
     def commit(self) -> Receipt:
-        """Finish the file, bring it to disk, and give it its name."""
-        self._writer.close()
-        self._sink.flush()
-        self._file.sync()
-        self._sink.close()
-        receipt = Receipt(
-            name=self._final.name,
-            rows=self._rows,
-            size=self._file.tell(),
-            digest=self._file.digest(),
-        )
+        """Finish the file, bring it to disk, and give it its name; whatever fails, drop it."""
+        try:
+            return self._commit()
+        except BaseException:
+            self.abort()
+            raise
+
+    def _commit(self) -> Receipt:
+        self._write([self._form.footer(self._rows, self._groups)])
+        os.fsync(self._file.fileno())  # a failure is final: never tried again
+        self._file.close()
         os.replace(self._temporary, self._final)
         sync_directory(self._final.parent)
-        return receipt
+        return Receipt(self._final.name, self._rows, self._size, self._hash.hexdigest())
 
     def abort(self) -> None:
         """Leave nothing behind; never raises."""
-        for close in (self._writer.close, self._sink.close):
-            try:
-                close()
-            except Exception:  # noqa: S112 - the file is dropped, whatever closing says
-                continue
-        self._temporary.unlink(missing_ok=True)
-
-
-def leaf_paths(form: PartFormat) -> list[str]:
-    """Return the Parquet paths of the columns that are not normalized.
-
-    Only Parquet knows how it names the leaves of nested columns, so an empty file is asked.
-    """
-    plain = set(form.plain)
-    others = [column for column in form.schema if column.name not in plain]
-    if not others:
-        return []
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, pa.schema(others)):
-        pass
-    schema = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
-    return [schema.column(i).path for i in range(len(schema))]
+        try:
+            self._file.close()
+        finally:
+            self._temporary.unlink(missing_ok=True)

@@ -1,169 +1,181 @@
-"""The two passes over a source, as tasks: moments of batches, and parts from batches."""
+"""The two passes over a source, as tasks: each decodes some rows of some columns and is done.
+
+A task takes a few columns at a time from their bytes to their moments, or to the bytes of the
+output, while they are in the processor's cache. Nothing decoded outlives it.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from polar_etl.blocks import observe
-from polar_etl.errors import InputError, RunFailedError, describe
+from polar_etl.encoding import Chunk, Encoded, PartFormat, joined
+from polar_etl.errors import InputError, describe
 from polar_etl.features import Features, in_short_chunks, with_values
 from polar_etl.moments import Moments
-from polar_etl.parts import PartFormat, PartWriter, Receipt, part_name
 from polar_etl.scaler import Scaler, output_type
+from polar_etl.sources.base import Columns, Window
 from polar_etl.standardize import Standardizer
-from polar_etl.workspace import Workspace
+
+VALUES_AT_A_TIME = 1 << 20
+"""Values worked on at a time, from bytes to bytes: as many as the processor's cache holds."""
+
+
+def groups_of(names: Sequence[str], rows: int) -> Iterator[Sequence[str]]:
+    """Yield `names` in runs of as many columns as are worked on at a time.
+
+    Example:
+        >>> list(groups_of(["a", "b", "c"], 1 << 16))
+        [['a', 'b'], ['c']]
+    """
+    many = max(VALUES_AT_A_TIME // max(rows, 1), 1)
+    for low in range(0, len(names), many):
+        yield names[low : low + many]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one file, decoded."""
+    """Rows of one file, of some of its columns."""
 
     file: int
     first_row: int
     """Index of the first row within the file: a multiple of the block's rows."""
-    table: pa.Table
+    rows: int
+    columns: Columns
+    """The next of their rows are these."""
+    features: Features
+    share: int
+    """Which share of the columns this is."""
+    width: int
+    """Features in all shares."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchMoments:
-    """What became of a `Batch`."""
+    """What became of a `Batch`, or of all shares of one."""
 
     file: int
     first_row: int
     rows: int
-    bytes_in: int
     blocks: list[Moments]
     seconds: float
 
+    @classmethod
+    def beside(cls, shares: Sequence[BatchMoments]) -> BatchMoments:
+        """Return the moments of all columns, from those of their shares."""
+        first = shares[0]
+        return cls(
+            file=first.file,
+            first_row=first.first_row,
+            rows=first.rows,
+            blocks=[
+                Moments.beside(found)
+                for found in zip(*(share.blocks for share in shares), strict=True)
+            ],
+            seconds=sum(share.seconds for share in shares),
+        )
 
-def collect_moments(batch: Batch, features: Features) -> BatchMoments:
+
+def collect_moments(batch: Batch) -> BatchMoments:
     """Return the moments of every block of a batch."""
     started = time.perf_counter()
+    window = batch.columns.next(batch.rows)
     return BatchMoments(
         file=batch.file,
         first_row=batch.first_row,
-        rows=batch.table.num_rows,
-        bytes_in=batch.table.nbytes,
-        blocks=observe(features.pieces(batch.table), batch.table.num_rows, batch.first_row),
+        rows=batch.rows,
+        blocks=moments_of(window, batch.features, batch.first_row, batch.width),
         seconds=time.perf_counter() - started,
     )
 
 
+def moments_of(window: Window, features: Features, first_row: int, width: int) -> list[Moments]:
+    """Return the moments of every block of a window, a few columns at a time.
+
+    Args:
+        window: The rows.
+        features: What is looked at.
+        first_row: Index of the first row within its file.
+        width: How many features the table has.
+    """
+    found = [
+        observe(features.select(few).pieces(window), window.rows, first_row, width)
+        for few in groups_of(features.columns, window.rows)
+    ]
+    return [Moments.beside(blocks) for blocks in zip(*found, strict=True)]
+
+
 @dataclass(frozen=True, slots=True)
 class Slab:
-    """Rows that become one row group of a part, decoded."""
-
-    part: int
-    last: bool
-    """Whether the part ends with this slab."""
-    table: pa.Table
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What became of a `Slab`."""
+    """Rows that become one row group of a part, of some of the columns."""
 
     part: int
     rows: int
-    bytes_in: int
-    receipt: Receipt | None
-    """The part's receipt, with its last slab."""
+    last: bool
+    """Whether the part ends with this slab."""
+    columns: Columns
+    """The next of their rows are these."""
+    names: Sequence[str]
+    share: int
+    """Which share of the columns this is."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSlab:
+    """What became of a `Slab`."""
+
+    slab: Slab
+    encoded: Encoded
     seconds: float
 
 
-@dataclass(eq=False)
-class PartsStage:
-    """Normalizes slabs and writes them; slabs of one part come in order, parts side by side."""
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """Standardizes and encodes windows."""
 
     features: Features
     standardizer: Standardizer
     form: PartFormat
-    writer: Callable[[int], PartWriter]
-    """Begins the part of an index."""
-    in_place: bool = False
-    """Whether the values of slabs may be overwritten: nobody else has them."""
-    _open: dict[int, PartWriter] = field(default_factory=dict)
-    _failed: bool = False
 
     @classmethod
-    def into(
-        cls,
-        workspace: Workspace,
-        schema: pa.Schema,
-        scaler: Scaler,
-        level: int,
-        *,
-        in_place: bool = False,
-    ) -> PartsStage:
-        """Return the stage that writes a source of this schema into a workspace."""
+    def of(cls, schema: pa.Schema, scaler: Scaler, level: int) -> Encoder:
+        """Return the encoder for a source of this schema."""
         form = PartFormat(output_schema(schema, scaler), scaler.columns, level)
-        scratch = workspace.scratch
-        return cls(
-            features=scaler.features,
-            standardizer=scaler.standardizer(),
-            form=form,
-            writer=lambda index: PartWriter(workspace.out, scratch, part_name(index), form),
-            in_place=in_place,
-        )
+        return cls(scaler.features, scaler.standardizer(), form)
 
-    def write(self, slab: Slab) -> Written:
-        """Append a slab to its part, and commit the part with its last slab.
-
-        Once a slab has failed all further ones do: a part must not be begun in its middle.
-        """
-        if self._failed:
-            raise RunFailedError("An earlier batch has failed.")
+    def encode_slab(self, slab: Slab) -> EncodedSlab:
+        """Return a slab's columns as bytes."""
         started = time.perf_counter()
-        writer = self._open.get(slab.part)
-        if writer is None:
-            writer = self._open[slab.part] = self.writer(slab.part)
-        try:
-            writer.write(self._normalized(slab.table))
-            receipt = writer.commit() if slab.last else None
-        except BaseException:
-            self._failed = True
-            self._open.pop(slab.part).abort()
-            raise
-        if slab.last:
-            del self._open[slab.part]
-        return Written(
-            part=slab.part,
-            rows=slab.table.num_rows,
-            bytes_in=slab.table.nbytes,
-            receipt=receipt,
-            seconds=time.perf_counter() - started,
-        )
+        encoded = self.encode(slab.columns.next(slab.rows), slab.names)
+        return EncodedSlab(slab, encoded, time.perf_counter() - started)
 
-    def abort(self) -> None:
-        """Drop all parts that were begun and not committed."""
-        while self._open:
-            self._open.popitem()[1].abort()
-
-    def _normalized(self, table: pa.Table) -> pa.Table:
-        done = dict(self._standardized(table))
-        columns = [
-            done[name] if name in done else passed_through(name, table.column(name))
-            for name in table.column_names
-        ]
-        return pa.Table.from_arrays(columns, schema=self.form.schema)
-
-    def _standardized(self, table: pa.Table) -> Iterator[tuple[str, pa.Array | pa.ChunkedArray]]:
+    def encode(self, window: Window, names: Sequence[str]) -> Encoded:
+        """Return columns of a window as the chunks of a row group."""
+        wanted = set(names)
+        places = {name: span for name, span in self.features.spans() if name in wanted}
         vectors = self.features.vectors
-        places = {name: span for name, span in self.features.spans() if name not in vectors}
-        scalars = self.standardizer.select(np.array([s.start for s in places.values()], np.int64))
-        pieces = Features(tuple(places)).pieces(table)
-        done = scalars.apply(pieces, len(table), in_place=self.in_place)
-        yield from zip(places, done, strict=True)
-        for name, span in self.features.spans():
-            if name in vectors:
-                how, kind = self.standardizer.select(span), self.form.schema.field(name).type
-                made = how.apply_to_vectors(table.column(name), kind)
-                yield name, in_short_chunks(made, vectors[name])
+        scalars = [name for name in names if name in places and name not in vectors]
+        chunks: dict[str, list[Chunk]] = {}
+        for few in groups_of(scalars, window.rows):
+            how = self.standardizer.select(np.array([places[n].start for n in few], np.int64))
+            done = how.apply(window.pieces(few), window.rows)
+            for name, chunk in zip(few, self.form.scalars(few, done), strict=True):
+                chunks[name] = [chunk]
+        others: dict[str, pa.Array | pa.ChunkedArray] = {}
+        for name in names:
+            if name in places and name in vectors:
+                how, kind = self.standardizer.select(places[name]), self.form.schema.field(name)
+                made = how.apply_to_vectors(window.column(name), kind.type)
+                others[name] = in_short_chunks(made, vectors[name])
+            elif name not in chunks:
+                others[name] = passed_through(name, window.column(name))
+        chunks |= self.form.others(others)
+        return joined([chunk for name in names for chunk in chunks[name]])
 
 
 def passed_through(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:

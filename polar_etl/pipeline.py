@@ -19,11 +19,11 @@ from polar_etl.fitting import fit_files, refuse_infinities
 from polar_etl.manifest import Manifest
 from polar_etl.memory import PeakSampler, peak_of_process
 from polar_etl.moments import Moments, merge_all
-from polar_etl.passes import PartsStage
+from polar_etl.passes import Encoder
 from polar_etl.plan import Plan, Shape, make_plan
-from polar_etl.run import Cache, Run
+from polar_etl.run import Run
 from polar_etl.scaler import Scaler, library_versions, output_type
-from polar_etl.sources.base import Source, SourceFile
+from polar_etl.sources.base import Kept, Source, SourceFile
 from polar_etl.sources.schemas import has_variable_width, leaves, width
 from polar_etl.standardize import InfPolicy
 from polar_etl.stop import Stop
@@ -227,9 +227,10 @@ def _running(source: Source, plan: Plan, control: Control) -> Iterator[Run]:
     with suppress(NotImplementedError):
         pa.set_memory_pool(pa.jemalloc_memory_pool())
         pa.jemalloc_set_decay_ms(_DECAY_MS)
+    kept = Kept(plan.cached_bytes // max(len(source.schema), 1))
     try:
         with PeakSampler(plan.limit) as sampler:
-            yield Run(source, plan, sampler, control.stop, control.listen)
+            yield Run(source, plan, sampler, control.stop, control.listen, kept)
     except MemoryError as error:
         raise RunFailedError(f"Memory ran out: {error}. Finished parts are safe.") from None
     except pa.ArrowException as error:
@@ -246,7 +247,7 @@ def fit(source: Source, settings: Settings, plan: Plan, control: Control) -> Sca
         InputError: The source holds infinite values and `settings.inf` is "error".
     """
     with _running(source, plan, control) as run:
-        files = fit_files(run, settings.features, None, Cache(0))
+        files = fit_files(run, settings.features, None)
     scaler = scaler_of(source.schema, settings, files, [file.path for file in source.files])
     warn_of_oddities(scaler, control.listen)
     return scaler
@@ -328,15 +329,14 @@ def _run_passes(
     run: Run, workspace: Workspace, settings: Settings, manifest: Manifest, scaler: Scaler | None
 ) -> Report:
     before = len(manifest.batches("moments"))
-    cache = Cache(run.plan.cached_bytes)
     if scaler is None:
-        files = fit_files(run, settings.features, manifest, cache)
+        files = fit_files(run, settings.features, manifest)
         paths = [file.path for file in run.source.files]
         scaler = scaler_of(run.source.schema, settings, files, paths)
     _keep_scaler(workspace, scaler, run.listen)
     warn_of_oddities(scaler, run.listen)
-    stage = PartsStage.into(workspace, run.source.schema, scaler, settings.level, in_place=True)
-    present = write_parts(run, stage, manifest, workspace, cache)
+    encoder = Encoder.of(run.source.schema, scaler, settings.level)
+    present = write_parts(run, encoder, manifest, workspace)
     run.stop.check()
     run.observe_memory()
     moments, parts = manifest.batches("moments"), manifest.batches("parts")

@@ -99,7 +99,9 @@ class Plan:
     batch_rows: int
     """Rows of a batch of the first pass: whole blocks."""
     threads: int
-    """Threads that work on batches; decoding has those of `reading` beside them."""
+    """Threads that decode and work on columns."""
+    shares: int
+    """Runs of columns that batches and slabs are cut into, for the threads."""
     in_flight: int
     """Batches that are worked on, wait for it, or are being decoded."""
     reading: Reading
@@ -263,6 +265,7 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
         parts=max(1, ceil(shape.rows / part)),
         batch_rows=batch,
         threads=threads,
+        shares=2 * threads if threads > 1 else 1,
         in_flight=in_flight,
         reading=reading,
         cached_bytes=min(int(room / _SLACK), shape.rows * shape.row_bytes),

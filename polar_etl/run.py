@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
-
-import pyarrow as pa
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 from polar_etl.events import Listener
 from polar_etl.memory import PeakSampler
 from polar_etl.plan import Plan
-from polar_etl.sources.base import Source
+from polar_etl.sources.base import Columns, Kept, Source
+from polar_etl.sources.schemas import width
 from polar_etl.stop import Stop
+
+
+class Share(NamedTuple):
+    """Neighbouring columns that are worked on in step."""
+
+    names: tuple[str, ...]
+    columns: Columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +32,8 @@ class Run:
     sampler: PeakSampler
     stop: Stop
     listen: Listener
+    kept: Kept
+    """Decoded pages that the first pass leaves to the second."""
 
     def observe_memory(self) -> tuple[int, int]:
         """Return resident bytes now and at most so far, and stop the run if that is too much."""
@@ -36,37 +46,21 @@ class Run:
         """Rows before each file, and all rows last."""
         return list(accumulate((file.rows for file in self.source.files), initial=0))
 
-    def rows(self, first: int, stop: int) -> Iterator[pa.Table]:
-        """Yield the rows `first` … `stop` of the whole source, all columns."""
-        offsets = self.offsets
-        for file, (start, end) in enumerate(pairwise(offsets)):
-            low, high = max(first, start), min(stop, end)
-            if low < high:
-                yield from self.source.read(
-                    file, low - start, high - start, None, self.plan.reading
-                )
+    @contextmanager
+    def shares(self, names: Sequence[str], first: int, stop: int) -> Iterator[list[Share]]:
+        """Yield the columns `names` of the rows `first` … `stop`, in shares of about one size."""
+        with ExitStack() as stack:
+            yield [
+                Share(some, stack.enter_context(closing(opened)))
+                for some in self._cut(names)
+                for opened in [self.source.columns(some, first, stop, self.plan.reading, self.kept)]
+            ]
 
-
-@dataclass(eq=False)
-class Cache:
-    """Decoded rows from the start of the source on, kept by the first pass for the second."""
-
-    room: int
-    """Bytes that may still be kept; 0 once the rows have gaps."""
-    rows: int = 0
-    tables: list[pa.Table] = field(default_factory=list)
-
-    def keep(self, table: pa.Table) -> None:
-        """Keep `table`, the next rows of the source with all columns, if there is room."""
-        if table.nbytes <= self.room:
-            self.room -= table.nbytes
-            self.rows += table.num_rows
-            self.tables.append(table)
-        else:
-            self.room = 0
-
-    def drain(self) -> Iterator[pa.Table]:
-        """Yield the kept tables, letting go of each."""
-        self.tables.reverse()
-        while self.tables:
-            yield self.tables.pop()
+    def _cut(self, names: Sequence[str]) -> list[tuple[str, ...]]:
+        """Return the columns in at most `plan.shares` runs of neighbours, alike in bytes."""
+        schema = self.source.schema
+        ends = list(accumulate(width(schema.field(name).type) for name in names))
+        found: list[list[str]] = [[] for _ in range(self.plan.shares)]
+        for name, end in zip(names, ends, strict=True):
+            found[(end * self.plan.shares - 1) // max(ends[-1], 1)].append(name)
+        return [tuple(some) for some in found if some]

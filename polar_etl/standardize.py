@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from polar_etl.columns import Piece, array_of, fill, validity
 from polar_etl.features import fixed, numbers_valid, rows_valid, vector_pieces, vectors_of
+from polar_etl.scratch import scratch, scratch_floats
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -42,29 +43,31 @@ class Standardizer:
         return Standardizer(**{item.name: getattr(self, item.name)[index] for item in fields(self)})
 
     def apply(
-        self, columns: Sequence[Sequence[Piece]], rows: int, *, in_place: bool = False
-    ) -> list[pa.Array]:
-        """Return the standardized columns as Arrow arrays of `rows` values, nulls where they were.
+        self, columns: Sequence[Sequence[Piece]], rows: int
+    ) -> Iterator[tuple[npt.NDArray[np.floating], Bools | None]]:
+        """Yield for each column its standardized values, and which of them are not null.
+
+        The values are this thread's scratch: good until the next call. Instead of an array of bools
+        there is None where nothing is null.
 
         Args:
             columns: The numeric columns, each as its pieces, `rows` values long.
             rows: How many rows all of them have.
-            in_place: Whether columns in one writable piece may be overwritten.
         """
-        outputs: list[pa.Array] = [None] * len(columns)
+        buffer = scratch("standardized", 8 * len(columns) * rows)
+        targets: list[npt.NDArray[np.floating]] = []
+        for number, single in enumerate(self.single.tolist()):
+            dtype = np.dtype(np.float32 if single else np.float64)
+            start = number * rows * 8
+            targets.append(buffer[start : start + rows * dtype.itemsize].view(dtype))
         with np.errstate(all="ignore"):
-            for single in (True, False):
-                index = np.flatnonzero(self.single == single)
-                dtype: np.dtype[np.floating] = np.dtype(np.float32 if single else np.float64)
-                targets = _targets([columns[i] for i in index.tolist()], rows, dtype, in_place)
-                self._compute(columns, index, targets)
-                for target, column in zip(targets, index.tolist(), strict=True):
-                    valid = validity(columns[column], 0, rows)
-                    if self.inf_to_null[column]:
-                        finite = ~np.isinf(target)
-                        valid = finite if valid is None else valid & finite
-                    outputs[column] = array_of(target, valid)
-        return outputs
+            self._compute(columns, np.arange(len(columns)), targets)
+        for column, target in enumerate(targets):
+            valid = validity(columns[column], 0, rows)
+            if self.inf_to_null[column]:
+                finite = ~np.isinf(target)
+                valid = finite if valid is None else valid & finite
+            yield target, valid
 
     def apply_to_vectors(self, column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
         """Return a vector column, each dimension standardized as the feature of its place.
@@ -98,7 +101,7 @@ class Standardizer:
         rows = len(targets[0]) if targets else 0
         length = min(rows, _TILE_VALUES)
         many = max(_TILE_VALUES // max(length, 1), 1)
-        tiles = np.empty((many, length))
+        tiles = scratch_floats("values", many * length).reshape(many, length)
         special = self.constant | (self.exponent != 0)
         for low in range(0, len(index), many):
             group = index[low : low + many]
@@ -120,25 +123,3 @@ class Standardizer:
             np.copyto(values, self.mean[column], where=np.isfinite(values))
         else:
             np.ldexp(values, -self.exponent[column], out=values)
-
-
-def _targets(
-    columns: Sequence[Sequence[Piece]], rows: int, dtype: np.dtype[np.floating], in_place: bool
-) -> list[npt.NDArray[np.floating]]:
-    """Return where each column's results go: where it stands, or into a new buffer for all."""
-    found = [_reusable(pieces, dtype) if in_place else None for pieces in columns]
-    missing = sum(target is None for target in found)
-    buffer = pa.allocate_buffer(missing * rows * dtype.itemsize)
-    fresh = iter(np.frombuffer(buffer, dtype).reshape(missing, rows))
-    return [next(fresh) if target is None else target for target in found]
-
-
-def _reusable(
-    pieces: Sequence[Piece], dtype: np.dtype[np.floating]
-) -> npt.NDArray[np.floating] | None:
-    """Return the one piece of a column, if results of type `dtype` can take its place."""
-    if len(pieces) != 1:
-        return None
-    values = pieces[0].values
-    fits = values.flags.writeable and values.flags.c_contiguous
-    return values.view(dtype) if fits and values.itemsize == dtype.itemsize else None

@@ -4,43 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
-from itertools import chain, repeat
+from itertools import cycle, repeat
+
+import pyarrow as pa
 
 from polar_etl.errors import UsageError
 from polar_etl.executors.local import ordered_map
 from polar_etl.features import Features
 from polar_etl.moments import Moments
 from polar_etl.parts import Receipt
-from polar_etl.passes import Batch, PartsStage, Slab, collect_moments
+from polar_etl.passes import Encoder, Slab, moments_of
 from polar_etl.plan import Plan
 from polar_etl.scaler import Scaler
-from polar_etl.sources.base import cut
+from polar_etl.sources.base import TableWindow, cut
 from polar_etl.sources.streams import StreamSource
 from polar_etl.workspace import Workspace
+from polar_etl.writing import PartsWriter, slab_lengths
 
 
 def fit_stream(source: StreamSource, features: Features, plan: Plan) -> Moments:
     """Return the moments of `features` over the whole stream, as if it were one file."""
     moments = Moments.empty(len(features))
     results = ordered_map(
-        partial(collect_moments, features=features),
-        _batches(source, features.columns, plan),
+        partial(_moments_of, features=features),
+        _numbered(cut(source.tables(), repeat(plan.batch_rows))),
         threads=plan.threads,
         in_flight=plan.in_flight,
     )
-    for result in results:
-        for block in result.blocks:
+    for blocks in results:
+        for block in blocks:
             moments = moments.merge(block)
     return moments
 
 
-def _batches(source: StreamSource, names: tuple[str, ...], plan: Plan) -> Iterator[Batch]:
+def _numbered(tables: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
     first = 0
-    tables = (table.select(list(names)) for table in source.tables())
-    for table in cut(tables, repeat(plan.batch_rows)):
-        yield Batch(0, first, table)
+    for table in tables:
+        yield first, table
         first += table.num_rows
+
+
+def _moments_of(batch: tuple[int, pa.Table], features: Features) -> list[Moments]:
+    first, table = batch
+    return moments_of(TableWindow(table), features, first, len(features))
 
 
 def write_stream(
@@ -57,32 +65,45 @@ def write_stream(
                 f"{workspace.out} holds a run over files, and a stream can't resume it: "
                 "choose another output."
             )
-        stage = PartsStage.into(workspace, source.schema, scaler, level)
+        encoder = Encoder.of(source.schema, scaler, level)
         results = ordered_map(
-            stage.write,
+            encoder.encode_slab,
             _slabs(source, plan),
             threads=plan.threads,
             in_flight=plan.in_flight,
-            lane=lambda slab: slab.part,
         )
         try:
-            with closing(results):
-                return [result.receipt for result in results if result.receipt]
+            with closing(results), PartsWriter(workspace, encoder.form) as writer:
+                written = [part for found in results for part in writer.append([found])]
+                return [part.receipt for part in (*written, *writer.finish())]
         except BaseException:
-            stage.abort()
             workspace.discard(opening)
             raise
 
 
 def _slabs(source: StreamSource, plan: Plan) -> Iterator[Slab]:
     """Yield slabs; the one that ends a part is known only when the next one has come."""
-    per_part = -(-plan.part_rows // plan.slab_rows)
-    lengths = [plan.slab_rows] * (per_part - 1)
-    lengths.append(plan.part_rows - sum(lengths))
-    tables = cut(source.tables(), chain.from_iterable(repeat(lengths)))
+    names = source.schema.names
+    lengths = [rows for rows, _ in slab_lengths(plan, plan.part_rows)]
+    tables = cut(source.tables(), cycle(lengths))
     held = next(tables, source.schema.empty_table())
     number = 0
     for table in tables:
-        yield Slab(number // per_part, number % per_part == per_part - 1, held)
+        part, place = divmod(number, len(lengths))
+        yield Slab(part, len(held), place == len(lengths) - 1, _Only(held), names, 0)
         held, number = table, number + 1
-    yield Slab(number // per_part, True, held)
+    yield Slab(number // len(lengths), len(held), True, _Only(held), names, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Only:
+    """A table as columns that have these rows and no others."""
+
+    table: pa.Table
+
+    def next(self, rows: int) -> TableWindow:  # noqa: ARG002 - they are all there
+        """Return the table."""
+        return TableWindow(self.table)
+
+    def close(self) -> None:
+        """Hold nothing."""

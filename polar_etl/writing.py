@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from itertools import chain, groupby
+from itertools import groupby
+from typing import NamedTuple, Self
 
-from polar_etl.errors import InputError
+from polar_etl.encoding import PartFormat
 from polar_etl.events import BatchFinished, PassFinished, PassStarted, Warned
-from polar_etl.executors.local import ordered_map
+from polar_etl.executors.local import in_step, ordered_map
 from polar_etl.manifest import BatchRow, Manifest
-from polar_etl.parts import digest_of, part_name
-from polar_etl.passes import PartsStage, Slab, Written
+from polar_etl.parts import PartWriter, Receipt, digest_of, part_name
+from polar_etl.passes import EncodedSlab, Encoder, Slab
 from polar_etl.plan import Plan
-from polar_etl.run import Cache, Run
-from polar_etl.sources.base import cut
+from polar_etl.run import Run, Share
 from polar_etl.sources.schemas import width
 from polar_etl.workspace import Workspace
+
+_COMMITTED_AT_A_TIME = 2
+"""Parts brought to disk side by side, while the next ones are written."""
 
 
 def damage_of(workspace: Workspace, row: BatchRow) -> str | None:
@@ -34,17 +39,14 @@ def damage_of(workspace: Workspace, row: BatchRow) -> str | None:
         return f"unreadable ({error.strerror})"
 
 
-def write_parts(
-    run: Run, stage: PartsStage, manifest: Manifest, workspace: Workspace, cache: Cache
-) -> int:
+def write_parts(run: Run, encoder: Encoder, manifest: Manifest, workspace: Workspace) -> int:
     """Write all parts that are not there yet; return how many were there already.
 
     Args:
         run: Source and plan.
-        stage: Normalizes and writes; nothing of it is left open.
+        encoder: Standardizes and encodes.
         manifest: Tells the finished parts, and is told the new ones.
         workspace: Where parts go.
-        cache: Rows that need not be read again; emptied.
     """
     intact = _intact_parts(run, manifest, workspace)
     missing = [index for index in range(run.plan.parts) if index not in intact]
@@ -53,22 +55,34 @@ def write_parts(
     done = total - sum(_part_rows(run.plan, index, total) for index in missing)
     started = time.perf_counter()
     run.listen(PassStarted("parts", total, done, row_bytes))
-    results = ordered_map(
-        stage.write,
-        _slabs(run, missing, total, cache),
-        threads=run.plan.threads,
-        in_flight=run.plan.in_flight,
-        lane=lambda slab: slab.part,
-    )
-    try:
-        with closing(results):
-            for part in _parts(results):
-                _record(run, manifest, part)
+    for _, stretch in groupby(enumerate(missing), key=lambda pair: pair[1] - pair[0]):
+        _write_stretch(run, encoder, manifest, workspace, [part for _, part in stretch])
         run.stop.check()
-    finally:
-        stage.abort()
     run.listen(PassFinished("parts", time.perf_counter() - started))
     return len(intact)
+
+
+def _write_stretch(
+    run: Run, encoder: Encoder, manifest: Manifest, workspace: Workspace, parts: list[int]
+) -> None:
+    """Write some neighbouring parts, reading their rows in one go."""
+    total = run.offsets[-1]
+    first, stop = (part * run.plan.part_rows for part in (parts[0], parts[-1] + 1))
+    with run.shares(run.source.schema.names, min(first, total), min(stop, total)) as shares:
+        results = ordered_map(
+            encoder.encode_slab,
+            _slabs(run, shares, parts),
+            threads=run.plan.threads,
+            in_flight=run.plan.in_flight * len(shares),
+            lane=lambda slab: slab.share,
+        )
+        with closing(results), PartsWriter(workspace, encoder.form) as writer:
+            for found in in_step(results, len(shares)):
+                for written in writer.append(found):
+                    _record(run, manifest, written)
+                run.observe_memory()
+            for written in writer.finish():
+                _record(run, manifest, written)
 
 
 def _intact_parts(run: Run, manifest: Manifest, workspace: Workspace) -> set[int]:
@@ -85,68 +99,99 @@ def _part_rows(plan: Plan, index: int, total: int) -> int:
     return min(plan.part_rows, max(total - index * plan.part_rows, 0))
 
 
-def _slabs(run: Run, missing: list[int], total: int, cache: Cache) -> Iterator[Slab]:
-    """Yield the slabs of the missing parts, reading each stretch of neighbours in one go."""
-    if total == 0:
-        if missing:
-            yield Slab(0, True, run.source.schema.empty_table())
-        return
-    for _, stretch in groupby(enumerate(missing), key=lambda pair: pair[1] - pair[0]):
-        parts = [part for _, part in stretch]
-        first = parts[0] * run.plan.part_rows
-        stop = min((parts[-1] + 1) * run.plan.part_rows, total)
-        kept = cache.rows if first == 0 else 0
-        tables = chain(cache.drain() if kept else (), run.rows(first + kept, stop))
-        lengths = [piece for part in parts for piece in _slab_lengths(run.plan, part, total)]
-        pieces = cut(tables, (length for length, _, _ in lengths))
-        for rows, part, last in lengths:
-            table = next(pieces, None)
-            if table is None or table.num_rows != rows:
-                raise InputError(
-                    f"{part_name(part)} lacks rows that the footers of the input tell of."
-                )
-            yield Slab(part, last, table)
-            del table
-            run.observe_memory()
+def _slabs(run: Run, shares: Sequence[Share], parts: Sequence[int]) -> Iterator[Slab]:
+    """Yield the slabs of some parts, share by share."""
+    total = run.offsets[-1]
+    for part in parts:
+        for rows, last in slab_lengths(run.plan, _part_rows(run.plan, part, total)):
             if run.stop.requested:
                 return
+            for number, share in enumerate(shares):
+                yield Slab(part, rows, last, share.columns, share.names, number)
 
 
-def _slab_lengths(plan: Plan, part: int, total: int) -> Iterator[tuple[int, int, bool]]:
-    """Yield (rows, part, whether it is the last) of each slab of a part."""
-    rows = _part_rows(plan, part, total)
-    while rows > 0:
-        length = min(plan.slab_rows, rows)
-        rows -= length
-        yield length, part, rows == 0
+def slab_lengths(plan: Plan, rows: int) -> Iterator[tuple[int, bool]]:
+    """Yield (rows, whether it is the last) of each slab of a part of `rows` rows."""
+    while rows > plan.slab_rows:
+        yield plan.slab_rows, False
+        rows -= plan.slab_rows
+    yield rows, True
 
 
-def _parts(results: Iterator[Written]) -> Iterator[list[Written]]:
-    """Group the results of slabs into whole parts."""
-    slabs_of_part: list[Written] = []
-    for result in results:
-        slabs_of_part.append(result)
-        if result.receipt:
-            yield slabs_of_part
-            slabs_of_part = []
+class Written(NamedTuple):
+    """A part that is on disk."""
+
+    part: int
+    receipt: Receipt
+    seconds: float
+    """Of all tasks that it took."""
 
 
-def _record(run: Run, manifest: Manifest, part: list[Written]) -> None:
-    receipt = part[-1].receipt
-    assert receipt is not None
-    first_row = part[0].part * run.plan.part_rows
+class PartsWriter:
+    """Writes encoded slabs into parts, and brings parts to disk while others are written.
+
+    On leaving the context unfinished parts are dropped.
+    """
+
+    def __init__(self, workspace: Workspace, form: PartFormat) -> None:
+        self._workspace, self._form = workspace, form
+        self._scratch = workspace.scratch
+        self._open: PartWriter | None = None
+        self._seconds = 0.0
+        self._pool = ThreadPoolExecutor(_COMMITTED_AT_A_TIME, thread_name_prefix="polar-etl-disk")
+        self._waiting: deque[tuple[int, Future[Receipt], float]] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+        if self._open:
+            self._open.abort()
+
+    def append(self, shares: Sequence[EncodedSlab]) -> Iterator[Written]:
+        """Append a slab, all shares of its columns; yield the parts that are on disk by now."""
+        slab = shares[0].slab
+        if self._open is None:
+            name = part_name(slab.part)
+            self._open = PartWriter(self._workspace.out, self._scratch, name, self._form)
+            self._seconds = 0.0
+        self._open.append(slab.rows, [share.encoded for share in shares])
+        self._seconds += sum(share.seconds for share in shares)
+        if slab.last:
+            future = self._pool.submit(self._open.commit)
+            self._waiting.append((slab.part, future, self._seconds))
+            self._open = None
+        while self._waiting and (
+            self._waiting[0][1].done() or len(self._waiting) > 2 * _COMMITTED_AT_A_TIME
+        ):
+            yield self._next()
+
+    def finish(self) -> Iterator[Written]:
+        """Yield the parts that were not yielded yet, once they are on disk."""
+        while self._waiting:
+            yield self._next()
+
+    def _next(self) -> Written:
+        part, future, seconds = self._waiting.popleft()
+        return Written(part, future.result(), seconds)
+
+
+def _record(run: Run, manifest: Manifest, written: Written) -> None:
+    part, receipt = written.part, written.receipt
+    first_row = part * run.plan.part_rows
     offsets = run.offsets
     file = max((i for i in range(len(offsets) - 1) if offsets[i] <= first_row), default=0)
     rss, peak = run.observe_memory()
     manifest.record(
         BatchRow(
             pass_name="parts",
-            batch=part[0].part,
+            batch=part,
             file=file,
             first_row=first_row - offsets[file],
             rows=receipt.rows,
-            seconds=sum(slab.seconds for slab in part),
-            bytes_in=sum(slab.bytes_in for slab in part),
+            seconds=written.seconds,
+            bytes_in=receipt.rows * sum(width(column.type) for column in run.source.schema),
             bytes_out=receipt.size,
             part=receipt.name,
             digest=receipt.digest,
@@ -154,6 +199,4 @@ def _record(run: Run, manifest: Manifest, part: list[Written]) -> None:
             peak=peak,
         )
     )
-    run.listen(
-        BatchFinished("parts", part[0].part, receipt.rows, receipt.size, receipt.name, rss, peak)
-    )
+    run.listen(BatchFinished("parts", part, receipt.rows, receipt.size, receipt.name, rss, peak))

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -535,10 +535,27 @@ def main() -> None:
         gc.freeze()
 
 
+def _keep_freed_memory() -> None:
+    """Have glibc take back blocks of some megabytes, which come and go, for the next ones.
+
+    Without this it gives each back to the kernel, whose fresh pages cost a tenth of a run.
+    """
+    import ctypes
+
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 1 << 25)
+        mallopt(_M_TRIM_THRESHOLD, 1 << 27)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
 def _start_fast() -> None:
     """Save a tenth of a second: of collecting garbage where imports leave none, and of BLAS.
 
     NumPy's BLAS is not used, but its idle threads spin.
     """
     gc.set_threshold(100_000)
+    _keep_freed_memory()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

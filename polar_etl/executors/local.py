@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -58,3 +58,18 @@ def _run_after(before: Future[Result] | None, task: Callable[[Item], Result], it
     if before is not None:
         wait([before])
     return task(item)
+
+
+def in_step(results: Iterable[Result], count: int) -> Iterator[list[Result]]:
+    """Yield results, `count` of them at a time; what is left at the end is dropped.
+
+    Example:
+        >>> list(in_step(range(5), 2))
+        [[0, 1], [2, 3]]
+    """
+    held: list[Result] = []
+    for result in results:
+        held.append(result)
+        if len(held) == count:
+            yield held
+            held = []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import pyarrow as pa
+
+from polar_etl.columns import Piece, pieces_of
+from polar_etl.pages import KeptPages
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +44,45 @@ class Reading:
     threads: int
     """Threads that decode columns side by side."""
     group_rows: int
-    """Row groups up to this size are decoded whole, small ones together; 0: none is."""
+    """Row groups up to this size are decoded whole by PyArrow, small ones together; 0: none is."""
     stream_rows: int
-    """Rows decoded at a time from inside larger row groups."""
+    """Rows that PyArrow decodes at a time from inside larger row groups."""
+
+
+class Window(Protocol):
+    """Some rows of some columns, decoded column by column; each can be asked for once."""
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+
+    def pieces(self, names: Sequence[str]) -> list[list[Piece]]:
+        """Return columns of numbers; a few at a time is fastest.
+
+        Raises:
+            InputError: They can't be decoded.
+        """
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Return a column of any type.
+
+        Raises:
+            InputError: It can't be decoded.
+        """
+
+
+class Columns(Protocol):
+    """Some columns of a range of rows, read in step, in one thread at a time."""
+
+    def next(self, rows: int) -> Window:
+        """Return the next rows; the window before is gone then.
+
+        Raises:
+            InputError: They can't be decoded.
+        """
+
+    def close(self) -> None:
+        """Let go of all files."""
 
 
 class Source(Protocol):
@@ -67,21 +106,81 @@ class Source(Protocol):
             InputError: The input can't be read.
         """
 
-    def read(
-        self, file: int, first: int, stop: int, columns: list[str] | None, how: Reading
-    ) -> Iterator[pa.Table]:
-        """Yield the rows `first` … `stop` of a file in order, as tables of any length.
+    def columns(
+        self, names: Sequence[str], first: int, stop: int, how: Reading, kept: Kept | None = None
+    ) -> Columns:
+        """Return some columns of the rows `first` … `stop`, counted over all files.
 
         Args:
-            file: Index into `files`.
-            first: First row, counted from the start of the file.
+            names: Of the columns.
+            first: First row.
             stop: Row behind the last one.
-            columns: Names of the columns to read, in schema order; None for all.
             how: Trade between speed and memory.
-
-        Raises:
-            InputError: The file can't be decoded.
+            kept: What an earlier pass has kept of them, and may keep more; None to keep nothing.
         """
+
+
+class Kept:
+    """Decoded pages that the first pass leaves to the second, column by column.
+
+    Args:
+        room: Bytes that each column may take, over all files.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._by_column: dict[int, dict[int, KeptPages]] = {}
+
+    def of(self, file: int, places: Sequence[int]) -> dict[int, KeptPages]:
+        """Return what is kept of some columns of a file, with the room that is left for more."""
+        return {place: self._of(file, self._by_column.setdefault(place, {})) for place in places}
+
+    def _of(self, file: int, files: dict[int, KeptPages]) -> KeptPages:
+        if file not in files:
+            room = files[file - 1].room if file - 1 in files else self._room if not files else 0
+            files[file] = KeptPages(room)
+        return files[file]
+
+
+@dataclass(frozen=True, slots=True)
+class TableWindow:
+    """A table as a window."""
+
+    table: pa.Table
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return int(self.table.num_rows)
+
+    def pieces(self, names: Sequence[str]) -> list[list[Piece]]:
+        """Return columns of numbers."""
+        return [pieces_of(self.table.column(name)) for name in names]
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Return a column of any type."""
+        return self.table.column(name)
+
+
+class Cutter:
+    """Cuts the rows of some tables into other lengths, without copying."""
+
+    def __init__(self, tables: Iterable[pa.Table]) -> None:
+        self._incoming = iter(tables)
+        self._held: list[pa.Table] = []
+
+    def take(self, rows: int) -> pa.Table | None:
+        """Return the next rows, fewer where they end, None where there are none left."""
+        there = sum(table.num_rows for table in self._held)
+        while there < rows and (table := next(self._incoming, None)) is not None:
+            self._held.append(table)
+            there += table.num_rows
+            del table
+        if not self._held:
+            return None
+        whole = self._held[0] if len(self._held) == 1 else pa.concat_tables(self._held)
+        self._held = [whole.slice(rows)] if there > rows else []
+        return whole if there <= rows else whole.slice(0, rows)
 
 
 def cut(tables: Iterable[pa.Table], lengths: Iterable[int]) -> Iterator[pa.Table]:
@@ -94,19 +193,9 @@ def cut(tables: Iterable[pa.Table], lengths: Iterable[int]) -> Iterator[pa.Table
         >>> [len(t) for t in cut([pa.table({"x": range(5)})], [2, 2, 2])]
         [2, 2, 1]
     """
-    incoming = iter(tables)
-    held: list[pa.Table] = []
-    rows = 0
+    cutter = Cutter(tables)
     for length in lengths:
-        while rows < length and (table := next(incoming, None)) is not None:
-            held.append(table)
-            rows += table.num_rows
-            del table
-        if not rows:
+        if (table := cutter.take(length)) is None:
             return
-        whole = held[0] if len(held) == 1 else pa.concat_tables(held)
-        taken = min(length, rows)
-        rows -= taken
-        held = [whole.slice(taken)] if rows else []
-        yield whole if taken == whole.num_rows else whole.slice(0, taken)
-        del whole
+        yield table
+        del table

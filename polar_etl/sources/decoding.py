@@ -1,28 +1,28 @@
-"""Row groups of one Parquet file to Arrow tables, columns side by side in several threads.
+"""Columns of one Parquet file to NumPy and Arrow, window by window.
 
-PyArrow can share its work among threads itself, column by column; that takes half as long again
-where column chunks or batches are short (measured), so each thread reads columns of its own.
+Plain numbers are read by ourselves, page by page; all others by PyArrow, which could share its work
+among threads itself, column by column. That takes half as long again where column chunks are short
+(measured), so whoever wants several threads gives each columns of its own.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
-from itertools import chain, pairwise, repeat
-from typing import TypeVar
+from itertools import chain
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polar_etl.columns import Piece, array_of, pieces_of, validity
 from polar_etl.errors import InputError, PolarEtlError, RunFailedError, describe
-from polar_etl.sources.base import Reading, cut
-
-Result = TypeVar("Result")
+from polar_etl.pages import ColumnReader, KeptPages, UnusualError, read_together
+from polar_etl.sources.base import Cutter, Reading
+from polar_etl.sources.layout import Layout
 
 STREAM_BUFFER = 1 << 16
 """Bytes of a file that are read at a time where columns are not read whole."""
@@ -33,123 +33,228 @@ _TRANSIENT = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
 
 
 def columns_at_a_time(rows: int) -> int:
-    """Return how many columns of so many rows one thread reads at a time.
+    """Return how many columns of so many rows PyArrow reads at a time.
 
-    PyArrow keeps a decompressor (0.1 MB) for each of them, and what it has read of all of them.
+    It keeps a decompressor (0.1 MB) for each of them, and what it has read of all of them.
     """
     return min(max(_BYTES_AT_A_TIME // (8 * max(rows, 1)), 1), _COLUMNS_AT_A_TIME)
 
 
 @dataclass(frozen=True, slots=True)
-class Decoder:
-    """Decodes some columns of one file."""
+class ParquetFile:
+    """One file, as its footer describes it."""
 
     path: str
-    footer: pq.FileMetaData
     schema: pa.Schema
-    """The columns that are decoded."""
+    group_rows: tuple[int, ...]
     leaves: tuple[range, ...]
-    """Indices of the Parquet columns that each of them consists of."""
-    how: Reading
+    """Indices of the Parquet columns that each column consists of."""
+    layout: Layout | None
+    """Where plain numbers stand; None where nobody knows."""
+    footer: Callable[[], pq.FileMetaData]
+    """Returns the footer as PyArrow has it, which takes time and memory."""
 
-    def whole(self, groups: list[int]) -> Iterator[pa.Table]:
-        """Yield the rows of some row groups as one table.
 
-        Raises:
-            InputError: They can't be decoded.
-        """
-        shares = self._shares()
-        many = columns_at_a_time(sum(self.footer.row_group(i).num_rows for i in groups))
-        tasks = [partial(self._columns, groups, share, many) for share in shares]
-        found = _side_by_side(tasks, self.how.threads)
-        yield self._table(chain.from_iterable(found))
+class FileColumns:
+    """Some columns of one file, read in step, in one thread at a time.
 
-    def _columns(
-        self, groups: list[int], share: Sequence[range], many: int
-    ) -> list[pa.ChunkedArray]:
+    Args:
+        file: The file.
+        places: Which of its columns.
+        groups: Its row groups that are read, in order.
+        skip: Rows at their start that are left out.
+        how: Trade between speed and memory, for what PyArrow reads.
+        kept: By place: decoded pages, from the first row on; none where rows are skipped.
+    """
+
+    def __init__(
+        self,
+        file: ParquetFile,
+        places: Sequence[int],
+        groups: Sequence[int],
+        skip: int,
+        how: Reading,
+        kept: Mapping[int, KeptPages],
+    ) -> None:
+        self._file, self._groups, self._how = file, groups, how
+        self._row = self._skip = skip
+        self._start = sum(file.group_rows[: groups[0]])
+        with explained(file.path):
+            self._descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        readers = {place: self._reader(place, kept.get(place)) for place in places}
+        self._plain = {place: reader for place, reader in readers.items() if reader}
+        self._arrow: list[tuple[list[int], Cutter]] = []
+        self._decoded: dict[int, pa.ChunkedArray] = {}
+        self._rows = 0
+        self._from_arrow([place for place in places if place not in self._plain])
+
+    @property
+    def path(self) -> str:
+        """Where the file lies."""
+        return self._file.path
+
+    @property
+    def row(self) -> int:
+        """The first of the present rows, counted from the start of the file."""
+        return self._start + self._row
+
+    def _reader(self, place: int, kept: KeptPages | None) -> ColumnReader | None:
+        layout = self._file.layout
+        chunks = [layout and layout.chunk(group, place) for group in self._groups]
+        whole = [chunk for chunk in chunks if chunk]
+        if len(whole) < len(chunks):
+            return None
+        return ColumnReader(whole, self._descriptor, None if self._skip else kept)
+
+    def _from_arrow(self, places: list[int]) -> None:
+        """Let PyArrow read these columns, from the present row on."""
+        if places:
+            tables = _behind(self._row, self._tables(places))
+            self._arrow.append((places, Cutter(tables)))
+
+    def advance(self, rows: int) -> None:
+        """Go on to the next `rows` rows, which must be there."""
+        if self._skip:
+            self._skip_plain()
+        self._row += self._rows
+        self._rows = rows
+        with explained(self._file.path):
+            self._decoded = {}
+            for places, cutter in self._arrow:
+                self._decode(places, cutter)
+
+    def _decode(self, places: list[int], cutter: Cutter) -> None:
+        table = cutter.take(self._rows)
+        if table is None or table.num_rows != self._rows:
+            raise pa.ArrowInvalid("it holds fewer rows than its footer tells of")
+        for place, column in zip(places, table.columns, strict=True):
+            expected = self._file.schema.field(place)
+            if not column.type.equals(expected.type):
+                raise pa.ArrowInvalid(
+                    f"column {describe(expected.name)} decodes to {column.type}, "
+                    f"not to {expected.type}"
+                )
+            self._decoded[place] = column
+
+    def _skip_plain(self) -> None:
+        with explained(self._file.path):
+            for place in list(self._plain):
+                try:
+                    self._plain[place].skip(self._skip)
+                except UnusualError:
+                    del self._plain[place]
+                    self._from_arrow([place])
+        self._skip = 0
+
+    def pieces(self, places: Sequence[int]) -> list[list[Piece]]:
+        """Return the present rows of some columns of numbers; each can be asked for once."""
+        with explained(self._file.path):
+            plain = [place for place in places if place in self._plain]
+            found: dict[int, list[Piece]] = {}
+            if plain:
+                readers = [self._plain[place] for place in plain]
+                together = read_together(readers, self._rows, self._descriptor)
+                for place, pieces in zip(plain, together, strict=True):
+                    if pieces is None:
+                        self._give_up(place)
+                    else:
+                        found[place] = pieces
+            for place in places:
+                if place not in found:
+                    found[place] = pieces_of(self._decoded.pop(place))
+            return [found[place] for place in places]
+
+    def _give_up(self, place: int) -> None:
+        """Let PyArrow read a column, from the present rows on."""
+        del self._plain[place]
+        self._from_arrow([place])
+        self._decode(*self._arrow[-1])
+
+    def column(self, place: int) -> pa.ChunkedArray:
+        """Return the present rows of a column of any type; each can be asked for once."""
+        if place not in self._plain:
+            return self._decoded.pop(place)
+        kind = self._file.schema.field(place).type
+        (pieces,) = self.pieces([place])
+        values = [piece.values for piece in pieces] or [np.empty(0)]
+        joined = np.concatenate(values).astype(kind.to_pandas_dtype())
+        return pa.chunked_array([array_of(joined, validity(pieces, 0, self._rows))], kind)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._plain, self._arrow, self._decoded = {}, [], {}
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _tables(self, places: Sequence[int]) -> Iterator[pa.Table]:
+        rows = self._file.group_rows
+        for groups in stretches(self._groups, rows, self._how.group_rows):
+            if rows[groups[0]] > self._how.group_rows:
+                yield from self._inside(groups[0], places)
+            else:
+                yield self._whole(groups, places)
+
+    def _whole(self, groups: list[int], places: Sequence[int]) -> pa.Table:
+        """Return some columns of some row groups, a few of them decoded at a time."""
+        many = columns_at_a_time(sum(self._file.group_rows[group] for group in groups))
         found: list[pa.ChunkedArray] = []
         with self._opened(buffer_size=0) as opened:
-            for low in range(0, len(share), many):
-                indices = list(chain.from_iterable(share[low : low + many]))
+            for low in range(0, len(places), many):
                 table = opened.reader.read_row_groups(
-                    groups, column_indices=indices, use_threads=False
+                    groups, column_indices=self._leaves(places[low : low + many]), use_threads=False
                 )
                 found += table.columns
-        return found
+        return pa.Table.from_arrays(found, names=[str(place) for place in places])
 
-    def inside(self, group: int) -> Iterator[pa.Table]:
-        """Yield the rows of one row group, `how.stream_rows` at a time.
-
-        Raises:
-            InputError: They can't be decoded.
-        """
-        streams = [self._stream(group, share) for share in self._shares()]
-        with ExitStack() as stack:
-            for stream in streams:
-                stack.callback(stream.close)
-            tasks = [partial(next, stream, None) for stream in streams]
-            while all(tables := _side_by_side(tasks, self.how.threads)):
-                yield self._table(column for table in tables for column in table.columns)
-                del tables
-
-    def _stream(self, group: int, share: Sequence[range]) -> Generator[pa.Table, None, None]:
+    def _inside(self, group: int, places: Sequence[int]) -> Iterator[pa.Table]:
+        """Yield some columns of one row group, a few rows at a time."""
         with self._opened(buffer_size=STREAM_BUFFER) as opened:
             batches = opened.reader.iter_batches(
-                self.how.stream_rows,
+                self._how.stream_rows,
                 row_groups=[group],
-                column_indices=list(chain.from_iterable(share)),
+                column_indices=self._leaves(places),
                 use_threads=False,
             )
-            tables = (pa.Table.from_batches([batch]) for batch in batches)
-            yield from cut(tables, repeat(self.how.stream_rows))
+            for batch in batches:
+                yield pa.Table.from_batches([batch])
 
-    def _shares(self) -> list[tuple[range, ...]]:
-        """Return the columns in as many runs of neighbours as there are threads for."""
-        count = min(self.how.threads, len(self.leaves))
-        bounds = [len(self.leaves) * i // count for i in range(count + 1)]
-        return [self.leaves[low:high] for low, high in pairwise(bounds)]
-
-    def _table(self, columns: Iterable[pa.ChunkedArray]) -> pa.Table:
-        """Return the columns as a table, after checking that they are what the footer promised."""
-        found = list(columns)
-        with explained(self.path):
-            for expected, column in zip(self.schema, found, strict=True):
-                if not column.type.equals(expected.type):
-                    raise pa.ArrowInvalid(
-                        f"column {describe(expected.name)} decodes to {column.type}, "
-                        f"not to {expected.type}"
-                    )
-            return pa.Table.from_arrays(found, schema=self.schema)
+    def _leaves(self, places: Sequence[int]) -> list[int]:
+        return list(chain.from_iterable(self._file.leaves[place] for place in places))
 
     @contextmanager
     def _opened(self, *, buffer_size: int) -> Iterator[pq.ParquetFile]:
-        with (
-            explained(self.path),
-            pq.ParquetFile(
-                self.path,
-                metadata=self.footer,
-                pre_buffer=False,
-                buffer_size=buffer_size,
-                page_checksum_verification=True,
-            ) as opened,
-        ):
+        with pq.ParquetFile(
+            self._file.path,
+            metadata=self._file.footer(),
+            pre_buffer=False,
+            buffer_size=buffer_size,
+            page_checksum_verification=True,
+        ) as opened:
             yield opened
 
 
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Return the threads that decode. They stay: each new one takes new memory from jemalloc."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="polar-etl-decode")
+def stretches(groups: Sequence[int], rows: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Yield the row groups that are decoded together: neighbours of up to `most` rows, or one."""
+    held: list[int] = []
+    held_rows = 0
+    for group in groups:
+        if held and held_rows + rows[group] > most:
+            yield held
+            held, held_rows = [], 0
+        held.append(group)
+        held_rows += rows[group]
+    if held:
+        yield held
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # no thread outlives a fork
-
-
-def _side_by_side(tasks: Iterable[Callable[[], Result]], threads: int) -> list[Result]:
-    """Return the results of all tasks, once all have ended: also before one's error is raised."""
-    futures = [_pool(threads).submit(task) for task in tasks]
-    wait(futures)
-    return [future.result() for future in futures]
+def _behind(skip: int, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield `tables` without their first `skip` rows."""
+    for table in tables:
+        if skip < table.num_rows:
+            yield table.slice(skip)
+        skip = max(skip - table.num_rows, 0)
+        del table
 
 
 @contextmanager

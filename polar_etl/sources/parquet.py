@@ -5,24 +5,29 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections import deque
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from itertools import islice
+from functools import cache, cached_property, partial
+from itertools import accumulate, islice, pairwise
+from threading import Lock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polar_etl.columns import Piece
 from polar_etl.errors import InputError, describe
-from polar_etl.features import first_length, of_equal_lengths, open_lists
-from polar_etl.sources.base import Reading, SourceFile
-from polar_etl.sources.decoding import STREAM_BUFFER, Decoder, explained
+from polar_etl.features import first_length, open_lists, require_lengths
+from polar_etl.sources.base import Columns, Kept, Reading, SourceFile, Window
+from polar_etl.sources.decoding import STREAM_BUFFER, FileColumns, ParquetFile, explained
+from polar_etl.sources.layout import layout_of
 from polar_etl.sources.schemas import checked_schema, difference, has_variable_width, leaves
 
 _COLUMNS_SAMPLED = 32
 _SAMPLED_AT_A_TIME = 4
 _ROWS_SAMPLED = 64
+_ROWS_LOOKED_AT = 256
 _LONG_ROW = 1 << 16
 """Bytes of text in a row from which on one row is sample enough."""
 
@@ -35,7 +40,9 @@ class ParquetSource:
     files: tuple[SourceFile, ...]
     lengths: Mapping[str, int] = field(default_factory=dict)
     """The length that all lists of a column must have."""
-    _footers: dict[int, pq.FileMetaData] = field(default_factory=dict, repr=False)
+    _opened: dict[int, ParquetFile] = field(default_factory=dict, repr=False)
+    """The files that were looked at last."""
+    _lock: Lock = field(default_factory=Lock, repr=False)
 
     @classmethod
     def open(cls, paths: list[str]) -> ParquetSource:
@@ -45,9 +52,8 @@ class ParquetSource:
             InputError: A file is missing, is no Parquet, or its schema differs from the first's.
         """
         found, schema = [], None
-        footers: dict[int, pq.FileMetaData] = {}
-        for index, path in enumerate(paths):
-            metadata, file, own = _inspect(path)
+        for path in paths:
+            file, own = _inspect(path)
             if schema is None:
                 schema = own
             elif text := difference(schema, own):
@@ -56,10 +62,9 @@ class ParquetSource:
                     "All files of an input must have one schema: convert the file or leave it out."
                 )
             found.append(file)
-            footers = {index: metadata}
         if schema is None:
             raise InputError("There is no Parquet file to read.")
-        return cls(schema, tuple(found), _footers=footers)
+        return cls(schema, tuple(found))
 
     def fingerprint(self, *, full: bool = False) -> dict[str, object]:
         """Return path, size, mtime and footer hash of every file; when `full`, a hash of it all."""
@@ -71,14 +76,11 @@ class ParquetSource:
             ]
         }
 
-    def read(
-        self, file: int, first: int, stop: int, columns: list[str] | None, how: Reading
-    ) -> Iterator[pa.Table]:
-        """Yield the rows `first` … `stop` of a file, see `Source.read`."""
-        tables = self._read(file, first, stop, columns, how)
-        if self.lengths:
-            tables = of_equal_lengths(tables, self.lengths, self.files[file].path, first)
-        return tables
+    def columns(
+        self, names: Sequence[str], first: int, stop: int, how: Reading, kept: Kept | None = None
+    ) -> Columns:
+        """Return some columns of a range of rows, see `Source.columns`."""
+        return _Columns(self, names, first, stop, how, kept)
 
     def with_lengths(self, columns: Sequence[str], known: Mapping[str, int]) -> ParquetSource:
         """Return the source with the lists among `columns` of one length: a known or the first's.
@@ -100,46 +102,42 @@ class ParquetSource:
         return replace(self, lengths=lengths, files=tuple(files))
 
     def _rows_of(self, column: str) -> Iterator[pa.Table]:
-        few = Reading(threads=1, group_rows=0, stream_rows=256)
-        for index, file in enumerate(self.files):
-            yield from self._read(index, 0, file.rows, [column], few)
+        few = Reading(threads=1, group_rows=0, stream_rows=_ROWS_LOOKED_AT)
+        rows = sum(file.rows for file in self.files)
+        with closing(self.columns([column], 0, rows, few)) as columns:
+            for first in range(0, rows, _ROWS_LOOKED_AT):
+                window = columns.next(min(_ROWS_LOOKED_AT, rows - first))
+                yield pa.table({column: window.column(column)})
 
-    def _read(
-        self, file: int, first: int, stop: int, columns: list[str] | None, how: Reading
-    ) -> Iterator[pa.Table]:
-        self._refuse_changes(file)
-        rows = self.files[file].group_rows
-        decoder = self._decoder(file, columns, how)
-        for start, groups in _stretches(rows, first, stop, how.group_rows):
-            alone = rows[groups[0]] > how.group_rows
-            tables = decoder.inside(groups[0]) if alone else decoder.whole(groups)
-            yield from self._window(tables, start, first, stop)
-        self._refuse_changes(file)
+    def opened(self, index: int) -> ParquetFile:
+        """Return the file `index`, after a look at its footer."""
+        with self._lock:
+            if index not in self._opened:
+                for other in set(self._opened) - {index - 1}:
+                    del self._opened[other]
+                self._opened[index] = self._described(index)
+            return self._opened[index]
 
-    def _window(
-        self, tables: Iterator[pa.Table], start: int, first: int, stop: int
-    ) -> Iterator[pa.Table]:
-        for table in tables:
-            low, high = max(first - start, 0), min(stop - start, table.num_rows)
-            start += table.num_rows
-            if low < high:
-                yield table if high - low == table.num_rows else table.slice(low, high - low)
-            del table
-            if start >= stop:
-                return
+    def _described(self, index: int) -> ParquetFile:
+        path = self.files[index].path
+        with explained(path):
+            footer = cache(partial(pq.read_metadata, path))
+            layout = layout_of(footer_bytes(path), self.schema)
+        return ParquetFile(
+            path=path,
+            schema=self.schema,
+            group_rows=self.files[index].group_rows,
+            leaves=self._leaf_ranges,
+            layout=layout,
+            footer=footer,
+        )
 
-    def _decoder(self, file: int, columns: list[str] | None, how: Reading) -> Decoder:
-        path = self.files[file].path
-        if file not in self._footers:
-            self._footers.clear()
-            with explained(path):
-                self._footers[file] = pq.read_metadata(path)
-        wanted = set(self.schema.names if columns is None else columns)
-        schema = pa.schema([column for column in self.schema if column.name in wanted])
-        ranges = tuple(self._leaf_ranges[name] for name in schema.names)
-        return Decoder(path, self._footers[file], schema, ranges, how)
+    def refuse_changes(self, file: int) -> None:
+        """Check that a file is still the one that was planned for.
 
-    def _refuse_changes(self, file: int) -> None:
+        Raises:
+            InputError: It has changed.
+        """
         found = self.files[file]
         with explained(found.path):
             now = os.stat(found.path)
@@ -150,35 +148,108 @@ class ParquetSource:
             )
 
     @cached_property
-    def _leaf_ranges(self) -> dict[str, range]:
-        ranges, start = {}, 0
-        for column in self.schema:
-            count = leaves(column.type)
-            ranges[column.name] = range(start, start + count)
-            start += count
-        return ranges
+    def _leaf_ranges(self) -> tuple[range, ...]:
+        bounds = accumulate((leaves(column.type) for column in self.schema), initial=0)
+        return tuple(range(start, stop) for start, stop in pairwise(bounds))
 
 
-def _stretches(
-    rows: Sequence[int], first: int, stop: int, most: int
-) -> Iterator[tuple[int, list[int]]]:
-    """Yield (first row, row groups) of what is decoded together to get the rows `first` … `stop`.
+class _Columns:
+    """Some columns of a range of rows, over as many files as it takes."""
 
-    Neighbours go together up to `most` rows; a row group of more rows goes alone.
-    """
-    held: list[int] = []
-    start = held_from = held_rows = 0
-    for index, length in enumerate(rows):
-        if length and start < stop and start + length > first:
-            if held and held_rows + length > most:
-                yield held_from, held
-                held, held_rows = [], 0
-            held_from = held_from if held else start
-            held.append(index)
-            held_rows += length
-        start += length
-    if held:
-        yield held_from, held
+    def __init__(
+        self,
+        source: ParquetSource,
+        names: Sequence[str],
+        first: int,
+        stop: int,
+        how: Reading,
+        kept: Kept | None,
+    ) -> None:
+        wanted = set(names)
+        self._source, self._how, self._kept = source, how, kept
+        self._places = {
+            name: place for place, name in enumerate(source.schema.names) if name in wanted
+        }
+        offsets = accumulate((file.rows for file in source.files), initial=0)
+        self._ahead = deque(
+            (index, max(first - start, 0), min(stop, end) - start)
+            for index, (start, end) in enumerate(pairwise(offsets))
+            if max(first, start) < min(stop, end)
+        )
+        self._open: list[tuple[int, FileColumns]] = []
+        """Files that the present window reaches into."""
+        self._left = 0
+        """Rows that the last of them still has."""
+
+    def next(self, rows: int) -> Window:
+        """Return the next rows; the window before is gone then."""
+        for index, columns in self._open[: None if self._left == 0 else -1]:
+            columns.close()
+            self._source.refuse_changes(index)
+        self._open = self._open[-1:] if self._left else []
+        taken = 0
+        while taken < rows:
+            if not self._left:
+                self._open_next()
+            some = min(rows - taken, self._left)
+            self._open[-1][1].advance(some)
+            self._left -= some
+            taken += some
+        return _Window(rows, self._places, [columns for _, columns in self._open], self._source)
+
+    def _open_next(self) -> None:
+        index, low, high = self._ahead.popleft()
+        self._source.refuse_changes(index)
+        file = self._source.opened(index)
+        groups, start = _groups_of(file.group_rows, low, high)
+        places = list(self._places.values())
+        kept = self._kept.of(index, places) if low == 0 and self._kept else {}
+        self._open.append((index, FileColumns(file, places, groups, low - start, self._how, kept)))
+        self._left = high - low
+
+    def close(self) -> None:
+        """Let go of all files."""
+        for _, columns in self._open:
+            columns.close()
+        self._open, self._left = [], 0
+        self._ahead.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """The present rows of some columns of one or several files."""
+
+    rows: int
+    places: Mapping[str, int]
+    parts: Sequence[FileColumns]
+    source: ParquetSource
+
+    def pieces(self, names: Sequence[str]) -> list[list[Piece]]:
+        """Return columns of numbers."""
+        places = [self.places[name] for name in names]
+        if len(self.parts) == 1:
+            return self.parts[0].pieces(places)
+        by_part = [part.pieces(places) for part in self.parts]
+        return [
+            [piece for pieces in some for piece in pieces] for some in zip(*by_part, strict=True)
+        ]
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Return a column of any type."""
+        place, lengths = self.places[name], self.source.lengths
+        found = [part.column(place) for part in self.parts]
+        if name in lengths:
+            for part, column in zip(self.parts, found, strict=True):
+                require_lengths(name, column, lengths[name], part.path, part.row)
+        chunks = [chunk for column in found for chunk in column.iterchunks()]
+        return pa.chunked_array(chunks, self.source.schema.field(place).type)
+
+
+def _groups_of(rows: Sequence[int], first: int, stop: int) -> tuple[list[int], int]:
+    """Return the row groups that hold the rows `first` … `stop`, and the first row of the first."""
+    starts = list(accumulate(rows, initial=0))
+    found = [i for i, n in enumerate(rows) if n and starts[i] < stop and starts[i] + n > first]
+    return found, starts[found[0]] if found else 0
 
 
 @contextmanager
@@ -191,7 +262,7 @@ def _opened(path: str) -> Iterator[pq.ParquetFile]:
         yield opened
 
 
-def _inspect(path: str) -> tuple[pq.FileMetaData, SourceFile, pa.Schema]:
+def _inspect(path: str) -> tuple[SourceFile, pa.Schema]:
     with explained(path):
         before = os.stat(path)
         if not stat.S_ISREG(before.st_mode):
@@ -199,7 +270,7 @@ def _inspect(path: str) -> tuple[pq.FileMetaData, SourceFile, pa.Schema]:
         with _opened(path) as opened:
             metadata, schema = opened.metadata, opened.schema_arrow
             variable, page_bytes = _measure(path, opened)
-        footer = _footer_hash(path)
+        footer = hashlib.blake2b(footer_bytes(path), digest_size=16).hexdigest()
     schema = checked_schema(path, schema)
     if sum(leaves(column.type) for column in schema) != metadata.num_columns:
         raise InputError(
@@ -208,7 +279,6 @@ def _inspect(path: str) -> tuple[pq.FileMetaData, SourceFile, pa.Schema]:
         )
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     return (
-        metadata,
         SourceFile(
             path=os.path.abspath(path),
             size=before.st_size,
@@ -231,13 +301,14 @@ def _variable_leaves(schema: pa.Schema, apart_from: Container[str]) -> list[bool
     ]
 
 
-def _footer_hash(path: str) -> str:
+def footer_bytes(path: str) -> bytes:
+    """Return the footer of a Parquet file, its length and the magic bytes behind it included."""
     with open(path, "rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(end - 8, 0))
         length = int.from_bytes(file.read(4), "little")
         file.seek(max(end - 8 - length, 0))
-        return hashlib.blake2b(file.read(length + 8), digest_size=16).hexdigest()
+        return file.read(length + 8)
 
 
 def _hash(path: str) -> str:

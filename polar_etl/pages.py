@@ -1,0 +1,521 @@
+"""Pages of plain numbers: how Parquet stores a column without dictionary or delta encoding.
+
+PyArrow reads and writes every kind of page, with copies, levels and state for each column; that is
+half of the work for plain numbers, and most of the memory for wide tables. What is unusual here is
+left to PyArrow: `UnusualError` says so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import zlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import zstandard
+
+from polar_etl import thrift
+from polar_etl.columns import Bitmap, Piece
+from polar_etl.scratch import scratch
+
+Array = npt.NDArray[np.generic]
+Bools = npt.NDArray[np.bool_]
+Bytes = bytes | memoryview
+
+_DATA, _DATA_V2 = 0, 3
+_PLAIN, _RLE = 0, 3
+_HEADER = 256
+"""Bytes fetched beyond what the rows are expected to take."""
+_LONGEST_USUAL = 64
+"""Bytes of a usual header, at most."""
+_FETCHED = 1 << 20
+"""Bytes fetched at one go."""
+_RUNS_PER_VALUE = 1 / 64
+"""Bytes of levels per value up to which they are read here: one by one, in Python."""
+
+_STORED = {
+    pa.int8(): ("INT32", "i4"),
+    pa.int16(): ("INT32", "i4"),
+    pa.int32(): ("INT32", "i4"),
+    pa.int64(): ("INT64", "i8"),
+    pa.uint8(): ("INT32", "i4"),
+    pa.uint16(): ("INT32", "i4"),
+    pa.uint32(): ("INT32", "u4"),
+    pa.uint64(): ("INT64", "u8"),
+    pa.float16(): ("FIXED_LEN_BYTE_ARRAY", "f2"),
+    pa.float32(): ("FLOAT", "f4"),
+    pa.float64(): ("DOUBLE", "f8"),
+}
+"""By Arrow type: Parquet's physical type, and the dtype of its bytes."""
+
+
+class UnusualError(ValueError):
+    """A page is of a kind, or damaged in a way, that PyArrow must deal with."""
+
+
+def stored_dtype(kind: pa.DataType, physical: str) -> np.dtype[np.generic] | None:
+    """Return the dtype that plain values have in a file, None if they are no such numbers."""
+    found = _STORED.get(kind)
+    return np.dtype(found[1]).newbyteorder("<") if found and found[0] == physical else None
+
+
+def _spread(values: Array, there: Bools) -> Piece:
+    """Return values as a piece, with a gap where none is there."""
+    if len(values) == len(there):
+        return Piece(values)
+    spread = np.zeros(len(there), values.dtype)
+    spread[there] = values
+    return Piece(spread, (Bitmap(np.packbits(there, bitorder="little")),))
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Where one column's values of one row group stand in a file."""
+
+    start: int
+    stop: int
+    rows: int
+    codec: str
+    """Name of the compression, as PyArrow has it."""
+    nullable: bool
+    """Whether levels stand before the values."""
+    stored: np.dtype[np.generic]
+
+
+class _Page(NamedTuple):
+    """One page, decoded."""
+
+    rows: int
+    values: Array
+    """What is not null."""
+    valid: Bools | None
+    """Which rows are not null; None if all are."""
+
+
+class KeptPages:
+    """The pages of one column of one file, from its start on, as long as there is room.
+
+    Args:
+        room: Bytes that they may take.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.pages: deque[_Page] = deque()
+        self.group = 0
+        """Index of the chunk that ends behind them, or is to be read on."""
+        self.at = 0
+        """Where in the file that is."""
+
+    def keep(self, pages: Sequence[_Page], group: int, at: int) -> None:
+        """Keep the pages that follow, if all of them fit; otherwise these are the last."""
+        size = sum(page.values.nbytes + page.rows * (page.valid is not None) for page in pages)
+        if size > self.room:
+            self.room = 0
+            return
+        self.room -= size
+        self.pages.extend(pages)
+        self.group, self.at = group, at
+
+
+class ColumnReader:
+    """Reads the rows of one column in order, page by page, over one or several row groups.
+
+    Args:
+        chunks: Where they stand, in row order.
+        file: Descriptor of the file.
+        kept: Pages from the start on that were decoded before, and takes more as long as it has
+            room; None to keep none.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk], file: int, kept: KeptPages | None = None) -> None:
+        self._file = file
+        self._kept = kept
+        self._ready: deque[_Page] = deque()
+        """Decoded pages behind the open one."""
+        self._chunk = Chunk(0, 0, 0, "", False, chunks[0].stored)
+        self._at = 0
+        self._later = iter(chunks)
+        self._group = -1
+        """Index of the chunk that is being read."""
+        if kept and kept.pages:
+            self._ready, self._kept = kept.pages, None
+            self._group, self._at = kept.group, kept.at
+            self._chunk, self._later = chunks[kept.group], iter(chunks[kept.group + 1 :])
+        self._page = _Page(0, np.empty(0, self._chunk.stored), None)
+        self._row = 0
+        """Rows of the page that are taken."""
+        self._taken = 0
+        """Values of the page that are taken."""
+
+    def _there(self) -> int:
+        """Return how many of the next rows are decoded already."""
+        return self._page.rows - self._row + sum(page.rows for page in self._ready)
+
+    def span(self, rows: int) -> tuple[int, int]:
+        """Return where in the file the next rows are likely to stand, as start and stop."""
+        rows -= self._there()
+        return self._likely(rows) if rows > 0 else (self._at, self._at)
+
+    def _likely(self, rows: int) -> tuple[int, int]:
+        """Return where as many rows behind the open page are likely to stand."""
+        self._turn_chunk()
+        chunk = self._chunk
+        size = -(-(chunk.stop - chunk.start) * min(rows, chunk.rows) // chunk.rows)
+        return self._at, min(self._at + min(size, _FETCHED) + _HEADER, chunk.stop)
+
+    def pages(self, rows: int, fetched: memoryview) -> list[_Stored]:
+        """Return the pages that the next rows need besides those that are decoded.
+
+        Args:
+            rows: How many rows will be taken.
+            fetched: The bytes of the file from `span` on, as far as they were fetched.
+        """
+        rows -= self._there()
+        found: list[_Stored] = []
+        start = self._at
+        while rows > 0:
+            if self._at == self._chunk.stop:
+                first, stop = self._likely(rows)
+                fetched, start = self._fetch(stop - first), first
+            raw, header = self._header(fetched[self._at - start :])
+            whole = header.length + header.stored
+            if len(raw) < whole:
+                raw = self._fetch(whole)
+            found.append(_Stored(self._chunk, header, raw[header.length : whole]))
+            self._at += whole
+            rows -= header.rows
+        return found
+
+    def take(self, rows: int, pages: Sequence[_Page]) -> list[Piece]:
+        """Return the next rows, as they stand in the open page and in those behind it."""
+        found = []
+        self._ready.extend(pages)
+        if self._kept and pages:
+            self._kept.keep(pages, self._group, self._at)
+        while rows:
+            if self._row == self._page.rows:
+                self._page = self._ready.popleft()
+                self._row = self._taken = 0
+            page, first, taken = self._page, self._row, self._taken
+            some = min(page.rows - first, rows)
+            self._row += some
+            if page.valid is None:
+                self._taken += some
+                found.append(Piece(page.values[taken : taken + some]))
+            else:
+                there = page.valid[first : first + some]
+                self._taken += int(np.count_nonzero(there))
+                found.append(_spread(page.values[taken : self._taken], there))
+            rows -= some
+        if self._row == self._page.rows:
+            self._page = _Page(0, self._page.values[:0].copy(), None)
+            self._row = 0
+        return found
+
+    def skip(self, rows: int) -> None:
+        """Leave out the next rows, without decompressing pages that hold no others.
+
+        Raises:
+            UnusualError: PyArrow must read this column.
+        """
+        while rows:
+            left = self._there()
+            if not left:
+                self._turn_chunk()
+                _, header = self._header(memoryview(b""))
+                if header.rows <= rows:
+                    self._at += header.length + header.stored
+                    rows -= header.rows
+                    continue
+                left = rows
+            some = min(left, rows)
+            self.take(some, _decoded(self.pages(some, memoryview(b""))))
+            rows -= some
+
+    def _turn_chunk(self) -> None:
+        while self._at == self._chunk.stop:
+            self._chunk = next(self._later)
+            self._at = self._chunk.start
+            self._group += 1
+
+    def _header(self, raw: memoryview) -> tuple[memoryview, _Header]:
+        """Return the next header, and the bytes from its start on that were fetched."""
+        left = self._chunk.stop - self._at
+        if len(raw) < min(left, _LONGEST_USUAL):
+            raw = self._fetch(min(left, _HEADER))
+        try:
+            header = _header(raw)
+        except (ValueError, KeyError, IndexError) as error:
+            raise UnusualError(str(error)) from None
+        possible = 0 < header.rows <= self._chunk.rows and header.stored >= 0
+        if not possible or header.length + header.stored > left:
+            raise UnusualError("a page header is impossible")
+        return raw, header
+
+    def _fetch(self, size: int) -> memoryview:
+        found = os.pread(self._file, size, self._at)
+        if len(found) != size:
+            raise UnusualError("the file breaks off")
+        return memoryview(found)
+
+
+class _Stored(NamedTuple):
+    """One page, as it stands in the file."""
+
+    chunk: Chunk
+    header: _Header
+    content: memoryview
+
+
+def read_together(
+    readers: Sequence[ColumnReader], rows: int, file: int
+) -> list[list[Piece] | None]:
+    """Return the next rows of some columns; None for those that PyArrow must read.
+
+    Their bytes are fetched, and their pages decompressed, at one go: every call into another
+    language lets another thread have the interpreter, and waiting for it costs more than a page.
+    """
+    fetched = _fetched([reader.span(rows) for reader in readers], file)
+    stored: list[list[_Stored] | None] = []
+    for reader, raw in zip(readers, fetched, strict=True):
+        try:
+            stored.append(reader.pages(rows, raw))
+        except UnusualError:
+            stored.append(None)
+    return [
+        None if pages is None else reader.take(rows, pages)
+        for reader, pages in zip(readers, _decoded_apart(stored), strict=True)
+    ]
+
+
+def _fetched(spans: Sequence[tuple[int, int]], file: int) -> list[memoryview]:
+    """Return the bytes of some spans of a file, neighbours read together.
+
+    They are good until the next call, and fewer where the file ends.
+    """
+    total = sum(stop - start for start, stop in spans)
+    buffer = scratch("fetched", total).data
+    found: list[memoryview] = []
+    while len(found) < len(spans):
+        start, stop = spans[len(found)]
+        some = [(start, stop)]
+        while (more := len(found) + len(some)) < len(spans) and spans[more][0] == stop:
+            stop = spans[more][1]
+            some.append(spans[more])
+        there = buffer[: stop - start]
+        if there:
+            there = there[: os.preadv(file, [there], start)]
+        buffer = buffer[stop - start :]
+        found += [there[low - start : high - start] for low, high in some]
+    return found
+
+
+def _decoded_apart(stored: Sequence[list[_Stored] | None]) -> list[list[_Page] | None]:
+    """Return the pages of some columns; None for columns with a page that PyArrow must read."""
+    try:
+        pages = iter(_decoded([page for some in stored for page in some or ()]))
+        return [None if some is None else [next(pages) for _ in some] for some in stored]
+    except UnusualError:
+        if len(stored) == 1:
+            return [None]
+        return [found for some in stored for found in _decoded_apart([some])]
+
+
+class _Header(NamedTuple):
+    """What a page header says of a data page."""
+
+    length: int
+    """Bytes of the header itself."""
+    rows: int
+    stored: int
+    """Bytes of the page in the file."""
+    size: int
+    """The same, decompressed."""
+    checksum: int | None
+    levels: int | None
+    """Bytes of levels before the compressed values; None: levels are compressed, too."""
+    compressed: bool
+
+
+_V = rb"([\x80-\xff]{0,4}[\x00-\x7f])"
+_USUAL = re.compile(
+    rb"\x15\x00\x15%b\x15%b(?:\x15%b\x1c|\x2c)\x15%b\x15\x00\x15\x06\x15.(?:\x1c\x00)?\x00\x00"
+    % ((_V,) * 4),
+    re.DOTALL,
+)
+"""A header as most writers write it: sizes, checksum, rows; plain values, levels in runs."""
+
+
+def _header(raw: memoryview) -> _Header:
+    usual = _USUAL.match(raw)
+    if usual is None:
+        return _unusual_header(raw)
+    size, stored, checksum, rows = usual.groups()
+    return _Header(
+        usual.end(),
+        thrift.signed(rows, 0)[0],
+        thrift.signed(stored, 0)[0],
+        thrift.signed(size, 0)[0],
+        thrift.signed(checksum, 0)[0] if checksum else None,
+        None,
+        True,
+    )
+
+
+def _unusual_header(raw: memoryview) -> _Header:
+    outer, length = thrift.fields_of(raw)
+    found = {place: thrift.number(raw, outer[place]) for place in (1, 2, 3, 4) if place in outer}
+    second = found.get(1) == _DATA_V2
+    if found.get(1) not in (_DATA, _DATA_V2) or (8 if second else 5) not in outer:
+        raise UnusualError("it is no data page")
+    inner, _ = thrift.fields_of(raw, outer[8 if second else 5].start)
+    levels, compressed = None, True
+    if second:
+        if thrift.number(raw, inner[6]):
+            raise UnusualError("it has repetition levels")
+        levels = thrift.number(raw, inner[5])
+        compressed = 7 not in inner or inner[7].kind == thrift.TRUE
+    elif thrift.number(raw, inner[3]) != _RLE:
+        raise UnusualError("its levels are encoded in another way")
+    if thrift.number(raw, inner[4 if second else 2]) != _PLAIN:
+        raise UnusualError("its values are not plain")
+    return _Header(
+        length=length,
+        rows=thrift.number(raw, inner[1]),
+        stored=found.get(3, -1),
+        size=found.get(2, -1),
+        checksum=found.get(4),
+        levels=levels,
+        compressed=compressed,
+    )
+
+
+def _decoded(pages: Sequence[_Stored]) -> list[_Page]:
+    """Return some pages, decompressed at one go.
+
+    Raises:
+        UnusualError: PyArrow must read one of them.
+    """
+    packed: list[tuple[str, memoryview, int]] = []
+    for chunk, header, content in pages:
+        if header.checksum is not None and zlib.crc32(content) != header.checksum & 0xFFFFFFFF:
+            raise UnusualError("its checksum is wrong")
+        # A run of levels for each value would take 2 bytes: no page of plain numbers is larger.
+        most = header.rows * (chunk.stored.itemsize + 2) + 64
+        apart = header.levels or 0
+        if not 0 <= apart <= header.size <= most or apart > len(content):
+            raise UnusualError("its size is impossible")
+        codec = chunk.codec if header.compressed else "UNCOMPRESSED"
+        packed.append((codec, content[apart:], header.size - apart))
+    contents = _decompressed(packed)
+    return [_page(page, content) for page, content in zip(pages, contents, strict=True)]
+
+
+def _page(page: _Stored, values: memoryview) -> _Page:
+    chunk, header, content = page
+    rows, width, valid = header.rows, chunk.stored.itemsize, None
+    if chunk.nullable and header.levels is None:
+        start = 4 + int.from_bytes(values[:4], "little")
+        valid = _valid(values[4:start], rows)
+        values = values[start:]
+    elif chunk.nullable:
+        valid = _valid(bytes(content[: header.levels]), rows)
+    if len(values) != width * (rows if valid is None else int(np.count_nonzero(valid))):
+        raise UnusualError("it holds another number of values")
+    found = np.frombuffer(values, chunk.stored)
+    return _Page(rows, found if found.flags.aligned else found.copy(), valid)
+
+
+def _valid(levels: Bytes, rows: int) -> Bools | None:
+    """Return which rows are not null: definition levels of one bit, in runs of either kind."""
+    if len(levels) > 64 + rows * _RUNS_PER_VALUE and not _is_one_run(levels):
+        raise UnusualError("its levels come in many runs")
+    found = np.empty(rows, np.bool_)
+    at = done = 0
+    try:
+        while done < rows:
+            head, at = thrift.varint(levels, at)
+            count = head >> 1
+            if head & 1:
+                bits = np.frombuffer(levels[at : at + count], np.uint8)
+                at += count
+                run = np.unpackbits(bits, bitorder="little")[: rows - done].view(np.bool_)
+                found[done : done + len(run)] = run
+                count = len(run)
+            else:
+                if count >= rows and levels[at] == 1:
+                    return None
+                found[done : done + count] = levels[at]
+                at += 1
+            if not count:
+                raise UnusualError("its levels are damaged")
+            done += count
+    except (IndexError, ValueError):
+        raise UnusualError("its levels are damaged") from None
+    return None if found.all() else found
+
+
+def _is_one_run(levels: Bytes) -> bool:
+    head, at = thrift.varint(levels, 0)
+    return bool(head & 1) and at + (head >> 1) == len(levels)
+
+
+class _Local(threading.local):
+    """What each thread has for itself."""
+
+    def __init__(self) -> None:
+        self.zstd = zstandard.ZstdDecompressor()
+
+
+_local = _Local()
+
+
+def _decompressed(packed: Sequence[tuple[str, memoryview, int]]) -> list[memoryview]:
+    """Return what each of (codec, bytes, decompressed size) holds.
+
+    Raises:
+        UnusualError: One can't be decompressed to that size.
+    """
+    zstd = [item for item in packed if item[0] == "ZSTD" and item[2]]
+    at_once: Iterator[bytes | zstandard.BufferSegment] = iter(())
+    try:
+        if len(zstd) == 1:
+            ((_, stored, size),) = zstd
+            if zstandard.frame_content_size(stored) not in (-1, size):
+                raise UnusualError("it decompresses to another size")
+            at_once = iter([_local.zstd.decompress(stored, max_output_size=size)])
+        elif zstd:
+            sizes = np.array([size for _, _, size in zstd], np.uint64).tobytes()
+            together = _local.zstd.multi_decompress_to_buffer(
+                [stored for _, stored, _ in zstd], decompressed_sizes=sizes
+            )
+            at_once = (together[i] for i in range(len(zstd)))
+    except zstandard.ZstdError as error:
+        raise UnusualError(str(error)) from None
+    found = []
+    for codec, stored, size in packed:
+        packed_alone = codec != "ZSTD" or not size
+        content = _unpacked(codec, stored, size) if packed_alone else next(at_once)
+        if len(content) != size:
+            raise UnusualError("it decompresses to another size")
+        found.append(memoryview(content))  # type: ignore[arg-type]  # it has the buffer protocol
+    return found
+
+
+def _unpacked(codec: str, stored: memoryview, size: int) -> bytes:
+    if codec == "UNCOMPRESSED" or not size:
+        return bytes(stored)
+    try:
+        if thrift.varint(stored, 0)[0] != size:  # Snappy begins with it
+            raise UnusualError("it decompresses to another size")
+        return bytes(pa.decompress(stored, size, codec=codec.lower(), asbytes=True))
+    except (pa.ArrowException, OSError, ValueError, IndexError) as error:
+        raise UnusualError(str(error)) from None

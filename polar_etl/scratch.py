@@ -1,0 +1,34 @@
+"""Working memory that each thread keeps: taking it anew for every few columns costs page faults."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import numpy.typing as npt
+
+
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.buffers: dict[str, npt.NDArray[np.uint8]] = {}
+
+
+_local = _Local()
+
+
+def scratch(use: str, size: int) -> npt.NDArray[np.uint8]:
+    """Return `size` bytes of undefined value, this thread's own until it asks again.
+
+    Args:
+        use: What for; two uses never share memory.
+        size: How many bytes.
+    """
+    held = _local.buffers.get(use)
+    if held is None or len(held) < size:
+        held = _local.buffers[use] = np.empty(size, np.uint8)
+    return held[:size]
+
+
+def scratch_floats(use: str, count: int) -> npt.NDArray[np.float64]:
+    """Return `count` numbers of undefined value, see `scratch`."""
+    return scratch(use, 8 * count).view(np.float64)

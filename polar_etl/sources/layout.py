@@ -1,0 +1,228 @@
+"""Where the column chunks of a Parquet file stand, and which of them hold plain numbers.
+
+Read from the footer's own bytes: PyArrow ends the process when it is asked about a column that is
+encrypted.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from polar_etl.pages import Chunk, stored_dtype
+from polar_etl.thrift import Field, behind, fields_of, head_of, items_of, list_at, number, signed
+
+_PHYSICAL = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY",
+             "FIXED_LEN_BYTE_ARRAY")  # fmt: skip
+_CODECS = {0: "UNCOMPRESSED", 1: "SNAPPY", 6: "ZSTD"}
+"""By number in the footer: those that tell how large their contents are."""
+_PLAIN = frozenset((0, 3, 4))
+"""Encodings of plain values and of levels."""
+
+_NUMBER = rb"([\x80-\xff]{0,9}[\x00-\x7f])"
+_HEAD = re.compile(
+    rb"\x26%b\x1c\x15([\x00-\x0e])\x19(?:\x15(.)|\x25(..)|\x35(...))" % _NUMBER, re.DOTALL
+)
+"""A chunk as most writers begin it: offset, physical type, encodings; then comes its name."""
+_SIZES = re.compile(rb"\x15([\x00-\x0e])\x16%b\x16%b\x16%b\x26%b" % ((_NUMBER,) * 4))
+"""And what they put behind the name: codec, values, two sizes, offset of the first data page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The chunks of one file; the arrays have shape (row groups, columns of the schema)."""
+
+    rows: tuple[int, ...]
+    """Rows of each row group."""
+    start: npt.NDArray[np.int64]
+    stop: npt.NDArray[np.int64]
+    codec: npt.NDArray[np.int64]
+    """Number of the codec; -1 where a chunk is none of plain numbers."""
+    nullable: tuple[bool, ...]
+    """Of each column: whether levels stand before its values."""
+    stored: tuple[np.dtype[np.generic] | None, ...]
+    """Of each column: the dtype of its bytes, None if it holds no plain numbers."""
+
+    def chunk(self, group: int, column: int) -> Chunk | None:
+        """Return where a column's plain values stand, None if PyArrow must read them."""
+        stored, codec = self.stored[column], int(self.codec[group, column])
+        if codec < 0 or stored is None:
+            return None
+        return Chunk(
+            start=int(self.start[group, column]),
+            stop=int(self.stop[group, column]),
+            rows=self.rows[group],
+            codec=_CODECS[codec],
+            nullable=self.nullable[column],
+            stored=stored,
+        )
+
+
+def layout_of(footer: bytes, schema: pa.Schema) -> Layout | None:
+    """Return the layout of a file, None if its footer is too unusual to tell.
+
+    Args:
+        footer: Bytes of the Thrift struct `FileMetaData`.
+        schema: The columns that PyArrow sees.
+    """
+    try:
+        return _layout_of(footer, schema)
+    except (ValueError, KeyError, IndexError, OverflowError, RecursionError):
+        return None
+
+
+def _layout_of(footer: bytes, schema: pa.Schema) -> Layout:
+    columns: list[_Column] = []
+    at = last = 0
+    while footer[at]:
+        last, kind, at = head_of(footer, at, last)
+        if last == 2:
+            columns = _columns(footer, at, schema)
+        if last == 4:
+            return _of_groups(footer, at, columns)
+        at = behind(footer, at, kind)
+    raise ValueError("there are no row groups")
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of the schema, as the footer describes it."""
+
+    leaves: int
+    path: bytes
+    """How its chunks are named; empty if it has several leaves."""
+    physical: int
+    nullable: bool
+    stored: np.dtype[np.generic] | None
+    """Dtype of its values, None if they are no plain numbers."""
+
+
+def _columns(footer: bytes, at: int, schema: pa.Schema) -> list[_Column]:
+    elements, _ = items_of(footer, at)
+    nodes = [fields_of(footer, element.start)[0] for element in elements]
+    children = [number(footer, node[5]) if 5 in node else 0 for node in nodes]
+    found: list[_Column] = []
+    place = 1
+    for field in schema:
+        first, place = place, _behind_subtree(children, place)
+        leaves = sum(not count for count in children[first:place])
+        found.append(_column(footer, nodes[first], field.type, leaves))
+    if place != len(nodes) or children[0] != len(schema):
+        raise ValueError("its columns are not those of the schema")
+    return found
+
+
+def _behind_subtree(children: list[int], place: int) -> int:
+    left = 1
+    while left:
+        left += children[place] - 1
+        place += 1
+    return place
+
+
+def _column(footer: bytes, node: dict[int, Field], kind: pa.DataType, leaves: int) -> _Column:
+    if leaves != 1 or 1 not in node or 3 not in node:
+        return _Column(leaves, b"", 0, True, None)
+    name = footer[node[4].start : node[4].stop]
+    physical, repetition = number(footer, node[1]), number(footer, node[3])
+    stored = stored_dtype(kind, _PHYSICAL[physical]) if repetition < _REPEATED else None
+    return _Column(1, b"\x19\x18" + name, physical, repetition == _OPTIONAL, stored)
+
+
+_OPTIONAL, _REPEATED = 1, 2
+
+
+def _of_groups(footer: bytes, at: int, columns: list[_Column]) -> Layout:
+    """Return the layout of the list of row groups at `at`."""
+    chunks = _ChunkReader(footer)
+    groups, at = list_at(footer, at)
+    rows: list[int] = []
+    table: list[tuple[int, int, int, int]] = []
+    for _ in range(groups):
+        last = 0
+        while footer[at]:
+            last, kind, at = head_of(footer, at, last)
+            if last == 1:
+                count, at = list_at(footer, at)
+                if count != sum(column.leaves for column in columns):
+                    raise ValueError("a row group lacks columns")
+                for column in columns:
+                    for _ in range(column.leaves):
+                        found, at = chunks.read(at, column)
+                    table.append(found)
+            else:
+                if last == 3:
+                    rows.append(signed(footer, at)[0])
+                at = behind(footer, at, kind)
+        at += 1
+    if len(rows) != groups or len(table) != groups * len(columns):
+        raise ValueError("a row group lacks fields")
+    start, size, codec, values = np.array(table, np.int64).reshape(groups, -1, 4).transpose(2, 0, 1)
+    return Layout(
+        rows=tuple(rows),
+        start=start,
+        stop=start + size,
+        codec=np.where(values == np.array(rows, np.int64)[:, None], codec, -1),
+        nullable=tuple(column.nullable for column in columns),
+        stored=tuple(column.stored for column in columns),
+    )
+
+
+_NONE = (0, 0, -1, 0)
+
+
+class _ChunkReader:
+    """Reads `ColumnChunk` structs.
+
+    What stands behind the sizes is mostly the same from column to column: it is looked at once.
+    """
+
+    def __init__(self, footer: bytes) -> None:
+        self._footer = footer
+        self._rest = b"\xff"
+        """What stood behind the sizes of an earlier chunk, to its end."""
+
+    def read(self, at: int, column: _Column) -> tuple[tuple[int, int, int, int], int]:
+        """Return (start, bytes, codec or -1, values) of the chunk at `at`, and where it ends."""
+        footer = self._footer
+        head = _HEAD.match(footer, at)
+        if head is None or column.stored is None or not footer.startswith(column.path, head.end()):
+            return self._slowly(at, column)
+        sizes = _SIZES.match(footer, head.end() + len(column.path))
+        if sizes is None:
+            return self._slowly(at, column)
+        if not footer.startswith(self._rest, sizes.end()):
+            found = self._slowly(at, column)
+            self._rest = footer[sizes.end() : found[1]]
+            return found
+        _, physical, *encodings = head.groups(b"")
+        codec, values, _, size, start = sizes.groups()
+        plain = set(b"".join(encodings)) <= _PLAIN_BYTES and physical[0] >> 1 == column.physical
+        codec_number = codec[0] >> 1
+        return (
+            signed(start, 0)[0],
+            signed(size, 0)[0],
+            codec_number if plain and codec_number in _CODECS else -1,
+            signed(values, 0)[0],
+        ), sizes.end() + len(self._rest)
+
+    def _slowly(self, at: int, column: _Column) -> tuple[tuple[int, int, int, int], int]:
+        footer = self._footer
+        chunk, stop = fields_of(footer, at)
+        if 3 not in chunk or 8 in chunk or 9 in chunk or 1 in chunk or column.stored is None:
+            return _NONE, stop  # encrypted, in another file, or no numbers
+        meta, _ = fields_of(footer, chunk[3].start)
+        encodings = {number(footer, item) for item in items_of(footer, meta[2].start)[0]}
+        codec = number(footer, meta[4])
+        same = number(footer, meta[1]) == column.physical
+        if 11 in meta or not encodings <= _PLAIN or codec not in _CODECS or not same:
+            return _NONE, stop
+        sizes = [number(footer, meta[place]) for place in (9, 7)]
+        return (sizes[0], sizes[1], codec, number(footer, meta[5])), stop
+
+
+_PLAIN_BYTES = frozenset(2 * encoding for encoding in _PLAIN)

@@ -1,0 +1,166 @@
+"""Thrift's compact protocol, as far as Parquet's footers and page headers need it.
+
+A struct becomes a dictionary from field number to value; what is inside of it can be left as bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+Bytes = bytes | memoryview
+
+TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
+_DEEPEST = 16
+"""Structs within structs; Parquet's own are five deep."""
+
+
+class Field(NamedTuple):
+    """One field of a struct."""
+
+    kind: int
+    start: int
+    """Where its value begins."""
+    stop: int
+
+
+def fields_of(data: Bytes, at: int = 0, depth: int = 0) -> tuple[dict[int, Field], int]:
+    """Return the fields of the struct at `at`, and where it ends.
+
+    Raises:
+        ValueError: There is no struct.
+    """
+    found: dict[int, Field] = {}
+    last = 0
+    try:
+        while data[at]:
+            last, kind, at = head_of(data, at, last)
+            stop = behind(data, at, kind, depth)
+            found[last] = Field(kind, at, stop)
+            at = stop
+    except IndexError:
+        raise ValueError("a Thrift struct breaks off") from None
+    return found, at + 1
+
+
+def head_of(data: Bytes, at: int, last: int) -> tuple[int, int, int]:
+    """Return number and kind of the field at `at`, behind field `last`, and where its value is."""
+    head = data[at]
+    if head > 15:
+        return last + (head >> 4), head & 15, at + 1
+    place, at = signed(data, at + 1)
+    return place, head, at
+
+
+def behind(data: Bytes, at: int, kind: int, depth: int = 0) -> int:
+    """Return where the value at `at` ends."""
+    if I16 <= kind <= I64:
+        while data[at] > 127:
+            at += 1
+        return at + 1
+    if kind == BINARY:
+        length, at = varint(data, at)
+        return at + length
+    if kind in (TRUE, FALSE):
+        return at
+    if depth > _DEEPEST:
+        raise ValueError("a Thrift struct is nested too deeply")
+    if kind == STRUCT:
+        return fields_of(data, at, depth + 1)[1]
+    if kind in (LIST, SET):
+        return items_of(data, at, depth)[1]
+    if kind in (BYTE, DOUBLE):
+        return at + (1 if kind == BYTE else 8)
+    raise ValueError(f"Thrift type {kind} has no place in Parquet")
+
+
+def items_of(data: Bytes, at: int, depth: int = 0) -> tuple[list[Field], int]:
+    """Return the items of the list at `at`, and where it ends.
+
+    Raises:
+        ValueError: There is no list.
+    """
+    try:
+        kind = data[at] & 15
+        count, at = list_at(data, at)
+        found = []
+        for _ in range(count):
+            stop = behind(data, at, kind, depth + 1) + (kind in (TRUE, FALSE))
+            found.append(Field(kind, at, stop))
+            at = stop
+    except IndexError:
+        raise ValueError("a Thrift list breaks off") from None
+    return found, at
+
+
+def list_at(data: Bytes, at: int) -> tuple[int, int]:
+    """Return how many items the list at `at` has, and where the first one is."""
+    count = data[at] >> 4
+    return varint(data, at + 1) if count == 15 else (count, at + 1)
+
+
+def varint(data: Bytes, at: int) -> tuple[int, int]:
+    """Return the unsigned number at `at`, and where it ends."""
+    value = shift = 0
+    while (byte := data[at]) > 127:
+        value |= (byte & 127) << shift
+        shift += 7
+        at += 1
+        if shift > 63:
+            raise ValueError("a Thrift number is too long")
+    return value | byte << shift, at + 1
+
+
+def signed(data: Bytes, at: int) -> tuple[int, int]:
+    """Return the signed number at `at`, and where it ends."""
+    value, at = varint(data, at)
+    return value >> 1 ^ -(value & 1), at
+
+
+def number(data: Bytes, field: Field) -> int:
+    """Return the value of a field that holds a whole number."""
+    return signed(data, field.start)[0]
+
+
+def as_varint(value: int) -> bytes:
+    r"""Return the unsigned number `value` as bytes.
+
+    Example:
+        >>> as_varint(300)
+        b'\xac\x02'
+    """
+    found = bytearray()
+    while value > 127:
+        found.append(value & 127 | 128)
+        value >>= 7
+    found.append(value)
+    return bytes(found)
+
+
+def as_number(value: int) -> bytes:
+    """Return the signed 64-bit number `value` as bytes."""
+    return as_varint((value << 1 ^ value >> 63) & (1 << 64) - 1)
+
+
+def head(place: int, last: int, kind: int) -> bytes:
+    """Return the bytes before the value of field `place`, behind field `last`."""
+    step = place - last
+    return bytes([step << 4 | kind]) if 0 < step < 16 else bytes([kind]) + as_number(place)
+
+
+def as_struct(values: Iterable[tuple[int, int, bytes]]) -> bytes:
+    """Return a struct of (number, kind, value as bytes), in order of their numbers."""
+    found, last = bytearray(), 0
+    for place, kind, value in values:
+        found += head(place, last, kind)
+        found += value
+        last = place
+    found.append(0)
+    return bytes(found)
+
+
+def as_list(kind: int, items: list[bytes]) -> bytes:
+    """Return a list of items of one kind."""
+    count = len(items)
+    head = bytes([count << 4 | kind]) if count < 15 else bytes([0xF0 | kind]) + as_varint(count)
+    return head + b"".join(items)
