@@ -203,32 +203,42 @@ _PAGE_HEADER = b"\x15\x00\x15%b\x15%b\x15%b\x1c\x15%b\x15\x00\x15\x06\x15\x06\x0
 """A data page with checksum: plain values, levels in runs."""
 
 
-def row_group(rows: int, place: int, number: int, shares: Sequence[Encoded]) -> bytes:
+class Placed(NamedTuple):
+    """One column chunk that has its place in a file."""
+
+    place: int
+    size: int
+    plain_size: int
+    described: bytes
+    """Its `ColumnChunk` in the footer."""
+
+
+def placed(encoded: Encoded, place: int) -> Iterator[Placed]:
+    """Yield the chunks of `encoded`, written to a file from `place` on."""
+    for chunk in encoded.chunks:
+        described = b"".join(
+            thrift.as_number(place + part) if isinstance(part, int) else part
+            for part in chunk.described
+        )
+        yield Placed(place, chunk.size, chunk.plain_size, described)
+        place += chunk.size
+
+
+def row_group(rows: int, number: int, chunks: Sequence[Placed]) -> bytes:
     """Return the description of a row group for the footer.
 
     Args:
         rows: Of the row group.
-        place: Where its first chunk stands in the file.
         number: How many row groups stand before it.
-        shares: Its chunks, in order.
+        chunks: Its chunks, in order.
     """
-    described, at, plain_size = [], place, 0
-    for chunk in (chunk for share in shares for chunk in share.chunks):
-        described.append(
-            b"".join(
-                thrift.as_number(at + part) if isinstance(part, int) else part
-                for part in chunk.described
-            )
-        )
-        at += chunk.size
-        plain_size += chunk.plain_size
     return thrift.as_struct(
         [
-            (1, LIST, thrift.as_list(STRUCT, described)),
-            (2, I64, thrift.as_number(plain_size)),
+            (1, LIST, thrift.as_list(STRUCT, [chunk.described for chunk in chunks])),
+            (2, I64, thrift.as_number(sum(chunk.plain_size for chunk in chunks))),
             (3, I64, thrift.as_number(rows)),
-            (5, I64, thrift.as_number(place)),
-            (6, I64, thrift.as_number(at - place)),
+            (5, I64, thrift.as_number(chunks[0].place)),
+            (6, I64, thrift.as_number(sum(chunk.size for chunk in chunks))),
             (7, I16, thrift.as_number(number)),
         ]
     )

@@ -22,9 +22,6 @@ from polar_etl.sources.base import Source
 from polar_etl.sources.schemas import width
 
 _SECONDS_BETWEEN_RECORDS = 0.2
-_AHEAD = 16
-"""Batches in flight: so many that tasks go on while the manifest waits for the disk. Until its turn
-comes nothing is decoded, and what comes out is small."""
 
 Progress = dict[int, tuple[int, Moments]]
 """By file: rows covered from its start, and their moments."""
@@ -54,7 +51,7 @@ def fit_files(run: Run, features: Features, manifest: Manifest | None) -> list[M
                 collect_moments,
                 _batches(run, features, shares, progress),
                 threads=run.plan.threads,
-                in_flight=_AHEAD * len(shares),
+                in_flight=run.plan.ahead * len(shares),
                 lane=lambda batch: batch.share,
             )
             recorder = _Recorder(run, manifest, features, progress, done)
@@ -78,7 +75,16 @@ def _batches(
                 return
             rows = min(run.plan.batch_rows, file.rows - first)
             for number, share in enumerate(shares):
-                yield Batch(index, first, rows, share.columns, some[number], number, len(features))
+                yield Batch(
+                    file=index,
+                    first_row=first,
+                    rows=rows,
+                    columns=share.columns,
+                    features=some[number],
+                    share=number,
+                    width=len(features),
+                    together=run.plan.together,
+                )
             run.observe_memory()
 
 

@@ -11,7 +11,6 @@ import os
 import re
 import threading
 import zlib
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -99,56 +98,19 @@ class _Page(NamedTuple):
     """Which rows are not null; None if all are."""
 
 
-class KeptPages:
-    """The pages of one column of one file, from its start on, as long as there is room.
-
-    Args:
-        room: Bytes that they may take.
-    """
-
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self.pages: deque[_Page] = deque()
-        self.group = 0
-        """Index of the chunk that ends behind them, or is to be read on."""
-        self.at = 0
-        """Where in the file that is."""
-
-    def keep(self, pages: Sequence[_Page], group: int, at: int) -> None:
-        """Keep the pages that follow, if all of them fit; otherwise these are the last."""
-        size = sum(page.values.nbytes + page.rows * (page.valid is not None) for page in pages)
-        if size > self.room:
-            self.room = 0
-            return
-        self.room -= size
-        self.pages.extend(pages)
-        self.group, self.at = group, at
-
-
 class ColumnReader:
     """Reads the rows of one column in order, page by page, over one or several row groups.
 
     Args:
         chunks: Where they stand, in row order.
         file: Descriptor of the file.
-        kept: Pages from the start on that were decoded before, and takes more as long as it has
-            room; None to keep none.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], file: int, kept: KeptPages | None = None) -> None:
+    def __init__(self, chunks: Sequence[Chunk], file: int) -> None:
         self._file = file
-        self._kept = kept
-        self._ready: deque[_Page] = deque()
-        """Decoded pages behind the open one."""
         self._chunk = Chunk(0, 0, 0, "", False, chunks[0].stored)
         self._at = 0
         self._later = iter(chunks)
-        self._group = -1
-        """Index of the chunk that is being read."""
-        if kept and kept.pages:
-            self._ready, self._kept = kept.pages, None
-            self._group, self._at = kept.group, kept.at
-            self._chunk, self._later = chunks[kept.group], iter(chunks[kept.group + 1 :])
         self._page = _Page(0, np.empty(0, self._chunk.stored), None)
         self._row = 0
         """Rows of the page that are taken."""
@@ -157,7 +119,7 @@ class ColumnReader:
 
     def _there(self) -> int:
         """Return how many of the next rows are decoded already."""
-        return self._page.rows - self._row + sum(page.rows for page in self._ready)
+        return self._page.rows - self._row
 
     def span(self, rows: int) -> tuple[int, int]:
         """Return where in the file the next rows are likely to stand, as start and stop."""
@@ -197,12 +159,10 @@ class ColumnReader:
     def take(self, rows: int, pages: Sequence[_Page]) -> list[Piece]:
         """Return the next rows, as they stand in the open page and in those behind it."""
         found = []
-        self._ready.extend(pages)
-        if self._kept and pages:
-            self._kept.keep(pages, self._group, self._at)
+        behind = iter(pages)
         while rows:
             if self._row == self._page.rows:
-                self._page = self._ready.popleft()
+                self._page = next(behind)
                 self._row = self._taken = 0
             page, first, taken = self._page, self._row, self._taken
             some = min(page.rows - first, rows)
@@ -215,10 +175,20 @@ class ColumnReader:
                 self._taken += int(np.count_nonzero(there))
                 found.append(_spread(page.values[taken : self._taken], there))
             rows -= some
-        if self._row == self._page.rows:
-            self._page = _Page(0, self._page.values[:0].copy(), None)
-            self._row = 0
+        self._let_go(several=len(pages) > 1)
         return found
+
+    def _let_go(self, *, several: bool) -> None:
+        """Keep of the open page no more than is left of it, and of others nothing.
+
+        Pages are decompressed into one piece of memory, which lives as long as any of them.
+        """
+        page = self._page
+        if self._row == page.rows:
+            self._page = _Page(0, np.empty(0, self._chunk.stored), None)
+            self._row = self._taken = 0
+        elif several:
+            self._page = page._replace(values=page.values.copy())
 
     def skip(self, rows: int) -> None:
         """Leave out the next rows, without decompressing pages that hold no others.
@@ -244,7 +214,6 @@ class ColumnReader:
         while self._at == self._chunk.stop:
             self._chunk = next(self._later)
             self._at = self._chunk.start
-            self._group += 1
 
     def _header(self, raw: memoryview) -> tuple[memoryview, _Header]:
         """Return the next header, and the bytes from its start on that were fetched."""
@@ -273,6 +242,14 @@ class _Stored(NamedTuple):
     chunk: Chunk
     header: _Header
     content: memoryview
+
+
+def is_usual(chunk: Chunk, file: int) -> bool:
+    """Tell whether a column chunk can be read here, as far as its first page tells."""
+    try:
+        return bool(_decoded(ColumnReader([chunk], file).pages(1, memoryview(b""))))
+    except UnusualError:
+        return False
 
 
 def read_together(

@@ -12,7 +12,7 @@ from pathlib import Path
 import xxhash
 
 from polar_etl.durable import create_temporary, sync_directory
-from polar_etl.encoding import MAGIC, Encoded, PartFormat, row_group
+from polar_etl.encoding import MAGIC, Encoded, PartFormat, Placed, placed, row_group
 
 _NAME = re.compile(r"part-\d{5,9}\.parquet")
 _HASH_CHUNK = 1 << 22
@@ -73,6 +73,7 @@ class PartWriter:
         self._form = form
         self._rows = self._size = 0
         self._groups: list[bytes] = []
+        self._chunks: list[Placed] = []
         self._hash = xxhash.xxh3_128()
         self._temporary = create_temporary(scratch, name)
         try:
@@ -82,12 +83,17 @@ class PartWriter:
             self._temporary.unlink(missing_ok=True)
             raise
 
-    def append(self, rows: int, shares: Sequence[Encoded]) -> None:
-        """Append one row group, its columns in several shares; none for no rows."""
+    def append(self, encoded: Encoded) -> None:
+        """Append the next columns of a row group."""
+        self._chunks += placed(encoded, self._size)
+        self._write(encoded.content)
+
+    def end_group(self, rows: int) -> None:
+        """End a row group of so many rows; without rows there is none."""
         if rows:
-            self._groups.append(row_group(rows, self._size, len(self._groups), shares))
-            self._write([content for share in shares for content in share.content])
+            self._groups.append(row_group(rows, len(self._groups), self._chunks))
             self._rows += rows
+        self._chunks = []
 
     def _write(self, contents: Sequence[bytes | memoryview]) -> None:
         """Append some pieces, many of them with one system call."""

@@ -22,18 +22,15 @@ from polar_etl.scaler import Scaler, output_type
 from polar_etl.sources.base import Columns, Window
 from polar_etl.standardize import Standardizer
 
-VALUES_AT_A_TIME = 1 << 20
-"""Values worked on at a time, from bytes to bytes: as many as the processor's cache holds."""
 
-
-def groups_of(names: Sequence[str], rows: int) -> Iterator[Sequence[str]]:
-    """Yield `names` in runs of as many columns as are worked on at a time.
+def groups_of(names: Sequence[str], rows: int, values: int) -> Iterator[Sequence[str]]:
+    """Yield `names` in runs of as many columns of `rows` rows as `values` values are.
 
     Example:
-        >>> list(groups_of(["a", "b", "c"], 1 << 16))
+        >>> list(groups_of(["a", "b", "c"], 500, 1000))
         [['a', 'b'], ['c']]
     """
-    many = max(VALUES_AT_A_TIME // max(rows, 1), 1)
+    many = max(values // max(rows, 1), 1)
     for low in range(0, len(names), many):
         yield names[low : low + many]
 
@@ -53,6 +50,8 @@ class Batch:
     """Which share of the columns this is."""
     width: int
     """Features in all shares."""
+    together: int
+    """Values that are worked on at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +88,14 @@ def collect_moments(batch: Batch) -> BatchMoments:
         file=batch.file,
         first_row=batch.first_row,
         rows=batch.rows,
-        blocks=moments_of(window, batch.features, batch.first_row, batch.width),
+        blocks=moments_of(window, batch.features, batch.first_row, batch.width, batch.together),
         seconds=time.perf_counter() - started,
     )
 
 
-def moments_of(window: Window, features: Features, first_row: int, width: int) -> list[Moments]:
+def moments_of(
+    window: Window, features: Features, first_row: int, width: int, together: int
+) -> list[Moments]:
     """Return the moments of every block of a window, a few columns at a time.
 
     Args:
@@ -102,10 +103,11 @@ def moments_of(window: Window, features: Features, first_row: int, width: int) -
         features: What is looked at.
         first_row: Index of the first row within its file.
         width: How many features the table has.
+        together: How many values are worked on at a time.
     """
     found = [
         observe(features.select(few).pieces(window), window.rows, first_row, width)
-        for few in groups_of(features.columns, window.rows)
+        for few in groups_of(features.columns, window.rows, together)
     ]
     return [Moments.beside(blocks) for blocks in zip(*found, strict=True)]
 
@@ -118,11 +120,15 @@ class Slab:
     rows: int
     last: bool
     """Whether the part ends with this slab."""
+    ends: bool
+    """Whether this is the last share of the slab."""
     columns: Columns
     """The next of their rows are these."""
     names: Sequence[str]
     share: int
     """Which share of the columns this is."""
+    together: int
+    """Values that are worked on at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +157,19 @@ class Encoder:
     def encode_slab(self, slab: Slab) -> EncodedSlab:
         """Return a slab's columns as bytes."""
         started = time.perf_counter()
-        encoded = self.encode(slab.columns.next(slab.rows), slab.names)
+        encoded = self.encode(slab.columns.next(slab.rows), slab.names, slab.together)
         return EncodedSlab(slab, encoded, time.perf_counter() - started)
 
-    def encode(self, window: Window, names: Sequence[str]) -> Encoded:
+    def encode(self, window: Window, names: Sequence[str], together: int) -> Encoded:
         """Return columns of a window as the chunks of a row group."""
+        if not window.rows:
+            return Encoded((), ())
         wanted = set(names)
         places = {name: span for name, span in self.features.spans() if name in wanted}
         vectors = self.features.vectors
         scalars = [name for name in names if name in places and name not in vectors]
         chunks: dict[str, list[Chunk]] = {}
-        for few in groups_of(scalars, window.rows):
+        for few in groups_of(scalars, window.rows, together):
             how = self.standardizer.select(np.array([places[n].start for n in few], np.int64))
             done = how.apply(window.pieces(few), window.rows)
             for name, chunk in zip(few, self.form.scalars(few, done), strict=True):

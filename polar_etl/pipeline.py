@@ -23,7 +23,7 @@ from polar_etl.passes import Encoder
 from polar_etl.plan import Plan, Shape, make_plan
 from polar_etl.run import Run
 from polar_etl.scaler import Scaler, library_versions, output_type
-from polar_etl.sources.base import Kept, Source, SourceFile
+from polar_etl.sources.base import Source, SourceFile
 from polar_etl.sources.schemas import has_variable_width, leaves, width
 from polar_etl.standardize import InfPolicy
 from polar_etl.stop import Stop
@@ -128,14 +128,15 @@ def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings)
         for name in features.columns
     }
     others = [name for name in read if name not in vectors]
-    rows = sum(file.rows for file in files)
+    places = frozenset().union(*(file.from_arrow for file in files))
+    arrow = [schema.names[place] for place in sorted(places)]
+    normalized = set(features.columns)
     text = max((_text_bytes(file) for file in files), default=0)
     nominal, output = sum(read.values()), sum(written.values())
     largest = max(files, key=lambda file: file.chunks, default=None)
     return Shape(
-        rows=rows,
+        rows=sum(file.rows for file in files),
         largest_group=max((max(f.group_rows, default=0) for f in files), default=0),
-        even_group=_even_group(files),
         files=len(files),
         columns=len(schema) if largest is None else _leaf_columns(largest, len(schema)),
         normalized=len(features),
@@ -143,15 +144,13 @@ def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings)
         normalized_bytes=sum(read[name] for name in features.columns),
         output_bytes=output + text,
         nominal_output_bytes=output + sum(_more_for_text(schema.field(n).type) for n in others),
-        reused_bytes=sum(
-            written[name]
-            for name in features.columns
-            if written[name] == read[name] and pa.types.is_primitive(schema.field(name).type)
-        ),
         footer_chunks=0 if largest is None else largest.chunks,
         page_bytes=max((file.page_bytes for file in files), default=0),
+        arrow_columns=sum(leaves(schema.field(name).type) for name in arrow),
+        arrow_bytes=text + sum(read[name] for name in arrow if name not in vectors),
         stream_bytes=_TEXT_COPIES * text
-        + sum(_stream_bytes(schema.field(name).type) for name in others),
+        + sum(_stream_bytes(schema.field(name).type) for name in arrow if name not in vectors),
+        passed_bytes=text + sum(written[name] for name in others if name not in normalized),
         vectors=tuple((size, max(width(numbers[name]), 4)) for name, size in vectors.items()),
         vector_bytes=sum(read[name] for name in vectors),
         vector_output_bytes=sum(written[name] for name in vectors),
@@ -171,12 +170,6 @@ def _stream_bytes(kind: pa.DataType) -> int:
     """Return what decoding one value takes; Parquet's own types are four bytes wide at least."""
     copies = _TEXT_COPIES if has_variable_width(kind) else _VALUE_COPIES
     return int(copies * max(width(kind), 4))
-
-
-def _even_group(files: Sequence[SourceFile]) -> int:
-    """Return the rows that all row groups have, leaving out the last of all; 0 if they differ."""
-    groups = [rows for file in files for rows in file.group_rows]
-    return groups[0] if groups and all(rows == groups[0] for rows in groups[:-1]) else 0
 
 
 def _text_bytes(file: SourceFile) -> int:
@@ -217,26 +210,23 @@ def resident_memory() -> int:
 
 @contextmanager
 def _running(source: Source, plan: Plan, control: Control) -> Iterator[Run]:
-    """Watch memory and set PyArrow's threads and allocator for as long as a run lasts.
+    """Watch memory and set PyArrow's allocator for as long as a run lasts.
 
     jemalloc gives memory back in time: with mimalloc, PyArrow's default, the same run peaks a
     quarter higher and spends twice the time in the kernel (measured).
     """
-    threads, pool = pa.cpu_count(), pa.default_memory_pool()
-    pa.set_cpu_count(plan.reading.threads)
+    pool = pa.default_memory_pool()
     with suppress(NotImplementedError):
         pa.set_memory_pool(pa.jemalloc_memory_pool())
         pa.jemalloc_set_decay_ms(_DECAY_MS)
-    kept = Kept(plan.cached_bytes // max(len(source.schema), 1))
     try:
         with PeakSampler(plan.limit) as sampler:
-            yield Run(source, plan, sampler, control.stop, control.listen, kept)
+            yield Run(source, plan, sampler, control.stop, control.listen)
     except MemoryError as error:
         raise RunFailedError(f"Memory ran out: {error}. Finished parts are safe.") from None
     except pa.ArrowException as error:
         raise RunFailedError(f"{describe(str(error))[1:-1]}. Finished parts are safe.") from None
     finally:
-        pa.set_cpu_count(threads)
         pa.set_memory_pool(pool)
 
 

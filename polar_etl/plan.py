@@ -16,31 +16,50 @@ from polar_etl.sources.decoding import columns_at_a_time
 MIB = 1 << 20
 _FOOTER_CHUNK = 1300
 """Bytes that PyArrow keeps for one column chunk of a footer (measured: 1.2 kB)."""
+_LAYOUT_CHUNK = 100
+"""Bytes that are kept of a column chunk that holds plain numbers."""
+_OUTPUT_CHUNK = 900
+"""Bytes that describe a column chunk of the output until its part is finished."""
 _DECODER = 110_000
-"""Bytes of buffers and zstd state for one column that is being decoded (measured: 0.1 MB)."""
+"""Bytes of buffers and zstd state for one column that PyArrow decodes (measured: 0.1 MB)."""
 _CHUNK_COPIES = 3
-"""How often a column chunk is held while it is decoded whole: as read, its pages, its values."""
+"""How often PyArrow holds a column chunk that it decodes whole: as read, its pages, its values."""
 _RUNTIME = 32 * MIB
 """Thread stacks, code loaded late, SQLite, and what the allocators keep back."""
 _COLUMN_OBJECTS = 3_000
-"""Bytes of Python and Arrow objects for one column of one table."""
-_WORKER = 16 * MIB
-"""Tiles, pages, and the compressor of one thread."""
-_TILE_COPIES = 64
-"""Bytes of tiles and pages for one value, where a table has too few to fill them."""
+"""Bytes of Python objects for one column: its reader, its pieces, its statistics."""
+_WORKER = 8 * MIB
+"""Tiles and the compressor of one thread."""
+_GROUP_COPIES = 5
+"""How often the columns that are worked on together are held: as they stand in the file,
+decompressed, standardized, as pages, and compressed."""
+_MOMENTS = 96
+"""Bytes of one column's moments."""
 _STREAM = 24 * MIB
-"""What reading from inside a row group takes whatever its shape (measured: 10 to 20 MB)."""
+"""What PyArrow takes to read from inside a row group whatever its shape (measured: 10 to 20 MB)."""
 _VECTOR = 24 * MIB
 """Levels and bitmaps of a column of vectors, as read and as written (measured: up to 16 MB)."""
 _PAGE_COPIES = 1.5
-"""How often a page is held while rows are read from inside it (measured: 1.3)."""
+"""How often PyArrow holds a page while it reads rows from inside it (measured: 1.3)."""
+_PASSED_COPIES = 3
+"""How often columns that PyArrow encodes are held meanwhile: as decoded, joined, and encoded."""
 _SLACK = 1.1
 """What the allocator needs more than what is asked of it (measured: up to 1.06)."""
 _LINGERING = 0.15
-"""Share of freed memory that is not yet given back, where small pieces or several batches come and
-go (measured: up to 0.12)."""
-_CACHE_SHARE = 0.85
-"""Share of the room left under the limit that decoded batches may fill."""
+"""Share of freed memory that is not yet given back (measured: up to 0.12)."""
+_SHARE_BYTES = 16 * MIB
+"""Bytes of a slab's share, at most: as much waits to be written for each task in flight."""
+_UNEVEN = 1.25
+"""How much larger than the others a share may be."""
+_VALUES_TOGETHER = 1 << 20
+"""Values worked on at a time, from bytes to bytes: each call into another language waits for the
+interpreter, and the processor's caches are only so large (measured: 2^17 and 2^22 are slower)."""
+_PAGES_TOGETHER = 8 * MIB
+"""Bytes of pages decompressed at one go, where pages are longer than slabs."""
+_AHEAD = 16
+"""Batches of the first pass in flight, at most: so many that tasks go on while the manifest waits
+for the disk. Until its turn comes nothing of a batch is decoded."""
+_MOMENTS_AHEAD = 16 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +69,11 @@ class Shape:
     rows: int
     largest_group: int
     """Rows of the largest row group."""
-    even_group: int
-    """Rows that all row groups have, the very last one excepted; 0 if they have not."""
     files: int
     columns: int
     """Leaf columns."""
     normalized: int
-    """Columns that are normalized."""
+    """Features: columns that are normalized, and dimensions of vectors that are."""
     row_bytes: int
     """Decoded bytes of a row."""
     normalized_bytes: int
@@ -65,15 +82,19 @@ class Shape:
     """Bytes of a row of the output, decoded."""
     nominal_output_bytes: int
     """The same as far as the schema alone tells; part boundaries follow from it."""
-    reused_bytes: int
-    """What of them can take the place of what was read, where a slab is in one piece."""
     footer_chunks: int
     """Column chunks in the largest footer."""
     page_bytes: int
     """Uncompressed bytes of the largest page."""
-    stream_bytes: int
-    """Bytes that decoding takes for each row read at a time from inside a row group, vectors
+    arrow_columns: int = 0
+    """Leaf columns that PyArrow decodes."""
+    arrow_bytes: int = 0
+    """Decoded bytes of these of a row, vectors aside."""
+    stream_bytes: int = 0
+    """Bytes that decoding them takes for each row read at a time from inside a row group, vectors
     aside."""
+    passed_bytes: int = 0
+    """Bytes of a row of the output that PyArrow encodes, vectors aside."""
     vectors: tuple[tuple[int, int], ...] = ()
     """Of each column of vectors: numbers in a row, and bytes of a number in Parquet."""
     vector_bytes: int = 0
@@ -102,11 +123,13 @@ class Plan:
     """Threads that decode and work on columns."""
     shares: int
     """Runs of columns that batches and slabs are cut into, for the threads."""
+    ahead: int
+    """Batches of the first pass in flight."""
     in_flight: int
-    """Batches that are worked on, wait for it, or are being decoded."""
+    """Shares of slabs in flight: they are encoded, or wait to be written."""
+    together: int
+    """Values that a thread works on at a time."""
     reading: Reading
-    cached_bytes: int
-    """Decoded bytes kept from the first pass for the second."""
     bill: tuple[tuple[str, int], ...]
     """What the projected peak consists of."""
     limit: int
@@ -183,28 +206,28 @@ class _Way:
 def _ways(shape: Shape, slab: int, threads: int) -> list[_Way]:
     """Return all ways to go, from fast to small, by the time they take (measured on 2 cores)."""
     ways = [
-        (cost * slower, _Way(workers, in_flight, Reading(readers, group_rows, stream_rows)))
-        for (cost, workers, in_flight, readers), (slower, group_rows, stream_rows) in product(
+        (cost * slower, _Way(workers, in_flight, Reading(group_rows, stream_rows)))
+        for (cost, workers, in_flight), (slower, group_rows, stream_rows) in product(
             _shares_of_work(threads), _readings(shape, slab)
         )
     ]
     return [way for _, way in sorted(ways, key=lambda pair: pair[0])]
 
 
-def _shares_of_work(threads: int) -> Iterator[tuple[float, int, int, int]]:
-    """Yield (time taken, threads that work on batches, batches in flight, threads that decode)."""
+def _shares_of_work(threads: int) -> Iterator[tuple[float, int, int]]:
+    """Yield (time taken, threads, shares of slabs in flight)."""
     workers = threads
     while workers:
-        slower = sqrt(threads / workers)
-        for ahead, waiting in ((2, 1.0), (1, 1.03), (0, 1.1 if workers > 1 else 1.5)):
-            yield slower * waiting, workers, workers + ahead, threads
-            yield slower * waiting * 1.1, workers, workers + ahead, workers
+        for ahead, waiting in ((4, 1.0), (2, 1.02), (1, 1.05), (0, 1.2)):
+            yield sqrt(threads / workers) * waiting, workers, workers + ahead
         workers //= 2
 
 
 def _readings(shape: Shape, slab: int) -> list[tuple[float, int, int]]:
     """Return (time taken, rows of a row group decoded whole, rows decoded from inside)."""
     whole = [(1.0, max(shape.largest_group, slab), slab)]
+    if not shape.arrow_columns:
+        return whole
     few = 1 if shape.vectors else 256
     lengths = [slab >> by for by in range(4) if slab >> by >= few]
     inside = [(1.1 + 0.05 * by, 0, rows) for by, rows in enumerate(lengths)]
@@ -218,60 +241,78 @@ def _readings(shape: Shape, slab: int) -> list[tuple[float, int, int]]:
 def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) -> Plan:
     """Return the plan of one way to go, with its bill."""
     threads, in_flight, reading = way.threads, way.in_flight, way.reading
+    slab_bytes = min(slab, max(shape.rows, 1)) * max(shape.output_bytes, shape.row_bytes)
+    shares = max(2 * threads if threads > 1 else 1, ceil(slab_bytes / _SHARE_BYTES))
+    shares = min(shares, max(shape.columns - shape.arrow_columns, 1) + 1)
     block = block_rows(shape.normalized)
     rows = max(shape.rows, 1)
-    group_rows, stream_rows = reading.group_rows, reading.stream_rows
-    batch = min(slab_rows(shape.normalized_bytes), rows // (2 * threads))
-    batch = max(batch // block, 1) * block
-    decoded = min(group_rows or stream_rows, shape.largest_group, rows)
-    if group_rows:
-        read = min(group_rows, shape.largest_group, rows)
-        many = min(columns_at_a_time(read), shape.columns)
-        decoding = reading.threads * many * (_DECODER + _CHUNK_COPIES * 8 * read)
-        decoding += _vector_buffers(shape, min(group_rows, rows)) + decoded * shape.vector_bytes
-    else:
-        batch = max(stream_rows // block, 1) * block
-        decoding = shape.columns * (_DECODER + int(_PAGE_COPIES * shape.page_bytes))
-        decoding += stream_rows * shape.stream_bytes + _STREAM
-        decoding += _vector_buffers(shape, decoded) + decoded * shape.vector_bytes
+    batch = max(min(slab_rows(shape.normalized_bytes), rows) // block, 1) * block
+    window = min(max(batch, slab), rows)
+    moments = ceil(min(batch, rows) / block) * shape.normalized * _MOMENTS
+    ahead = max(min(_AHEAD, _MOMENTS_AHEAD // max(moments, 1)), 2)
+    pages = max(_PAGES_TOGETHER // max(shape.page_bytes, 1), 1)
+    together = min(_VALUES_TOGETHER, pages * min(slab, rows))
     objects = max(shape.columns, shape.normalized) * _COLUMN_OBJECTS
-    worker = min(_WORKER, MIB + _TILE_COPIES * min(slab, rows) * shape.normalized)
     slabs_per_part = ceil(min(part, rows) / slab)
-    held = _held_rows(shape, max(min(batch, rows), slab), decoded, in_flight)
-    most = int((rows + decoded) * shape.row_bytes * _SLACK)
-    batches = min(int(held * shape.row_bytes * _SLACK), most)
-    in_one_piece = group_rows and shape.even_group and shape.even_group % slab == part % slab == 0
-    fresh = shape.output_bytes - (shape.reused_bytes if in_one_piece else 0)
-    normalized = threads * (min(slab, rows) * fresh + objects)
-    if not group_rows or in_flight > 1:
-        decoding += int(_LINGERING * (decoding + batches + normalized))
     bill = (
         ("interpreter and libraries", base + _RUNTIME),
-        ("footers", shape.footer_chunks * _FOOTER_CHUNK),
-        ("statistics", shape.normalized * 600),
-        ("decoding", decoding),
-        ("decoded batches", batches + (in_flight + 1) * objects),
-        ("normalized columns", normalized),
         (
-            "arithmetic and encoding",
-            threads * (slabs_per_part * shape.columns * _FOOTER_CHUNK + worker),
+            "footers",
+            shape.footer_chunks * (_FOOTER_CHUNK if shape.arrow_columns else _LAYOUT_CHUNK)
+            + slabs_per_part * shape.columns * _OUTPUT_CHUNK,
+        ),
+        ("statistics", objects + shape.normalized * 600 + ahead * moments),
+        ("decoding", _decoding(shape, window, way)),
+        ("arithmetic and encoding", _working(shape, min(slab, rows), together, threads)),
+        (
+            "encoded columns",
+            int((in_flight + 1) * slab_bytes * min(_UNEVEN * _SLACK / shares, 1)),
         ),
     )
-    room = int(max(limit - sum(size for _, size in bill), 0) * _CACHE_SHARE)
-    kept = min(room, most - batches)
+    lingering = int(_LINGERING * sum(size for _, size in bill[2:]))
     return Plan(
         slab_rows=slab,
         part_rows=part,
         parts=max(1, ceil(shape.rows / part)),
         batch_rows=batch,
         threads=threads,
-        shares=2 * threads if threads > 1 else 1,
+        shares=shares,
+        ahead=ahead,
         in_flight=in_flight,
+        together=together,
         reading=reading,
-        cached_bytes=min(int(room / _SLACK), shape.rows * shape.row_bytes),
-        bill=(*bill, ("decoded batches kept for the second pass", kept)),
+        bill=(*bill, ("freed and not yet given back", lingering)),
         limit=limit,
     )
+
+
+def _decoding(shape: Shape, window: int, way: _Way) -> int:
+    """Return what decoding takes, and what it leaves behind the present rows."""
+    plain = shape.columns - shape.arrow_columns
+    found = min(plain * shape.page_bytes, shape.rows * shape.row_bytes)
+    if not shape.arrow_columns:
+        return found
+    group_rows, stream_rows = way.reading.group_rows, way.reading.stream_rows
+    decoded = min(group_rows or stream_rows, shape.largest_group, max(shape.rows, 1))
+    if group_rows:
+        read = min(group_rows, shape.largest_group, max(shape.rows, 1))
+        many = min(columns_at_a_time(read), shape.arrow_columns)
+        found += way.threads * many * (_DECODER + _CHUNK_COPIES * 8 * read)
+    else:
+        found += shape.arrow_columns * (_DECODER + int(_PAGE_COPIES * shape.page_bytes))
+        found += stream_rows * shape.stream_bytes + _STREAM
+    held = decoded + window
+    found += int(held * (shape.arrow_bytes + shape.vector_bytes) * _SLACK)
+    return found + _vector_buffers(shape, decoded)
+
+
+def _working(shape: Shape, slab: int, together: int, threads: int) -> int:
+    """Return what the threads need to get from decoded columns to the bytes of the output."""
+    width = min(max(ceil(shape.row_bytes / max(shape.columns, 1)), 4), 8)
+    group = min(max(together, slab), slab * max(shape.normalized, 1)) * width
+    group = max(group, min(_PAGES_TOGETHER, shape.page_bytes * shape.columns))
+    passed = slab * (shape.passed_bytes + shape.vector_output_bytes) * _PASSED_COPIES
+    return threads * (_WORKER + _GROUP_COPIES * group) + int(passed * _SLACK)
 
 
 def _vector_buffers(shape: Shape, rows: int) -> int:
@@ -284,21 +325,6 @@ def _vector_buffers(shape: Shape, rows: int) -> int:
         _VECTOR + (1 << (rows * size - 1).bit_length()) * (width + 4)
         for size, width in shape.vectors
     )
-
-
-def _held_rows(shape: Shape, length: int, decoded: int, in_flight: int) -> int:
-    """Return how many decoded rows are alive at a time.
-
-    Args:
-        shape: Tells whether row groups end where batches do.
-        length: Rows of a batch.
-        decoded: Rows that come out of one call of the decoder; slices keep all of them alive.
-        in_flight: Batches in flight; one more is being put together.
-    """
-    if decoded > length:
-        return 2 * decoded + length
-    aligned = shape.even_group and length % shape.even_group == 0
-    return (in_flight + 1) * length + (0 if aligned else decoded)
 
 
 def _refusal(smallest: Plan, limit: int) -> MemoryLimitError:

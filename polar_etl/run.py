@@ -11,7 +11,7 @@ from typing import NamedTuple
 from polar_etl.events import Listener
 from polar_etl.memory import PeakSampler
 from polar_etl.plan import Plan
-from polar_etl.sources.base import Columns, Kept, Source
+from polar_etl.sources.base import Columns, Source
 from polar_etl.sources.schemas import width
 from polar_etl.stop import Stop
 
@@ -32,8 +32,6 @@ class Run:
     sampler: PeakSampler
     stop: Stop
     listen: Listener
-    kept: Kept
-    """Decoded pages that the first pass leaves to the second."""
 
     def observe_memory(self) -> tuple[int, int]:
         """Return resident bytes now and at most so far, and stop the run if that is too much."""
@@ -53,7 +51,7 @@ class Run:
             yield [
                 Share(some, stack.enter_context(closing(opened)))
                 for some in self._cut(names)
-                for opened in [self.source.columns(some, first, stop, self.plan.reading, self.kept)]
+                for opened in [self.source.columns(some, first, stop, self.plan.reading)]
             ]
 
     def _cut(self, names: Sequence[str]) -> list[tuple[str, ...]]:

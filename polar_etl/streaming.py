@@ -28,7 +28,7 @@ def fit_stream(source: StreamSource, features: Features, plan: Plan) -> Moments:
     """Return the moments of `features` over the whole stream, as if it were one file."""
     moments = Moments.empty(len(features))
     results = ordered_map(
-        partial(_moments_of, features=features),
+        partial(_moments_of, features=features, together=plan.together),
         _numbered(cut(source.tables(), repeat(plan.batch_rows))),
         threads=plan.threads,
         in_flight=plan.in_flight,
@@ -46,9 +46,9 @@ def _numbered(tables: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
         first += table.num_rows
 
 
-def _moments_of(batch: tuple[int, pa.Table], features: Features) -> list[Moments]:
+def _moments_of(batch: tuple[int, pa.Table], features: Features, together: int) -> list[Moments]:
     first, table = batch
-    return moments_of(TableWindow(table), features, first, len(features))
+    return moments_of(TableWindow(table), features, first, len(features), together)
 
 
 def write_stream(
@@ -74,7 +74,7 @@ def write_stream(
         )
         try:
             with closing(results), PartsWriter(workspace, encoder.form) as writer:
-                written = [part for found in results for part in writer.append([found])]
+                written = [part for found in results for part in writer.append(found)]
                 return [part.receipt for part in (*written, *writer.finish())]
         except BaseException:
             workspace.discard(opening)
@@ -90,9 +90,11 @@ def _slabs(source: StreamSource, plan: Plan) -> Iterator[Slab]:
     number = 0
     for table in tables:
         part, place = divmod(number, len(lengths))
-        yield Slab(part, len(held), place == len(lengths) - 1, _Only(held), names, 0)
+        yield Slab(
+            part, len(held), place == len(lengths) - 1, True, _Only(held), names, 0, plan.together
+        )
         held, number = table, number + 1
-    yield Slab(number // len(lengths), len(held), True, _Only(held), names, 0)
+    yield Slab(number // len(lengths), len(held), True, True, _Only(held), names, 0, plan.together)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 
 from polar_etl.encoding import PartFormat
 from polar_etl.events import BatchFinished, PassFinished, PassStarted, Warned
-from polar_etl.executors.local import in_step, ordered_map
+from polar_etl.executors.local import ordered_map
 from polar_etl.manifest import BatchRow, Manifest
 from polar_etl.parts import PartWriter, Receipt, digest_of, part_name
 from polar_etl.passes import EncodedSlab, Encoder, Slab
@@ -73,12 +73,12 @@ def _write_stretch(
             encoder.encode_slab,
             _slabs(run, shares, parts),
             threads=run.plan.threads,
-            in_flight=run.plan.in_flight * len(shares),
+            in_flight=run.plan.in_flight,
             lane=lambda slab: slab.share,
         )
         with closing(results), PartsWriter(workspace, encoder.form) as writer:
-            for found in in_step(results, len(shares)):
-                for written in writer.append(found):
+            for encoded in results:
+                for written in writer.append(encoded):
                     _record(run, manifest, written)
                 run.observe_memory()
             for written in writer.finish():
@@ -107,7 +107,16 @@ def _slabs(run: Run, shares: Sequence[Share], parts: Sequence[int]) -> Iterator[
             if run.stop.requested:
                 return
             for number, share in enumerate(shares):
-                yield Slab(part, rows, last, share.columns, share.names, number)
+                yield Slab(
+                    part=part,
+                    rows=rows,
+                    last=last,
+                    ends=number == len(shares) - 1,
+                    columns=share.columns,
+                    names=share.names,
+                    share=number,
+                    together=run.plan.together,
+                )
 
 
 def slab_lengths(plan: Plan, rows: int) -> Iterator[tuple[int, bool]]:
@@ -149,16 +158,18 @@ class PartsWriter:
         if self._open:
             self._open.abort()
 
-    def append(self, shares: Sequence[EncodedSlab]) -> Iterator[Written]:
-        """Append a slab, all shares of its columns; yield the parts that are on disk by now."""
-        slab = shares[0].slab
+    def append(self, encoded: EncodedSlab) -> Iterator[Written]:
+        """Append the next share of a slab; yield the parts that are on disk by now."""
+        slab = encoded.slab
         if self._open is None:
             name = part_name(slab.part)
             self._open = PartWriter(self._workspace.out, self._scratch, name, self._form)
             self._seconds = 0.0
-        self._open.append(slab.rows, [share.encoded for share in shares])
-        self._seconds += sum(share.seconds for share in shares)
-        if slab.last:
+        self._open.append(encoded.encoded)
+        self._seconds += encoded.seconds
+        if slab.ends:
+            self._open.end_group(slab.rows)
+        if slab.ends and slab.last:
             future = self._pool.submit(self._open.commit)
             self._waiting.append((slab.part, future, self._seconds))
             self._open = None

@@ -35,7 +35,7 @@ def plan_fields(ready: Prepared) -> dict[str, Any]:
         "parts": plan.parts,
         "rows_per_part": plan.part_rows,
         "row_group_rows": plan.slab_rows,
-        "threads": plan.reading.threads,
+        "threads": plan.threads,
         "memory_limit": plan.limit,
         "projected_peak": plan.projected,
         "bill": dict(plan.bill),

@@ -9,7 +9,6 @@ from typing import Protocol
 import pyarrow as pa
 
 from polar_etl.columns import Piece, pieces_of
-from polar_etl.pages import KeptPages
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +29,8 @@ class SourceFile:
     """Uncompressed bytes of columns of variable width, as the footer has it."""
     page_bytes: int
     """Uncompressed bytes of the largest page among those looked at."""
+    from_arrow: frozenset[int] = frozenset()
+    """Places of the columns that PyArrow must decode; the others hold plain numbers."""
 
     @property
     def rows(self) -> int:
@@ -41,8 +42,6 @@ class SourceFile:
 class Reading:
     """How rows are read: a trade between speed and memory that never changes what is read."""
 
-    threads: int
-    """Threads that decode columns side by side."""
     group_rows: int
     """Row groups up to this size are decoded whole by PyArrow, small ones together; 0: none is."""
     stream_rows: int
@@ -106,9 +105,7 @@ class Source(Protocol):
             InputError: The input can't be read.
         """
 
-    def columns(
-        self, names: Sequence[str], first: int, stop: int, how: Reading, kept: Kept | None = None
-    ) -> Columns:
+    def columns(self, names: Sequence[str], first: int, stop: int, how: Reading) -> Columns:
         """Return some columns of the rows `first` … `stop`, counted over all files.
 
         Args:
@@ -116,30 +113,7 @@ class Source(Protocol):
             first: First row.
             stop: Row behind the last one.
             how: Trade between speed and memory.
-            kept: What an earlier pass has kept of them, and may keep more; None to keep nothing.
         """
-
-
-class Kept:
-    """Decoded pages that the first pass leaves to the second, column by column.
-
-    Args:
-        room: Bytes that each column may take, over all files.
-    """
-
-    def __init__(self, room: int) -> None:
-        self._room = room
-        self._by_column: dict[int, dict[int, KeptPages]] = {}
-
-    def of(self, file: int, places: Sequence[int]) -> dict[int, KeptPages]:
-        """Return what is kept of some columns of a file, with the room that is left for more."""
-        return {place: self._of(file, self._by_column.setdefault(place, {})) for place in places}
-
-    def _of(self, file: int, files: dict[int, KeptPages]) -> KeptPages:
-        if file not in files:
-            room = files[file - 1].room if file - 1 in files else self._room if not files else 0
-            files[file] = KeptPages(room)
-        return files[file]
 
 
 @dataclass(frozen=True, slots=True)

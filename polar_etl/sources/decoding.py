@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from polar_etl.columns import Piece, array_of, pieces_of, validity
 from polar_etl.errors import InputError, PolarEtlError, RunFailedError, describe
-from polar_etl.pages import ColumnReader, KeptPages, UnusualError, read_together
+from polar_etl.pages import ColumnReader, UnusualError, read_together
 from polar_etl.sources.base import Cutter, Reading
 from polar_etl.sources.layout import Layout
 
@@ -49,6 +49,8 @@ class ParquetFile:
     group_rows: tuple[int, ...]
     leaves: tuple[range, ...]
     """Indices of the Parquet columns that each column consists of."""
+    from_arrow: frozenset[int]
+    """Places of the columns that PyArrow must decode."""
     layout: Layout | None
     """Where plain numbers stand; None where nobody knows."""
     footer: Callable[[], pq.FileMetaData]
@@ -64,7 +66,6 @@ class FileColumns:
         groups: Its row groups that are read, in order.
         skip: Rows at their start that are left out.
         how: Trade between speed and memory, for what PyArrow reads.
-        kept: By place: decoded pages, from the first row on; none where rows are skipped.
     """
 
     def __init__(
@@ -74,14 +75,13 @@ class FileColumns:
         groups: Sequence[int],
         skip: int,
         how: Reading,
-        kept: Mapping[int, KeptPages],
     ) -> None:
         self._file, self._groups, self._how = file, groups, how
         self._row = self._skip = skip
         self._start = sum(file.group_rows[: groups[0]])
         with explained(file.path):
             self._descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
-        readers = {place: self._reader(place, kept.get(place)) for place in places}
+        readers = {place: self._reader(place) for place in places}
         self._plain = {place: reader for place, reader in readers.items() if reader}
         self._arrow: list[tuple[list[int], Cutter]] = []
         self._decoded: dict[int, pa.ChunkedArray] = {}
@@ -98,13 +98,11 @@ class FileColumns:
         """The first of the present rows, counted from the start of the file."""
         return self._start + self._row
 
-    def _reader(self, place: int, kept: KeptPages | None) -> ColumnReader | None:
-        layout = self._file.layout
+    def _reader(self, place: int) -> ColumnReader | None:
+        layout = None if place in self._file.from_arrow else self._file.layout
         chunks = [layout and layout.chunk(group, place) for group in self._groups]
         whole = [chunk for chunk in chunks if chunk]
-        if len(whole) < len(chunks):
-            return None
-        return ColumnReader(whole, self._descriptor, None if self._skip else kept)
+        return ColumnReader(whole, self._descriptor) if len(whole) == len(chunks) else None
 
     def _from_arrow(self, places: list[int]) -> None:
         """Let PyArrow read these columns, from the present row on."""

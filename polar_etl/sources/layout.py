@@ -47,6 +47,11 @@ class Layout:
     stored: tuple[np.dtype[np.generic] | None, ...]
     """Of each column: the dtype of its bytes, None if it holds no plain numbers."""
 
+    def plain(self) -> list[int]:
+        """Return the columns that hold plain numbers wherever they hold any rows."""
+        filled = np.array(self.rows, np.int64) > 0
+        return np.flatnonzero((self.codec[filled] >= 0).all(axis=0)).tolist()
+
     def chunk(self, group: int, column: int) -> Chunk | None:
         """Return where a column's plain values stand, None if PyArrow must read them."""
         stored, codec = self.stored[column], int(self.codec[group, column])

@@ -19,13 +19,15 @@ import pyarrow.parquet as pq
 from polar_etl.columns import Piece
 from polar_etl.errors import InputError, describe
 from polar_etl.features import first_length, open_lists, require_lengths
-from polar_etl.sources.base import Columns, Kept, Reading, SourceFile, Window
+from polar_etl.pages import is_usual
+from polar_etl.sources.base import Columns, Reading, SourceFile, Window
 from polar_etl.sources.decoding import STREAM_BUFFER, FileColumns, ParquetFile, explained
-from polar_etl.sources.layout import layout_of
+from polar_etl.sources.layout import Layout, layout_of
 from polar_etl.sources.schemas import checked_schema, difference, has_variable_width, leaves
 
 _COLUMNS_SAMPLED = 32
 _SAMPLED_AT_A_TIME = 4
+_COLUMNS_PEEKED_AT = 256
 _ROWS_SAMPLED = 64
 _ROWS_LOOKED_AT = 256
 _LONG_ROW = 1 << 16
@@ -42,6 +44,8 @@ class ParquetSource:
     """The length that all lists of a column must have."""
     _opened: dict[int, ParquetFile] = field(default_factory=dict, repr=False)
     """The files that were looked at last."""
+    _layouts: dict[int, Layout | None] = field(default_factory=dict, repr=False)
+    """That of the first file, until it is opened."""
     _lock: Lock = field(default_factory=Lock, repr=False)
 
     @classmethod
@@ -52,8 +56,9 @@ class ParquetSource:
             InputError: A file is missing, is no Parquet, or its schema differs from the first's.
         """
         found, schema = [], None
+        layouts: dict[int, Layout | None] = {}
         for path in paths:
-            file, own = _inspect(path)
+            file, own, layout = _inspect(path)
             if schema is None:
                 schema = own
             elif text := difference(schema, own):
@@ -62,9 +67,10 @@ class ParquetSource:
                     "All files of an input must have one schema: convert the file or leave it out."
                 )
             found.append(file)
+            layouts = layouts or {0: layout}
         if schema is None:
             raise InputError("There is no Parquet file to read.")
-        return cls(schema, tuple(found))
+        return cls(schema, tuple(found), _layouts=layouts)
 
     def fingerprint(self, *, full: bool = False) -> dict[str, object]:
         """Return path, size, mtime and footer hash of every file; when `full`, a hash of it all."""
@@ -76,11 +82,9 @@ class ParquetSource:
             ]
         }
 
-    def columns(
-        self, names: Sequence[str], first: int, stop: int, how: Reading, kept: Kept | None = None
-    ) -> Columns:
+    def columns(self, names: Sequence[str], first: int, stop: int, how: Reading) -> Columns:
         """Return some columns of a range of rows, see `Source.columns`."""
-        return _Columns(self, names, first, stop, how, kept)
+        return _Columns(self, names, first, stop, how)
 
     def with_lengths(self, columns: Sequence[str], known: Mapping[str, int]) -> ParquetSource:
         """Return the source with the lists among `columns` of one length: a known or the first's.
@@ -102,7 +106,7 @@ class ParquetSource:
         return replace(self, lengths=lengths, files=tuple(files))
 
     def _rows_of(self, column: str) -> Iterator[pa.Table]:
-        few = Reading(threads=1, group_rows=0, stream_rows=_ROWS_LOOKED_AT)
+        few = Reading(group_rows=0, stream_rows=_ROWS_LOOKED_AT)
         rows = sum(file.rows for file in self.files)
         with closing(self.columns([column], 0, rows, few)) as columns:
             for first in range(0, rows, _ROWS_LOOKED_AT):
@@ -120,14 +124,18 @@ class ParquetSource:
 
     def _described(self, index: int) -> ParquetFile:
         path = self.files[index].path
-        with explained(path):
-            footer = cache(partial(pq.read_metadata, path))
-            layout = layout_of(footer_bytes(path), self.schema)
+        footer = cache(partial(pq.read_metadata, path))
+        if index in self._layouts:
+            layout = self._layouts.pop(index)
+        else:
+            with explained(path):
+                layout = layout_of(footer_bytes(path), self.schema)
         return ParquetFile(
             path=path,
             schema=self.schema,
             group_rows=self.files[index].group_rows,
             leaves=self._leaf_ranges,
+            from_arrow=self.files[index].from_arrow,
             layout=layout,
             footer=footer,
         )
@@ -163,10 +171,9 @@ class _Columns:
         first: int,
         stop: int,
         how: Reading,
-        kept: Kept | None,
     ) -> None:
         wanted = set(names)
-        self._source, self._how, self._kept = source, how, kept
+        self._source, self._how = source, how
         self._places = {
             name: place for place, name in enumerate(source.schema.names) if name in wanted
         }
@@ -203,8 +210,7 @@ class _Columns:
         file = self._source.opened(index)
         groups, start = _groups_of(file.group_rows, low, high)
         places = list(self._places.values())
-        kept = self._kept.of(index, places) if low == 0 and self._kept else {}
-        self._open.append((index, FileColumns(file, places, groups, low - start, self._how, kept)))
+        self._open.append((index, FileColumns(file, places, groups, low - start, self._how)))
         self._left = high - low
 
     def close(self) -> None:
@@ -262,7 +268,7 @@ def _opened(path: str) -> Iterator[pq.ParquetFile]:
         yield opened
 
 
-def _inspect(path: str) -> tuple[SourceFile, pa.Schema]:
+def _inspect(path: str) -> tuple[SourceFile, pa.Schema, Layout | None]:
     with explained(path):
         before = os.stat(path)
         if not stat.S_ISREG(before.st_mode):
@@ -270,7 +276,7 @@ def _inspect(path: str) -> tuple[SourceFile, pa.Schema]:
         with _opened(path) as opened:
             metadata, schema = opened.metadata, opened.schema_arrow
             variable, page_bytes = _measure(path, opened)
-        footer = hashlib.blake2b(footer_bytes(path), digest_size=16).hexdigest()
+        footer = footer_bytes(path)
     schema = checked_schema(path, schema)
     if sum(leaves(column.type) for column in schema) != metadata.num_columns:
         raise InputError(
@@ -278,19 +284,42 @@ def _inspect(path: str) -> tuple[SourceFile, pa.Schema]:
             "number in its Arrow schema: write it again without the stored schema."
         )
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    layout = layout_of(footer, schema)
     return (
         SourceFile(
             path=os.path.abspath(path),
             size=before.st_size,
             mtime_ns=before.st_mtime_ns,
-            footer=footer,
+            footer=hashlib.blake2b(footer, digest_size=16).hexdigest(),
             group_rows=tuple(group.num_rows for group in groups),
             chunks=metadata.num_columns * len(groups),
             variable_bytes=variable,
             page_bytes=page_bytes,
+            from_arrow=_from_arrow(path, layout, len(schema)),
         ),
         schema,
+        layout,
     )
+
+
+def _from_arrow(path: str, layout: Layout | None, columns: int) -> frozenset[int]:
+    """Return the columns that PyArrow must decode, as far as footer and first pages tell."""
+    if layout is None:
+        return frozenset(range(columns))
+    plain = layout.plain()
+    if not plain or not any(layout.rows):
+        return frozenset(range(columns)) - frozenset(plain)
+    with explained(path), open(path, "rb", buffering=0) as file:
+
+        def usual(column: int) -> bool:
+            chunk = layout.chunk(largest, column)
+            return chunk is not None and is_usual(chunk, file.fileno())
+
+        largest = max(range(len(layout.rows)), key=layout.rows.__getitem__)
+        sampled = plain[:: len(plain) // _COLUMNS_PEEKED_AT + 1]
+        if not all(map(usual, sampled)):
+            plain = list(filter(usual, plain))
+    return frozenset(range(columns)) - frozenset(plain)
 
 
 def _variable_leaves(schema: pa.Schema, apart_from: Container[str]) -> list[bool]:
