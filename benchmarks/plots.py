@@ -29,6 +29,24 @@ _STYLE = {
     "legend.frameon": False,
 }
 
+COLORS = (
+    "#4e79a7",
+    "#a0cbe8",
+    "#9c755f",
+    "#59a14f",
+    "#f28e2b",
+    "#edc948",
+    "#e15759",
+    "#b07aa1",
+    "#ff9da7",
+    "#76b7b2",
+    "#d37295",
+    "#79706e",
+    "#d4a6c8",
+    "#bab0ac",
+)
+"""Colours that are told apart side by side."""
+
 
 def add_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--plot`."""
