@@ -39,7 +39,7 @@ TABLES = {
     "narrow": Table(4_000_000, 50, 131_072),
     "wide": Table(200_000, 1_000, 16_384),
     "vwide": Table(20_000, 10_000, 4_096, limits=("4GB", "1GB")),
-    "vvwide": Table(6_000, 100_000, 1_024, limits=("4GB", "2GB")),
+    "vvwide": Table(6_000, 100_000, 1_000, limits=("4GB", "2GB")),
     "bigrg": Table(1_500_000, 500, 1_048_576),
     "nulls": Table(2_000_000, 100, 131_072, "float64", 0.05),
 }
