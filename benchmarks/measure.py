@@ -185,9 +185,9 @@ def run(
         except subprocess.TimeoutExpired:
             pass
         finally:
-            if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):  # also of what it left behind
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait()
             sampler.stop()
         found = {
             "exit_code": -signal.SIGKILL,
