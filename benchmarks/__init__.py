@@ -5,7 +5,7 @@
     python -m benchmarks.scaling          time and peak against rows, columns, files, threads, limit
     python -m benchmarks.profile          where the time of one run goes
     python -m benchmarks.accuracy         the digits of mean and deviation that are right, by method
-    python -m benchmarks.memory           the peak against the limit, for every shape of the contract
+    python -m benchmarks.memory           the peak against the limit, on every shape
     python -m benchmarks.kernels          the arithmetic alone, NumPy tiles against Polars
     python -m benchmarks.durability       faults of every kind, and what durability costs
 

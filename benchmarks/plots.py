@@ -7,13 +7,16 @@ PNG or PDF. The same figures give the same bytes.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from benchmarks.measure import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,6 +125,47 @@ def log_log(axes: Axes, x: Sequence[float], lines: Mapping[str, Sequence[float]]
     axes.yaxis.set_major_formatter(lambda value, _: short(value))
     axes.yaxis.minorticks_off()
     axes.legend(loc="upper left")
+
+
+def races(
+    path: Path,
+    tables: Mapping[str, Mapping[str, Sequence[Run]]],
+    startup: Callable[[Run], float] = lambda _: 0.0,
+) -> None:
+    """Draw wall time and the peak of the process tree of contestants, two panels for a table.
+
+    Of wall time the median is drawn, with the extremes, and in grey how much of it is start-up.
+    """
+    finished = {
+        title: {name: [run for run in several if run.ok] for name, several in runs.items()}
+        for title, runs in tables.items()
+    }
+    most = max(map(len, finished.values()))
+    with drawing(path, 2 * len(tables), across=2, size=(4.2, 0.8 + 0.32 * most)) as panels:
+        for (title, runs), left, right in zip(
+            finished.items(), panels[::2], panels[1::2], strict=True
+        ):
+            good = {name: several for name, several in runs.items() if several}
+            names, walls = list(good), [[run.wall for run in several] for several in good.values()]
+            medians = list(map(median, walls))
+            starts = [median(map(startup, several)) for several in good.values()]
+            work = [wall - start for wall, start in zip(medians, starts, strict=True)]
+            apart = (
+                [wall - min(several) for wall, several in zip(medians, walls, strict=True)],
+                [max(several) - wall for wall, several in zip(medians, walls, strict=True)],
+            )
+            left.barh(names, starts, color="0.75", label="start-up of a cluster")
+            left.barh(names, work, left=starts, xerr=apart, color="C0", error_kw={"lw": 0.8})
+            left.set_xlabel("seconds")
+            left.set_title(title)
+            if any(starts):
+                left.legend(loc="best")
+            peaks = [max(run.tree_peak for run in several) / 1e6 for several in good.values()]
+            right.barh(names, peaks, color="C2")
+            right.set_xlabel("peak MB of the process tree")
+            for panel in (left, right):
+                panel.invert_yaxis()
+                panel.grid(visible=False, axis="y")
 
 
 def short(value: float) -> str:

@@ -1,6 +1,8 @@
 """On which inputs must the memory limit hold? Makes them from a seed, for `benchmarks.memory`.
 
-python -m benchmarks.shapes --shapes bigrg,dictionaries --scale 0.1 --data DIR
+    python -m benchmarks.shapes --shapes bigrg,dictionaries --scale 0.1 --data DIR
+
+They are the table of the memory contract, and three of the tables of `benchmarks.tables`.
 """
 
 from __future__ import annotations
