@@ -5,7 +5,7 @@
 
 One axis is changed at a time, from a table of 4,000,000 x 50 float32; columns are changed at the
 same number of cells. All tables of an axis lie side by side while it is measured, so that its runs
-alternate: the axis of rows takes 10 GB of disk at full size. The cost per cell is without the
+alternate: the axis of rows takes 20 GB of disk at full size. The cost per cell is without the
 start, that is without what a table of one row takes. The slopes are those of straight lines through
 the points in a log-log plot, start included: 1 means proportional, 0 that it does not matter.
 """
