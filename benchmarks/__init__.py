@@ -2,8 +2,10 @@
 
     python -m benchmarks.against_polars   five lines of Polars, and the copy floor, against us
     python -m benchmarks.compare          DuckDB, scikit-learn, pandas, Dask and Spark against us
+    python -m benchmarks.scaling          time and peak against rows, columns, files, threads, limit
+    python -m benchmarks.profile          where the time of one run goes
     python -m benchmarks.accuracy         the digits of mean and deviation that are right, by method
-    python -m benchmarks.memory           the peak against the limit, also inside a control group
+    python -m benchmarks.memory           the peak against the limit, on every shape
     python -m benchmarks.kernels          the arithmetic alone, NumPy tiles against Polars
     python -m benchmarks.durability       faults of every kind, and what durability costs
 

@@ -15,7 +15,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from benchmarks import measure
+from benchmarks import measure, plots
 from benchmarks.agreement import agreement
 from benchmarks.contestants import ours, peer, scaler_of
 from benchmarks.tables import Data, add_arguments, data_of, limits_of, table_names
@@ -23,8 +23,8 @@ from benchmarks.tables import Data, add_arguments, data_of, limits_of, table_nam
 
 def compare(
     name: str, data: Data, limits: tuple[str, ...], repeat: int
-) -> tuple[list[dict[str, str]], dict[str, object]]:
-    """Measure one table; return the rows to show and the JSON object to keep."""
+) -> tuple[dict[str, list[measure.Run]], list[dict[str, str]], dict[str, object]]:
+    """Measure one table; return its runs, the rows to show and the JSON object to keep."""
     source, scratch = data.path(name), data.scratch(name)
     lines = peer("polars", source, scratch)
     normalized = scratch / "normalized.parquet"
@@ -63,7 +63,7 @@ def compare(
         "largest_difference": {key: found.largest for key, found in agreed.items()},
         "agrees": all(found.ok for found in agreed.values()),
     }
-    return rows, result
+    return runs, rows, result
 
 
 def _normalize_once(source: Path, out: Path) -> None:
@@ -79,16 +79,19 @@ def main() -> None:
     parser.add_argument("--limits", help="such as 4GB,512MB; default: those of each table")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE")
+    plots.add_argument(parser)
     add_arguments(parser)
     arguments = parser.parse_args()
     data = data_of(arguments)
-    results = {}
+    races, results = {}, {}
     for name in arguments.tables:
         limits = tuple(arguments.limits.split(",")) if arguments.limits else limits_of(name)
         print(f"{name}:", file=sys.stderr)
-        rows, results[name] = compare(name, data, limits, arguments.repeat)
+        races[name], rows, results[name] = compare(name, data, limits, arguments.repeat)
         print(f"\n### {name}, scale {data.scale:g}\n\n{measure.markdown(rows)}", flush=True)
     measure.write_json(arguments.json, {"scale": data.scale, "seed": data.seed, "tables": results})
+    if arguments.plot:
+        plots.races(arguments.plot, races)
     if not all(result["agrees"] for result in results.values()):
         sys.exit("Outputs differ.")
 

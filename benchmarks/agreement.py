@@ -78,7 +78,7 @@ def agreement(ours: Path, theirs: Path, scaler: Path) -> Agreement:
             apart = float(np.nanmax(np.abs(x - y), initial=0.0))
             reach = float(np.nanmax(np.abs(x), initial=1.0))
             largest = max(largest, apart)
-            worst = max(worst, apart / (_UNITS[kind] * (cancelled[name] + reach)))
+            worst = max(worst, apart / (_UNITS[kind] * (float(cancelled[name]) + reach)))
     return Agreement(largest, worst)
 
 

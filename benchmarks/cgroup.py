@@ -1,7 +1,8 @@
 """A control group with a memory limit, in which the kernel kills what needs more.
 
 Both versions of Linux's control groups will do; making one takes root. The page cache of what runs
-in the group counts too, but the kernel takes it back before it kills.
+in the group counts too, but the kernel takes it back before it kills. In version 2 the group has
+a limit only where the root group hands its memory controller down, which systemd has it do.
 """
 
 from __future__ import annotations
@@ -58,15 +59,21 @@ def limited(limit: int) -> Iterator[Group | None]:
         yield None
         return
     try:
-        try:
-            for file, value in settings.items():
-                (group.folder / file).write_text(str(value))
-        except OSError:
-            yield None
-            return
-        yield group
+        yield group if _set(group.folder, settings) else None
     finally:
         _remove(group.folder)
+
+
+def _set(folder: Path, settings: dict[str, int]) -> bool:
+    """Tell whether the settings could be made; a kernel without swap has no file for it."""
+    limit, *_ = settings
+    try:
+        for file, value in settings.items():
+            if file == limit or (folder / file).exists():
+                (folder / file).write_text(str(value))
+    except OSError:
+        return False
+    return True
 
 
 def _remove(folder: Path) -> None:

@@ -1,22 +1,25 @@
 """How do we compare with what one would write in DuckDB, scikit-learn, pandas, Dask or Spark?
 
-    python -m benchmarks.compare --table narrow --peers polars,duckdb,sklearn,pandas
-    python -m benchmarks.compare --table wide --scale 0.05 --repeat 2   # a quick look
+    python -m benchmarks.compare --table narrow --peers polars,duckdb,sklearn,pandas,dask,spark
+    python -m benchmarks.compare --table wide --scale 0.02 --repeat 2   # a quick look
 
 The code of each peer is in `benchmarks/peers`. Each runs in a process of its own, in turn with the
 others. Its output is checked against ours, value by value; "x ours" is its wall time over ours,
-round by round. Peers that are not installed are left out, with a line that says so. Of a peer with
-worker processes, "tree MB" counts all of them, "peak MB" only the largest that it waited for.
+round by round. Dask and Spark say how long their cluster took to start; "x ours, started" leaves
+that out. Peers that are not installed are left out, with a line that says so. Of a peer with worker
+processes or a JVM, "tree MB" counts all of them, "peak MB" only the largest that it waited for.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import measure
+from benchmarks import measure, plots
 from benchmarks.agreement import Agreement, agreement
 from benchmarks.contestants import PEERS, missing, ours, peer, scaler_of
 from benchmarks.tables import TABLES, Data, add_arguments, data_of
@@ -26,8 +29,8 @@ _CHOICES = tuple(name for name in PEERS if name != "copy")
 
 def compare(
     name: str, data: Data, peers: list[str], limit: str, repeat: int
-) -> tuple[list[dict[str, str]], dict[str, object]]:
-    """Measure one table; return the rows to show and the JSON object to keep."""
+) -> tuple[dict[str, list[measure.Run]], list[dict[str, str]], dict[str, object]]:
+    """Measure one table; return its runs, the rows to show and the JSON object to keep."""
     source, scratch = data.path(name), data.scratch(name)
     mine = ours(source, scratch, limit)
     contestants = [mine, *(peer(other, source, scratch) for other in peers)]
@@ -46,7 +49,7 @@ def compare(
         {
             **measure.row(one.name, runs[one.name]),
             "x ours": str(measure.ratio(runs[one.name], runs[mine.name]) or ""),
-            "start-up s": _startup(runs[one.name]),
+            **_started(runs[one.name], runs[mine.name]),
             "max |Δz|": str(agreed.get(one.name, "")),
         }
         for one in contestants
@@ -54,16 +57,25 @@ def compare(
     result: dict[str, object] = {
         "table": name,
         "runs": measure.runs_as_json(runs),
+        "startup": {key: [startup(run) for run in several] for key, several in runs.items()},
         "largest_difference": {key: found.largest for key, found in agreed.items()},
         "agrees": {key: found.ok for key, found in agreed.items()},
     }
-    return rows, result
+    return runs, rows, result
 
 
-def _startup(runs: list[measure.Run]) -> str:
-    """Return the seconds until the cluster of a peer was ready, if it printed them."""
-    words = runs[-1].stdout.split()
-    return f"{float(words[1]):.1f}" if words[:1] == ["startup"] else ""
+def startup(run: measure.Run) -> float:
+    """Return the seconds until the cluster of a peer was ready, if it printed them; else 0."""
+    words = run.stdout.split()
+    return float(words[1]) if words[:1] == ["startup"] else 0.0
+
+
+def _started(runs: list[measure.Run], mine: list[measure.Run]) -> dict[str, str]:
+    """Return the cells about a peer that starts a cluster; none for others."""
+    seconds = statistics.median(map(startup, runs))
+    without = [replace(run, wall=run.wall - startup(run)) for run in runs]
+    ratio = measure.ratio(without, mine)
+    return {"start-up s": f"{seconds:.1f}", "x ours, started": str(ratio or "")} if seconds else {}
 
 
 def _peers(text: str) -> list[str]:
@@ -82,6 +94,7 @@ def main() -> None:
     parser.add_argument("--limit", default="4GB", help="memory limit of polar-etl")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE")
+    plots.add_argument(parser)
     add_arguments(parser)
     arguments = parser.parse_args()
     data = data_of(arguments)
@@ -91,9 +104,12 @@ def main() -> None:
             print(f"{name}: left out, {library} is not installed.", file=sys.stderr)
         else:
             peers.append(name)
-    rows, result = compare(arguments.table, data, peers, arguments.limit, arguments.repeat)
+    runs, rows, result = compare(arguments.table, data, peers, arguments.limit, arguments.repeat)
     print(f"\n### {arguments.table}, scale {data.scale:g}\n\n{measure.markdown(rows)}")
     measure.write_json(arguments.json, {"scale": data.scale, "seed": data.seed, **result})
+    if arguments.plot:
+        title = f"{arguments.table}, scale {data.scale:g}"
+        plots.races(arguments.plot, {title: runs}, startup)
     agrees = result["agrees"]
     assert isinstance(agrees, dict)
     if not all(agrees.values()):

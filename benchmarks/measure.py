@@ -78,6 +78,8 @@ class Run:
     output_bytes: int
     stdout: str
     stderr: str
+    samples: tuple[tuple[float, int], ...]
+    """Seconds since the start, and the sum of resident sizes then."""
 
     @property
     def ok(self) -> bool:
@@ -98,7 +100,7 @@ class _TreeSampler:
     """Samples memory and processor of all descendants of a process until it is told to stop."""
 
     def __init__(self, pid: int) -> None:
-        self.peak = 0
+        self.samples: list[tuple[float, int]] = []
         self._seconds: dict[int, float] = {}
         self._root = psutil.Process(pid)
         self._stop = threading.Event()
@@ -115,9 +117,14 @@ class _TreeSampler:
         """User and system seconds of all descendants, as last sampled."""
         return sum(self._seconds.values())
 
+    @property
+    def peak(self) -> int:
+        """The largest sample."""
+        return max((size for _, size in self.samples), default=0)
+
     def _run(self) -> None:
         processes: list[psutil.Process] = []
-        looked = 0.0
+        looked, started = 0.0, time.monotonic()
         while not self._stop.wait(_SAMPLE_SECONDS):
             now = time.monotonic()
             if not processes or now - looked > _CHILDREN_SECONDS:
@@ -128,7 +135,7 @@ class _TreeSampler:
                         times = process.cpu_times()
                         self._seconds[process.pid] = times.user + times.system
                 looked = now
-            self.peak = max(self.peak, sum(map(_resident, processes)))
+            self.samples.append((now - started, sum(map(_resident, processes))))
 
 
 def _resident(process: psutil.Process) -> int:
@@ -178,9 +185,9 @@ def run(
         except subprocess.TimeoutExpired:
             pass
         finally:
-            if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):  # also of what it left behind
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait()
             sampler.stop()
         found = {
             "exit_code": -signal.SIGKILL,
@@ -198,6 +205,7 @@ def run(
             output_bytes=size_of(output) if output else 0,
             stdout=out.read(),
             stderr=err.read(),
+            samples=tuple(sampler.samples),
         )
 
 
@@ -217,11 +225,13 @@ def race(
     contestants: Sequence[Contestant],
     repeat: int,
     *,
+    keep: bool = True,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> dict[str, list[Run]]:
     """Run all contestants `repeat` times, in turn; return the runs of each, in order.
 
-    One that fails is not run again. The outputs of the last runs are left in their folders.
+    One that fails is not run again. The outputs of the last runs are left in their folders, unless
+    `keep` is false.
     """
     runs: dict[str, list[Run]] = {contestant.name: [] for contestant in contestants}
     for number in range(repeat):
@@ -234,6 +244,8 @@ def race(
             os.sync()
             found = run(contestant.command, contestant.output)
             done.append(found)
+            if not keep:
+                shutil.rmtree(contestant.folder)
             say(f"  {number + 1}/{repeat} {contestant.name:24} {found.wall:7.2f} s")
             if not found.ok:
                 say(f"  {contestant.name} failed with {found.exit_code}: {found.reason}")
@@ -246,10 +258,11 @@ def last_line(text: str) -> str:
 
 
 def warm(path: Path) -> None:
-    """Read a file once, so that all contestants find it in the page cache."""
-    with path.open("rb") as file:
-        while file.read(1 << 24):
-            pass
+    """Read a file, or all files in a directory, so that all find them in the page cache."""
+    for one in path.iterdir() if path.is_dir() else [path]:
+        with one.open("rb") as file:
+            while file.read(1 << 24):
+                pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,10 +337,10 @@ def _version(library: str) -> str | None:
 
 
 def runs_as_json(runs: Mapping[str, Sequence[Run]]) -> dict[str, list[dict[str, object]]]:
-    """Return all runs as JSON objects, without what the commands said."""
-    said = ("stdout", "stderr")
+    """Return all runs as JSON objects, without what the commands said and single samples."""
+    left_out = ("stdout", "stderr", "samples")
     return {
-        name: [{k: v for k, v in asdict(run).items() if k not in said} for run in several]
+        name: [{k: v for k, v in asdict(run).items() if k not in left_out} for run in several]
         for name, several in runs.items()
     }
 

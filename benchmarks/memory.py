@@ -1,148 +1,260 @@
-"""How does the peak compare with the limit, and with what the plan projected?
+"""Does every run stay below its limit, and what do the five lines of Polars need?
 
-    python -m benchmarks.memory --tables narrow,bigrg --limits 300MB,512MB,1GB --scale 0.1
+    python -m benchmarks.memory --scale 1 --plot memory.svg
+    python -m benchmarks.memory --shapes narrow,lying --limits least --scale 0.02  # a quick look
 
-"kernel peak" is the high-water mark that the kernel kept of the process (VmHWM), "tree peak" the
-largest sum over the process tree, sampled every 5 ms. As root, everything runs a second time inside
-a control group of exactly the limit, in which the kernel kills what needs more; so do the five
-lines of Polars.
+Each input of `benchmarks.shapes` is run with its limits, or with `--limits`; "least" is the
+smallest one that is not refused. As root, both programs run inside a control group of exactly the
+limit, in which the kernel kills what needs more. "kernel MB" is the high-water mark that the kernel
+kept of the process, "tree MB" the largest sum over the process tree, sampled every 5 ms; "group MB"
+counts what the kernel keeps of the files, too, which it takes back when the limit is near. The five
+lines pass vectors and texts on; where there is no number beside, they fail.
+
+The picture is of the first run of bigrg (or of the first shape), with the five lines once more
+without a limit. The exit code is 1 if polar-etl was killed, went beyond a limit, or failed in
+another way than a documented one, and at full size if a projection is more than 1.6 times the peak.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
+import signal
 import sys
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from benchmarks import measure
+from benchmarks import measure, plots
 from benchmarks.cgroup import limited
 from benchmarks.contestants import normalize, peer
-from benchmarks.tables import add_arguments, data_of, table_names
+from benchmarks.measure import Run
+from benchmarks.shapes import SHAPES, path_of, shape_names
+from benchmarks.tables import add_arguments, data_of
 
-_TIMEOUT = 1800.0
-_REFUSED = 7
-
-
-def _megabytes(size: object) -> str:
-    return f"{size / 1e6:.0f}" if isinstance(size, (int, float)) else ""
-
-
-def _summary(run: measure.Run) -> dict[str, object]:
-    """Return the last line that polar-etl printed with `--json`."""
-    try:
-        found = json.loads(measure.last_line(run.stdout))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+_OURS, _LINES = "polar-etl", "the five lines"
+_TIMEOUT = 3600.0
+_DONE, _INVALID, _REFUSED = 0, 4, 7
+_GENEROUS = 1.6
+"""How many times the peak the projection may be."""
 
 
-def under_limit(source: Path, scratch: Path, limit: str) -> dict[str, object]:
-    """Plan and run polar-etl under a limit; return projected and measured peaks in bytes."""
-    plan = measure.run(
-        (sys.executable, "-m", "polar_etl", "plan", str(source), "--memory-limit", limit, "--json")
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one program on one input under one limit."""
+
+    shape: str
+    who: str
+    limit: int
+    projected: int | None
+    """What the plan said; None for other programs."""
+    exit_code: int
+    wall: float
+    peak: int
+    """Largest resident size of its largest process, as the kernel kept it; 0 if it was refused."""
+    tree_peak: int
+    """Largest sum of resident sizes over its process tree, sampled."""
+    group_peak: int | None
+    """Largest use of the control group, page cache included; None where there was none."""
+    kills: int | None
+    """Processes that the kernel killed; None where there was no control group."""
+    message: str
+    """The last thing it said, if it did not succeed."""
+
+    @property
+    def killed(self) -> bool:
+        """Tell whether the kernel has killed it."""
+        return bool(self.kills) or self.exit_code in (-signal.SIGKILL, 128 + signal.SIGKILL)
+
+    def complaint(self, *, full_size: bool) -> str:
+        """Return what the contract says against it; "" if nothing."""
+        if self.killed:
+            return "killed"
+        if max(self.peak, self.tree_peak) > self.limit:
+            return "beyond the limit"
+        if self.exit_code not in (_DONE, _INVALID, _REFUSED):
+            return f"failed with {self.exit_code}"
+        if full_size and self.projected and self.projected > self.peak * _GENEROUS:
+            return f"projected {self.projected / self.peak:.2f} times the peak"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Bill:
+    """What `polar-etl plan` says."""
+
+    limit: int
+    projected: int | None
+    refused: str
+    """Why; "" if it is not."""
+
+
+def _plan(source: Path, limit: str) -> Run:
+    cli = (sys.executable, "-m", "polar_etl", "plan")
+    return measure.run((*cli, str(source), "--memory-limit", limit, "--json"))
+
+
+def bill(source: Path, limit: str) -> _Bill:
+    """Return what a run is projected to need under a limit."""
+    from polar_etl.memory import parse_size
+
+    planned = _plan(source, limit)
+    if not planned.ok:
+        return _Bill(parse_size(limit), None, planned.reason)
+    summary = json.loads(measure.last_line(planned.stdout))
+    return _Bill(summary["memory_limit"], summary["projected_peak"], "")
+
+
+def least(source: Path) -> str:
+    """Return the smallest limit that will do, as the refusal of a smaller one says it."""
+    found = re.search(r"--memory-limit (\d+MB)", _plan(source, "1MB").stderr)
+    if found is None:
+        sys.exit(f"{source} is not refused with a limit that would do.")
+    return found.group(1)
+
+
+def run_limited(
+    shape: str, who: str, command: tuple[str, ...], scratch: Path, bill: _Bill
+) -> tuple[Outcome, Run]:
+    """Run a command, inside a control group where one can be made."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    with limited(bill.limit) as group:
+        run = measure.run(command, cgroup_procs=group and group.procs, timeout=_TIMEOUT)
+        outcome = Outcome(
+            shape=shape,
+            who=who,
+            limit=bill.limit,
+            projected=bill.projected if who == _OURS else None,
+            exit_code=run.exit_code,
+            wall=run.wall,
+            peak=run.peak,
+            tree_peak=run.tree_peak,
+            group_peak=group and group.peak(),
+            kills=group and group.kills(),
+            message="" if run.ok else run.reason,
+        )
+    shutil.rmtree(scratch)
+    return outcome, run
+
+
+def _refusal(shape: str, bill: _Bill) -> Outcome:
+    return Outcome(
+        shape=shape,
+        who=_OURS,
+        limit=bill.limit,
+        projected=None,
+        exit_code=_REFUSED,
+        wall=0.0,
+        peak=0,
+        tree_peak=0,
+        group_peak=None,
+        kills=0,
+        message=bill.refused,
     )
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    run = measure.run(normalize(source, scratch / "out", limit), timeout=_TIMEOUT)
-    summary = _summary(run)
+
+
+def _megabytes(size: int | None) -> str:
+    return f"{size / 1e6:,.0f}" if size else ""
+
+
+def row(outcome: Outcome) -> dict[str, str]:
+    """Return a row of the table."""
+    refused = outcome.exit_code == _REFUSED
+    ended = {_DONE: "done", _REFUSED: "refused"}.get(outcome.exit_code, f"{outcome.exit_code}")
     return {
-        "exit_code": run.exit_code,
-        "limit": _summary(plan).get("memory_limit"),
-        "projected": _summary(plan).get("projected_peak"),
-        "kernel_peak": summary.get("measured_peak"),
-        "tree_peak": run.tree_peak,
-        "wall": run.wall,
-        "message": "" if run.ok else run.reason,
+        "input": SHAPES[outcome.shape].title,
+        "limit MB": _megabytes(outcome.limit),
+        "": outcome.who,
+        "projected MB": _megabytes(outcome.projected),
+        "kernel MB": _megabytes(outcome.peak),
+        "tree MB": _megabytes(outcome.tree_peak),
+        "group MB": _megabytes(outcome.group_peak),
+        "peak / limit": "" if refused else f"{outcome.peak / outcome.limit:.2f}",
+        "exit": "killed" if outcome.killed else ended,
+        "wall s": "" if refused else f"{outcome.wall:.1f}",
     }
 
 
-def in_group(command: tuple[str, ...], scratch: Path, limit: int) -> dict[str, object] | None:
-    """Run a command inside a control group; None where none can be made."""
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    with limited(limit) as group:
-        if group is None:
-            return None
-        run = measure.run(command, cgroup_procs=group.procs, timeout=_TIMEOUT)
-        return {
-            "exit_code": run.exit_code,
-            "kills": group.kills(),
-            "group_peak": group.peak(),
-            "tree_peak": run.tree_peak,
-            "wall": run.wall,
-        }
-
-
-def _plain_row(name: str, limit: str, found: dict[str, object]) -> dict[str, str]:
-    peak, most = found["kernel_peak"], found["limit"]
-    both = isinstance(peak, int) and isinstance(most, int)
-    exit_code = found["exit_code"]
-    return {
-        "table": name,
-        "limit": limit,
-        "projected MB": _megabytes(found["projected"]),
-        "kernel peak MB": _megabytes(peak),
-        "tree peak MB": _megabytes(found["tree_peak"]) if exit_code == 0 else "",
-        "peak / limit": f"{peak / most:.2f}" if both else "",  # type: ignore[operator]
-        "wall s": f"{found['wall']:.1f}",
-        "exit": "refused" if exit_code == _REFUSED else str(exit_code),
-    }
-
-
-def _group_row(name: str, limit: str, who: str, found: dict[str, object]) -> dict[str, str]:
-    return {
-        "table": name,
-        "group of": limit,
-        "who": who,
-        "tree peak MB": _megabytes(found["tree_peak"]),
-        "group peak MB": _megabytes(found["group_peak"]),
-        "kills": str(found["kills"]),
-        "exit": str(found["exit_code"]),
-        "wall s": f"{found['wall']:.1f}",
-    }
+def draw(path: Path, title: str, limit: int, curves: dict[str, Run]) -> None:
+    """Draw resident memory over time; a cross where a run was killed."""
+    with plots.drawing(path, size=(8.0, 3.2)) as (panel,):
+        for number, (who, run) in enumerate(curves.items()):
+            seconds = [second for second, size in run.samples if size]
+            resident = [size / 1e9 for _, size in run.samples if size]
+            killed = run.exit_code in (-signal.SIGKILL, 128 + signal.SIGKILL)
+            label = f"{who}, killed" if killed else who
+            panel.plot(seconds, resident, color=f"C{number}", linewidth=1.2, label=label)
+            if killed and seconds:
+                panel.plot(seconds[-1], resident[-1], "x", color=f"C{number}", markersize=9)
+        panel.axhline(limit / 1e9, color="0.4", linestyle="--", linewidth=1)
+        panel.text(0, limit / 1e9, f" limit {limit / 1e6:,.0f} MB", va="bottom", color="0.4")
+        panel.set_xlabel("seconds")
+        panel.set_ylabel("resident GB")
+        panel.set_xlim(left=0)
+        panel.set_ylim(bottom=0)
+        panel.set_title(title)
+        panel.legend()
 
 
 def main() -> None:
-    """Measure every table under every limit, outside and inside a control group."""
+    """Run every shape with its limits, beside the five lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--tables", type=table_names, default=["narrow", "wide", "bigrg"], metavar="A,B"
-    )
-    parser.add_argument("--limits", default="300MB,512MB,1GB")
+    parser.add_argument("--shapes", type=shape_names, default=list(SHAPES), metavar="A,B")
+    parser.add_argument("--limits", help="such as 300MB,1GB or least; default: those of each shape")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    plots.add_argument(parser)
     add_arguments(parser)
     parser.set_defaults(scale=0.1)
     arguments = parser.parse_args()
     data = data_of(arguments)
-    plain, grouped = [], []
-    kept: list[dict[str, object]] = []
-    for name in arguments.tables:
-        source, scratch = data.path(name), data.scratch(name)
-        lines = peer("polars", source, scratch.parent)
-        commands = {"the five lines": (*lines.command[:-1], str(scratch / "out.parquet"))}
-        for limit in arguments.limits.split(","):
+    pictured = "bigrg" if "bigrg" in arguments.shapes else arguments.shapes[0]
+    outcomes: list[Outcome] = []
+    for name in arguments.shapes:
+        source, scratch = path_of(name, data), data.scratch(name)
+        measure.warm(source)
+        lines = (*peer("polars", source, scratch).command[:-1], str(scratch / "out.parquet"))
+        for limit in arguments.limits.split(",") if arguments.limits else SHAPES[name].limits:
+            limit = least(source) if limit == "least" else limit
             print(f"{name} {limit}", file=sys.stderr)
-            found = under_limit(source, scratch, limit)
-            plain.append(_plain_row(name, limit, found))
-            kept.append({"table": name, "who": "polar-etl", **found})
-            if found["exit_code"] == _REFUSED or not isinstance(found["limit"], int):
-                print(f"  {found['message']}", file=sys.stderr)
-                continue
-            commands["polar-etl"] = normalize(source, scratch / "out", limit)
+            planned = bill(source, limit)
+            commands = {_OURS: normalize(source, scratch / "out", limit), _LINES: lines}
+            if planned.refused:
+                outcomes.append(_refusal(name, planned))
+                del commands[_OURS]
+            curves = {}
             for who, command in commands.items():
-                inside = in_group(command, scratch, found["limit"])
-                if inside:
-                    grouped.append(_group_row(name, limit, who, inside))
-                    kept.append({"table": name, "who": who, "group": limit, **inside})
-        shutil.rmtree(scratch, ignore_errors=True)
-    print(f"\n### polar-etl under a limit, scale {data.scale:g}\n\n{measure.markdown(plain)}")
-    if grouped:
-        print(f"\n### Inside a control group of the limit\n\n{measure.markdown(grouped)}")
-    elif any(row["exit"] == "0" for row in plain):
-        print("\nNo control group could be made: run as root to see what the kernel kills.")
-    measure.write_json(arguments.json, {"scale": data.scale, "seed": data.seed, "runs": kept})
+                outcome, curves[who] = run_limited(name, who, command, scratch, planned)
+                outcomes.append(outcome)
+            if arguments.plot and name == pictured and not planned.refused:
+                free = replace(planned, limit=1 << 60)
+                _, alone = run_limited(name, _LINES, lines, scratch, free)
+                curves[f"{_LINES}, no limit"] = alone
+                draw(arguments.plot, SHAPES[name].title, planned.limit, curves)
+                pictured = ""
+    print(f"\n### Scale {data.scale:g}\n\n{measure.markdown([row(one) for one in outcomes])}\n")
+    measure.write_json(
+        arguments.json,
+        {
+            "scale": data.scale,
+            "seed": data.seed,
+            "runs": [{**asdict(one), "killed": one.killed} for one in outcomes],
+        },
+    )
+    for one in outcomes:
+        if one.message:
+            print(f"{one.shape}, {one.who}, {_megabytes(one.limit)} MB: {one.message}")
+    if all(one.kills is None for one in outcomes):
+        print("No control group could be made: run as root to see what the kernel kills.")
+    complaints = {
+        one: found
+        for one in outcomes
+        if one.who == _OURS and (found := one.complaint(full_size=data.scale >= 1))
+    }
+    for one, found in complaints.items():
+        print(f"NOT KEPT: {one.shape}, {_megabytes(one.limit)} MB: {found}.")
+    sys.exit(bool(complaints))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A synthetic table at full size."""
+    """A synthetic table of numbers."""
 
     rows: int
     columns: int
@@ -26,6 +29,8 @@ class Table:
     """Rows of a row group."""
     dtype: str = "float32"
     null_fraction: float = 0.0
+    files: int = 1
+    """Files that the rows are shared out to; more than one lie in a directory."""
     limits: tuple[str, ...] = ("4GB", "512MB")
     """Memory limits that it is measured with."""
 
@@ -34,7 +39,7 @@ TABLES = {
     "narrow": Table(4_000_000, 50, 131_072),
     "wide": Table(200_000, 1_000, 16_384),
     "vwide": Table(20_000, 10_000, 4_096, limits=("4GB", "1GB")),
-    "vvwide": Table(6_000, 100_000, 1_024, limits=("4GB", "2GB")),
+    "vvwide": Table(6_000, 100_000, 1_000, limits=("4GB", "2GB")),
     "bigrg": Table(1_500_000, 500, 1_048_576),
     "nulls": Table(2_000_000, 100, 131_072, "float64", 0.05),
 }
@@ -56,10 +61,19 @@ class Data:
         """Return the Parquet file of a table, after making it where it is missing."""
         if name == FLIGHTS:
             return test_data() / "flights" / "flights.parquet"
+        return self.kept(name, partial(make, scaled(TABLES[name], self.scale), self.seed))
+
+    def kept(self, name: str, write: Callable[[Path], None]) -> Path:
+        """Return what `write` writes, a file or a directory, from the cache if it is there."""
         path = self.folder / f"{name}-scale{self.scale:g}-seed{self.seed}.parquet"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            _make(path, TABLES[name], self.scale, self.seed)
+            unfinished = path.with_name(f"{path.stem}-{os.getpid()}.tmp")
+            try:
+                write(unfinished)
+                unfinished.rename(path)
+            finally:
+                remove(unfinished)
         return path
 
     def scratch(self, name: str) -> Path:
@@ -67,19 +81,37 @@ class Data:
         return self.folder / f"runs-{name}-{os.getpid()}"
 
 
-def _make(path: Path, table: Table, scale: float, seed: int) -> None:
+def scaled(table: Table, factor: float) -> Table:
+    """Return the table with so many times the rows, and rows of a row group."""
+    rows, group_rows = round(table.rows * factor), round(table.group_rows * factor)
+    return replace(table, rows=max(rows, table.files), group_rows=max(group_rows, 1))
+
+
+def make(table: Table, seed: int, path: Path) -> None:
+    """Write a table as one file, or as a directory of files."""
     from polar_etl.generate import Recipe, generate
 
-    recipe = Recipe(
-        chunks=1,
-        rows=max(round(table.rows * scale), 1),
-        columns=table.columns,
-        dtype=table.dtype,
-        seed=seed,
-        null_fraction=table.null_fraction,
-        row_group_rows=max(round(table.group_rows * scale), 1),
-    )
-    generate(path, recipe)
+    if table.files > 1:
+        path.mkdir()
+    for number in range(table.files):
+        recipe = Recipe(
+            chunks=1,
+            rows=table.rows // table.files,
+            columns=table.columns,
+            dtype=table.dtype,
+            seed=seed + number,
+            null_fraction=table.null_fraction,
+            row_group_rows=table.group_rows,
+        )
+        generate(path / f"{number:05}.parquet" if table.files > 1 else path, recipe)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a directory and what is in it, or nothing."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def limits_of(name: str) -> tuple[str, ...]:

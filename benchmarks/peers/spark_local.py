@@ -27,6 +27,7 @@ def main(source: str, out: str) -> None:
         for i, (name, kind) in enumerate(frame.dtypes)
     ]
     frame.select(*scaled).write.parquet(out)
+    spark.stop()
 
 
 if __name__ == "__main__":
