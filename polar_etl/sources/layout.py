@@ -146,8 +146,11 @@ def _of_groups(footer: bytes, at: int, columns: list[_Column]) -> Layout:
     chunks = _ChunkReader(footer)
     groups, at = list_at(footer, at)
     rows: list[int] = []
-    table: list[tuple[int, int, int, int]] = []
-    for _ in range(groups):
+    if groups * len(columns) > len(footer):
+        raise ValueError("it has not the bytes for so many row groups")
+    table = np.empty((groups, len(columns), 4), np.int64)
+    filled = set()
+    for group in range(groups):
         last = 0
         while footer[at]:
             last, kind, at = head_of(footer, at, last)
@@ -155,18 +158,21 @@ def _of_groups(footer: bytes, at: int, columns: list[_Column]) -> Layout:
                 count, at = list_at(footer, at)
                 if count != sum(column.leaves for column in columns):
                     raise ValueError("a row group lacks columns")
+                found = []
                 for column in columns:
                     for _ in range(column.leaves):
-                        found, at = chunks.read(at, column)
-                    table.append(found)
+                        chunk, at = chunks.read(at, column)
+                    found.append(chunk)
+                table[group] = found
+                filled.add(group)
             else:
                 if last == 3:
                     rows.append(signed(footer, at)[0])
                 at = behind(footer, at, kind)
         at += 1
-    if len(rows) != groups or len(table) != groups * len(columns):
+    if len(rows) != groups or len(filled) != groups:
         raise ValueError("a row group lacks fields")
-    start, size, codec, values = np.array(table, np.int64).reshape(groups, -1, 4).transpose(2, 0, 1)
+    start, size, codec, values = table.transpose(2, 0, 1)
     return Layout(
         rows=tuple(rows),
         start=start,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from itertools import accumulate, islice, pairwise
 from threading import Lock
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,12 +25,16 @@ from polar_etl.sources.base import Columns, Reading, SourceFile, Window
 from polar_etl.sources.decoding import STREAM_BUFFER, FileColumns, ParquetFile, explained
 from polar_etl.sources.layout import Layout, layout_of
 from polar_etl.sources.schemas import checked_schema, difference, has_variable_width, leaves
+from polar_etl.thrift import fields_of, number
 
 _COLUMNS_SAMPLED = 32
 _SAMPLED_AT_A_TIME = 4
 _COLUMNS_PEEKED_AT = 256
 _ROWS_SAMPLED = 64
 _ROWS_LOOKED_AT = 256
+_SUSPICIOUS = 64
+"""How many times longer than the first rows' the words of a dictionary are, where rows are few that
+have none of them."""
 _LONG_ROW = 1 << 16
 """Bytes of text in a row from which on one row is sample enough."""
 
@@ -283,7 +288,9 @@ def _inspect(path: str) -> tuple[SourceFile, pa.Schema, Layout | None]:
             f"{describe(path)} has {metadata.num_columns} columns in its footer and another "
             "number in its Arrow schema: write it again without the stored schema."
         )
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    chunks = metadata.num_columns * len(groups)
+    del metadata, opened  # a gigabyte, where there are 600,000 column chunks
     layout = layout_of(footer, schema)
     return (
         SourceFile(
@@ -291,8 +298,8 @@ def _inspect(path: str) -> tuple[SourceFile, pa.Schema, Layout | None]:
             size=before.st_size,
             mtime_ns=before.st_mtime_ns,
             footer=hashlib.blake2b(footer, digest_size=16).hexdigest(),
-            group_rows=tuple(group.num_rows for group in groups),
-            chunks=metadata.num_columns * len(groups),
+            group_rows=tuple(groups),
+            chunks=chunks,
             variable_bytes=variable,
             page_bytes=page_bytes,
             from_arrow=_from_arrow(path, layout, len(schema)),
@@ -349,8 +356,9 @@ def _measure(path: str, opened: pq.ParquetFile, apart_from: Container[str] = ())
     """Return the bytes of columns of variable width, and of the largest page, from samples.
 
     Of text the footer tells the encoded bytes; a dictionary can make a thousand times as many, so
-    some rows are decoded, too. How large pages are it does not tell, but their headers do: a Thrift
-    struct that begins with type and size. One value of each sampled column is read first: that
+    some rows are decoded, too. Where the words of a dictionary are far longer than these rows, the
+    later rows are taken to hold them. How large pages are the footer does not tell, but their own
+    headers do. One value of each sampled column is read first: that
     raises an error where a column is encrypted or damaged, while asking its footer would abort the
     process (PyArrow 26).
     """
@@ -367,21 +375,57 @@ def _measure(path: str, opened: pq.ParquetFile, apart_from: Container[str] = ())
     largest = max(filled, key=lambda i: groups[i].num_rows)
     for batch in _first_rows(opened, largest, pages, 1):
         del batch
-    found = 0
+    found = values = 0
+    rows = metadata.num_rows
     with open(path, "rb") as file:
         for index in pages:
             chunk = groups[largest].column(index)
-            file.seek(max(chunk.data_page_offset, 0))
-            found = max(found, _page_size(file.read(16), chunk.total_uncompressed_size))
+            found = max(found, _page_size(file, chunk))
+        for index in texts:
+            values += int(_value_length(file, groups[largest].column(index)) * rows)
     encoded = sum(
         max(groups[i].column(index).total_uncompressed_size, 0) for i in filled for index in texts
     )
-    few = 1 if encoded > _LONG_ROW * metadata.num_rows else _ROWS_SAMPLED
+    few = 1 if encoded > _LONG_ROW * rows else _ROWS_SAMPLED
     decoded = sum(
-        batch.nbytes * metadata.num_rows // batch.num_rows
-        for batch in _first_rows(opened, largest, texts, few)
+        batch.nbytes * rows // batch.num_rows for batch in _first_rows(opened, largest, texts, few)
     )
-    return max(encoded, decoded) * len(variable) // max(len(texts), 1), found
+    size = max(encoded, decoded)
+    if values > _SUSPICIOUS * size:
+        size = values
+    return size * len(variable) // max(len(texts), 1), found
+
+
+def _page_size(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> int:
+    """Return the size of a chunk's first data page, or a usual size where its header says none."""
+    most = max(chunk.total_uncompressed_size, 0)
+    found = _page_header(file, chunk.data_page_offset).get(2, -1)
+    return found if 0 <= found <= most else min(most, 1 << 20)
+
+
+def _value_length(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> float:
+    """Return the bytes of a value of a chunk's dictionary on average, 0 where there is none."""
+    if not chunk.has_dictionary_page:
+        return 0.0
+    header = _page_header(file, chunk.dictionary_page_offset or 0)
+    return header.get(2, 0) / max(header.get(71, 1), 1)
+
+
+def _page_header(file: BinaryIO, place: int) -> dict[int, int]:
+    """Return sizes of a page: field 2 of its header, decompressed, and 71, values in a dictionary.
+
+    Raises nothing: a header that can't be read says nothing.
+    """
+    file.seek(max(place, 0))
+    raw = file.read(512)
+    try:
+        outer, _ = fields_of(raw)
+        found = {2: number(raw, outer[2])}
+        if 7 in outer:
+            found[71] = number(raw, fields_of(raw, outer[7].start)[0][1])
+    except (ValueError, KeyError, IndexError):
+        return {}
+    return found
 
 
 def _first_rows(
@@ -394,21 +438,3 @@ def _first_rows(
             rows, row_groups=[group], column_indices=few, use_threads=False
         )
         yield from (batch for batch in islice(batches, 1) if batch.num_rows)
-
-
-def _page_size(header: bytes, chunk: int) -> int:
-    """Return field 2 of a Thrift compact `PageHeader`, or a usual size where there is none."""
-    numbers: list[int] = []
-    value, shift = 0, 0
-    for byte in header:
-        if len(numbers) % 2 == 0:
-            numbers.append(byte)
-            continue
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            numbers.append(value >> 1)
-            value, shift = 0, 0
-    if len(numbers) >= 4 and numbers[0] == numbers[2] == 0x15 and numbers[3] <= max(chunk, 0):
-        return numbers[3]
-    return min(max(chunk, 0), 1 << 20)
