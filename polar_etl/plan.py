@@ -16,6 +16,8 @@ from polar_etl.sources.decoding import columns_at_a_time
 MIB = 1 << 20
 _FOOTER_CHUNK = 1300
 """Bytes that PyArrow keeps for one column chunk of a footer (measured: 1.2 kB)."""
+_OPENING_CHUNK = 1500
+"""Bytes that it takes per column chunk to look at a footer, before anything else (measured)."""
 _LAYOUT_CHUNK = 100
 """Bytes that are kept of a column chunk that holds plain numbers."""
 _OUTPUT_CHUNK = 900
@@ -254,13 +256,7 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     together = min(_VALUES_TOGETHER, pages * min(slab, rows))
     objects = max(shape.columns, shape.normalized) * _COLUMN_OBJECTS
     slabs_per_part = ceil(min(part, rows) / slab)
-    bill = (
-        ("interpreter and libraries", base + _RUNTIME),
-        (
-            "footers",
-            shape.footer_chunks * (_FOOTER_CHUNK if shape.arrow_columns else _LAYOUT_CHUNK)
-            + slabs_per_part * shape.columns * _OUTPUT_CHUNK,
-        ),
+    worked = (
         ("statistics", objects + shape.normalized * 600 + ahead * moments),
         ("decoding", _decoding(shape, window, way)),
         ("arithmetic and encoding", _working(shape, min(slab, rows), together, threads)),
@@ -269,7 +265,17 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
             int((in_flight + 1) * slab_bytes * min(_UNEVEN * _SLACK / shares, 1)),
         ),
     )
-    lingering = int(_LINGERING * sum(size for _, size in bill[2:]))
+    needed = sum(size for _, size in worked)
+    lingering = int(_LINGERING * needed)
+    footers = shape.footer_chunks * (_FOOTER_CHUNK if shape.arrow_columns else _LAYOUT_CHUNK)
+    footers += slabs_per_part * shape.columns * _OUTPUT_CHUNK
+    opening = shape.footer_chunks * _OPENING_CHUNK - needed - lingering
+    bill = (
+        ("interpreter and libraries", base + _RUNTIME),
+        ("footers", max(footers, opening)),
+        *worked,
+        ("freed and not yet given back", lingering),
+    )
     return Plan(
         slab_rows=slab,
         part_rows=part,
@@ -281,7 +287,7 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
         in_flight=in_flight,
         together=together,
         reading=reading,
-        bill=(*bill, ("freed and not yet given back", lingering)),
+        bill=bill,
         limit=limit,
     )
 

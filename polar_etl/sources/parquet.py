@@ -388,7 +388,8 @@ def _measure(path: str, opened: pq.ParquetFile, apart_from: Container[str] = ())
     )
     few = 1 if encoded > _LONG_ROW * rows else _ROWS_SAMPLED
     decoded = sum(
-        batch.nbytes * rows // batch.num_rows for batch in _first_rows(opened, largest, texts, few)
+        sum(_decoded_bytes(column, rows) for column in batch.columns)
+        for batch in _first_rows(opened, largest, texts, few)
     )
     size = max(encoded, decoded)
     if values > _SUSPICIOUS * size:
@@ -426,6 +427,13 @@ def _page_header(file: BinaryIO, place: int) -> dict[int, int]:
     except (ValueError, KeyError, IndexError):
         return {}
     return found
+
+
+def _decoded_bytes(sample: pa.Array, rows: int) -> int:
+    """Return the bytes of so many rows that are like `sample`, which has one dictionary for all."""
+    if pa.types.is_dictionary(sample.type):
+        return int(sample.indices.nbytes * rows // len(sample) + sample.dictionary.nbytes)
+    return int(sample.nbytes * rows // len(sample))
 
 
 def _first_rows(
