@@ -137,6 +137,7 @@ def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings)
     return Shape(
         rows=sum(file.rows for file in files),
         largest_group=max((max(f.group_rows, default=0) for f in files), default=0),
+        even_group=_even_group(files),
         files=len(files),
         columns=len(schema) if largest is None else _leaf_columns(largest, len(schema)),
         normalized=len(features),
@@ -170,6 +171,12 @@ def _stream_bytes(kind: pa.DataType) -> int:
     """Return what decoding one value takes; Parquet's own types are four bytes wide at least."""
     copies = _TEXT_COPIES if has_variable_width(kind) else _VALUE_COPIES
     return int(copies * max(width(kind), 4))
+
+
+def _even_group(files: Sequence[SourceFile]) -> int:
+    """Return the rows that all row groups have, leaving out the last of all; 0 if they differ."""
+    groups = [rows for file in files for rows in file.group_rows]
+    return groups[0] if groups and all(rows == groups[0] for rows in groups[:-1]) else 0
 
 
 def _text_bytes(file: SourceFile) -> int:

@@ -71,6 +71,8 @@ class Shape:
     rows: int
     largest_group: int
     """Rows of the largest row group."""
+    even_group: int
+    """Rows that all row groups have, the very last one excepted; 0 if they have not."""
     files: int
     columns: int
     """Leaf columns."""
@@ -249,7 +251,6 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     block = block_rows(shape.normalized)
     rows = max(shape.rows, 1)
     batch = max(min(slab_rows(shape.normalized_bytes), rows) // block, 1) * block
-    window = min(max(batch, slab), rows)
     moments = ceil(min(batch, rows) / block) * shape.normalized * _MOMENTS
     ahead = max(min(_AHEAD, _MOMENTS_AHEAD // max(moments, 1)), 2)
     pages = max(_PAGES_TOGETHER // max(shape.page_bytes, 1), 1)
@@ -258,7 +259,7 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     slabs_per_part = ceil(min(part, rows) / slab)
     worked = (
         ("statistics", objects + shape.normalized * 600 + ahead * moments),
-        ("decoding", _decoding(shape, window, way)),
+        ("decoding", _decoding(shape, (batch, slab), way)),
         ("arithmetic and encoding", _working(shape, min(slab, rows), together, threads)),
         (
             "encoded columns",
@@ -292,10 +293,18 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     )
 
 
-def _decoding(shape: Shape, window: int, way: _Way) -> int:
-    """Return what decoding takes, and what it leaves behind the present rows."""
+def _decoding(shape: Shape, windows: tuple[int, int], way: _Way) -> int:
+    """Return what decoding takes, and what it leaves behind the present rows.
+
+    Args:
+        shape: What is decoded.
+        windows: Rows that are decoded at a time in either pass.
+        way: How.
+    """
+    window = min(max(windows), max(shape.rows, 1))
     plain = shape.columns - shape.arrow_columns
-    found = min(plain * shape.page_bytes, shape.rows * shape.row_bytes)
+    cut = not shape.even_group or any(rows % shape.even_group for rows in windows)
+    found = min(plain * shape.page_bytes * cut, shape.rows * shape.row_bytes)
     if not shape.arrow_columns:
         return found
     group_rows, stream_rows = way.reading.group_rows, way.reading.stream_rows
@@ -315,8 +324,8 @@ def _decoding(shape: Shape, window: int, way: _Way) -> int:
 def _working(shape: Shape, slab: int, together: int, threads: int) -> int:
     """Return what the threads need to get from decoded columns to the bytes of the output."""
     width = min(max(ceil(shape.row_bytes / max(shape.columns, 1)), 4), 8)
-    group = min(max(together, slab), slab * max(shape.normalized, 1)) * width
-    group = max(group, min(_PAGES_TOGETHER, shape.page_bytes * shape.columns))
+    many = min(max(together // slab, 1), max(shape.normalized, 1))
+    group = many * max(slab * width, shape.page_bytes)
     passed = slab * (shape.passed_bytes + shape.vector_output_bytes) * _PASSED_COPIES
     return threads * (_WORKER + _GROUP_COPIES * group) + int(passed * _SLACK)
 
