@@ -371,6 +371,15 @@ class Scaler:
         return cls.from_json(text)
 
 
+def is_scaler_file(path: Path) -> bool:
+    """Tell whether a file begins as one that `save` wrote; reads no more than its beginning."""
+    head = f'{{\n"format": {json.dumps(FORMAT)}'.encode()
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(head)) == head
+
+
 def output_type(kind: str, asked: str | None) -> str:
     """Return `float32` or `float64`: the output of a column of Arrow type `kind`."""
     return asked or ("float32" if kind in ("float", "halffloat") else "float64")

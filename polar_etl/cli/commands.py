@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from polar_etl.cli.output import Output, configure_logging, outlive_stderr, progress
-from polar_etl.errors import PolarEtlError, RunFailedError, StateMismatchError
+from polar_etl.errors import (
+    PolarEtlError,
+    RunFailedError,
+    StateMismatchError,
+    UsageError,
+    describe,
+)
 from polar_etl.memory import format_size
 
 if TYPE_CHECKING:
@@ -305,6 +311,7 @@ def fit(
             memory_limit=memory_limit,
             threads=threads,
         )
+        _refuse_foreign_target(scaler)
         ready = prepare(inputs, options)
         with progress(output, ready.plan.limit) as listener:
             control = pipeline.Control(listener)
@@ -316,6 +323,25 @@ def fit(
         output.result(
             {"rows": rows, "columns": len(fitted.columns), "scaler": str(scaler)},
             [f"{rows:,} rows, {len(fitted.columns):,} columns: {scaler}"],
+        )
+
+
+def _refuse_foreign_target(path: Path) -> None:
+    """Keep what a forgotten argument names: the last input would become the scaler file.
+
+    Raises:
+        UsageError: Something else than a scaler stands at `path`, or its directory is missing.
+    """
+    from polar_etl.scaler import is_scaler_file
+
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"There is no directory {describe(str(path.parent))} for the scaler file: create it."
+        )
+    if os.path.lexists(path) and not is_scaler_file(path):
+        raise UsageError(
+            f"{describe(str(path))} exists and is no scaler file: it is left as it is. The last "
+            "argument is the file that the scaler is written to; name a new one."
         )
 
 
