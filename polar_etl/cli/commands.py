@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -26,6 +27,7 @@ from polar_etl.errors import (
 from polar_etl.memory import format_size
 
 if TYPE_CHECKING:
+    from polar_etl.api import Prepared
     from polar_etl.inspection import Verdict
     from polar_etl.pipeline import Control, Report
     from polar_etl.workspace import Workspace
@@ -311,6 +313,7 @@ def fit(
             memory_limit=memory_limit,
             threads=threads,
         )
+        started = time.perf_counter()
         _refuse_foreign_target(scaler)
         ready = prepare(inputs, options)
         with progress(output, ready.plan.limit) as listener:
@@ -319,11 +322,34 @@ def fit(
                 fitted = pipeline.fit(ready.source, ready.settings, ready.plan, control)
         sweep(scaler.parent, scaler.name.__eq__)
         fitted.save(scaler)
-        rows = sum(file.rows for file in ready.source.files)
-        output.result(
-            {"rows": rows, "columns": len(fitted.columns), "scaler": str(scaler)},
-            [f"{rows:,} rows, {len(fitted.columns):,} columns: {scaler}"],
-        )
+        _show_fit(output, ready, scaler, len(fitted.columns), started)
+
+
+def _show_fit(
+    output: Output, ready: Prepared, scaler: Path, normalized: int, started: float
+) -> None:
+    from polar_etl.cli.plans import moment_batches
+    from polar_etl.memory import peak_of_process
+
+    source, plan = ready.source, ready.plan
+    rows = sum(file.rows for file in source.files)
+    fields = {
+        "rows": rows,
+        "columns": len(source.schema),
+        "normalized_columns": normalized,
+        "batches": moment_batches(ready),
+        "resumed_batches": 0,
+        "parts": 0,
+        "bytes_in": sum(file.size for file in source.files),
+        "bytes_out": scaler.stat().st_size,
+        "seconds": time.perf_counter() - started,
+        "memory_limit": plan.limit,
+        "projected_peak": plan.projected,
+        "measured_peak": peak_of_process(),
+        "scaler": str(scaler),
+    }
+    columns = f"{normalized:,} of {len(source.schema):,} columns"
+    output.result(fields, [f"{rows:,} rows, {columns}: {scaler}"])
 
 
 def _refuse_foreign_target(path: Path) -> None:

@@ -114,6 +114,13 @@ def test_plan_tells_what_normalize_does(run_process, folder):
         assert plan[name] == made[name], name
 
 
+def test_plan_and_run_count_alike_where_nothing_is_normalized(run_process, folder):
+    how = ("in.parquet", "--exclude", "*", "--json")
+    plan = run_process("plan", *how).expect(0).summary
+    made = run_process("normalize", "in.parquet", "out", *how[1:]).expect(0).summary
+    assert (plan["batches"], plan["normalized_columns"]) == (made["batches"], 0)
+
+
 def test_json_lines_end_with_the_summary(run_process, folder):
     said = run_process("normalize", "in.parquet", "out", "--rows-per-part", 300, "--json").expect(0)
     assert set(said.summary) >= SUMMARY
@@ -132,6 +139,17 @@ def test_json_lines_end_with_the_summary(run_process, folder):
     )
     assert len(quiet.expect(0).messages) == 1
     assert set(quiet.summary) >= SUMMARY
+
+
+def test_the_summary_of_a_fit_has_the_same_fields(run_process, folder):
+    summary = run_process("fit", "in.parquet", "scaler.json", "--json").expect(0).summary
+    made = run_process("normalize", "in.parquet", "out", "--json").expect(0).summary
+    assert set(summary) >= SUMMARY
+    for name in ("rows", "columns", "normalized_columns", "bytes_in", "memory_limit"):
+        assert summary[name] == made[name], name
+    assert summary["batches"] == made["batches"] - made["parts"]
+    assert summary["bytes_out"] == (folder / "scaler.json").stat().st_size
+    assert summary["measured_peak"] <= summary["projected_peak"]
 
 
 def test_errors_as_json(run_process, folder):
