@@ -166,7 +166,7 @@ def _session(
 ) -> Iterator[Output]:
     """Configure messages, and turn errors into a sentence and an exit code."""
     configure_logging(level.value, form.value, quiet)
-    output = Output(as_json, quiet)
+    output = Output(as_json, quiet, form.value)
     try:
         yield output
     except PolarEtlError as error:

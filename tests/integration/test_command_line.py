@@ -184,6 +184,8 @@ def test_log_format_json(run_process, folder):
     lines = [json.loads(line) for line in said.stderr.splitlines()]
     assert {"level", "message"} <= set(lines[0])
     assert any("'flat'" in line["message"] for line in lines)
+    failed = run_process("normalize", "in.parquet", "out", "--ddof", 1, *how).expect(5)
+    assert json.loads(failed.stderr)["code"] == 5
 
 
 def test_every_option_has_an_environment_variable(run_process, folder):
@@ -338,6 +340,26 @@ def test_a_terminal_shows_bars_and_memory(folder):
     assert "\x1b[" in shown
     for word in ("100%", "rows/s", "MB/s", "800 MB"):
         assert word in shown
+
+
+def test_bars_are_whole_on_80_columns(folder):
+    how = ("normalize", "in.parquet", "out", "--rows-per-part", 100, "--memory-limit", "800MB")
+    _, _, shown = on_a_terminal(folder, *how, COLUMNS="80", NO_COLOR="1")
+    assert "…" not in shown
+    assert re.search(r"rows/s, [\d.]+ [kM]B/s +\d\d:\d\d [\d.]+ MB of 800 MB", shown)
+
+
+@pytest.mark.parametrize(
+    "how", [("--log-format", "json"), ("--log-level", "warning"), ("--quiet",)]
+)
+def test_no_bars_for_those_who_want_none(folder, how):
+    code, _, shown = on_a_terminal(folder, "normalize", "in.parquet", "out", *how)
+    assert code == 0
+    assert "\x1b" not in shown
+    lines = shown.splitlines()
+    assert len(lines) == (0 if how == ("--quiet",) else 1)
+    if "json" in how:
+        assert "'flat'" in json.loads(lines[0])["message"]
 
 
 def test_no_color(folder):
