@@ -44,18 +44,24 @@ def _batches(source: StreamSource, names: tuple[str, ...], plan: Plan) -> Iterat
 
 
 def write_stream(
-    source: StreamSource, scaler: Scaler, plan: Plan, workspace: Workspace, level: int
+    source: StreamSource,
+    scaler: Scaler,
+    plan: Plan,
+    workspace: Workspace,
+    level: int,
+    *,
+    overwrite: bool = False,
 ) -> list[Receipt]:
     """Write the stream as parts and return their receipts.
 
     Raises:
-        UsageError: The output holds an earlier run.
+        UsageError: The output holds an earlier run that is not to be replaced.
     """
-    with workspace.opened(overwrite=False) as opening:
+    with workspace.opened(overwrite=overwrite) as opening:
         if opening.resumed:
             raise UsageError(
                 f"{workspace.out} holds a run over files, and a stream can't resume it: "
-                "choose another output."
+                "choose another output, or replace it with --overwrite."
             )
         stage = PartsStage.into(workspace, source.schema, scaler, level)
         results = ordered_map(
