@@ -133,7 +133,7 @@ class Scaler:
             constant=constant,
             exponent=exponent,
             single=np.array(single, np.bool_),
-            inf_to_null=(moments.inf_count > 0) & (self.inf == "null"),
+            inf_to_null=np.full(len(some), self.inf == "null"),  # other rows may hold infinities
         )
 
     def expressions(self, schema: Mapping[str, pl.DataType] | None = None) -> list[pl.Expr]:

@@ -363,6 +363,20 @@ class TestTransform:
 
         assert found.collect().height == 10
 
+    @pytest.mark.parametrize(
+        ("policy", "expected"), [("error", math.inf), ("ignore", math.inf), ("null", None)]
+    )
+    def test_infinities_that_the_fit_did_not_see(self, tmp_path, policy, expected):
+        scaler = pe.fit(pl.LazyFrame({"x": [1.0, 3.0], "flat": [7.0, 7.0]}), inf=policy)
+        new = pl.DataFrame({"x": [3.0, math.inf], "flat": [-math.inf, 1.0]})
+        new.write_parquet(tmp_path / "new.parquet")
+
+        parts = pe.transform(tmp_path / "new.parquet", tmp_path / "out", scaler=scaler).collect()
+
+        assert parts["x"].to_list() == [1.0, expected]
+        assert parts["flat"].to_list() == [expected and -expected, 0.0]
+        assert_frame_equal(scaler.transform(new.lazy()).collect(), parts)
+
     @pytest.mark.parametrize("option", [{"ddof": 0}, {"columns": ["x"]}, {"dtype": "float64"}])
     def test_refuses_what_the_scaler_decides_on(self, path, tmp_path, option):
         with pytest.raises(pe.UsageError, match=f"scaler decides on {next(iter(option))}"):
