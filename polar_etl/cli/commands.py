@@ -277,7 +277,7 @@ def normalize(
             check_input=check_input,
         )
         if dry_run:
-            _show_plan(output, inputs, options)
+            _show_plan(output, inputs, options, out)
         else:
             _run(output, inputs, out, options)
 
@@ -435,11 +435,13 @@ def plan(
         _show_plan(output, inputs, options)
 
 
-def _show_plan(output: Output, inputs: list[str], options: Any) -> None:
+def _show_plan(output: Output, inputs: list[str], options: Any, out: Path | None = None) -> None:
     from polar_etl.api import prepare
     from polar_etl.cli.plans import plan_fields, plan_lines
+    from polar_etl.workspace import Workspace
 
-    ready = prepare(inputs, options)
+    workspace = None if out is None else Workspace.at(out, options.state_dir)
+    ready = prepare(inputs, options, workspace=workspace)
     output.result(plan_fields(ready), plan_lines(ready))
 
 
