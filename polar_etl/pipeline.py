@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -61,10 +60,8 @@ class Settings:
 
     def facts(self) -> dict[str, object]:
         """Return the settings as a small JSON value."""
-        columns = self.features.columns
-        names = hashlib.blake2b("\0".join(columns).encode(), digest_size=16).hexdigest()
         return {
-            "normalized columns": f"{len(columns)} ({names})",
+            "normalized columns": list(self.features.columns),
             "--ddof": self.ddof,
             "--inf": self.inf,
             "--dtype": self.dtype,
@@ -400,6 +397,12 @@ def _refuse_changes(manifest: Manifest, facts: dict[str, object]) -> None:
             )
 
 
+def _unlike(before: list[str], now: list[str]) -> tuple[list[str], list[str]]:
+    """Return what is in the first list alone, and what is in the second alone."""
+    both = set(before) & set(now)
+    return [name for name in before if name not in both], [x for x in now if x not in both]
+
+
 def _differences(before: object, now: object, name: str = "") -> Iterator[str]:
     """Yield what differs; what only the earlier run has recorded is not asked for."""
     if isinstance(before, dict) and isinstance(now, dict):
@@ -408,6 +411,10 @@ def _differences(before: object, now: object, name: str = "") -> Iterator[str]:
             old = before.get(key, "not recorded")
             if old != now[key]:
                 yield from _differences(old, now[key], f"{label} {key}".strip())
+    elif name == "normalized columns" and isinstance(before, list) and isinstance(now, list):
+        gone, new = _unlike([str(item) for item in before], [str(item) for item in now])
+        lost = [f"without {_some(gone)}"] if gone else []
+        yield f"{name} are now {', '.join(lost + ([f'with {_some(new)}'] if new else []))}"
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         for old, new in zip(before, now, strict=True):
             if old != new:

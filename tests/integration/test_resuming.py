@@ -52,10 +52,11 @@ def test_what_changes_no_bit_may_change_between_runs(run_cli, finished, options)
         ([*HOW, "--dtype", "float32"], "--dtype"),
         ([*HOW, "--inf", "null"], "--inf"),
         ([*HOW, "--compression-level", "3"], "--compression-level"),
-        ([*HOW, "--exclude", "x"], "columns"),
+        ([*HOW, "--exclude", "x"], "normalized columns are now without 'x'."),
+        ([*HOW, "--columns", "list*", "--columns", "y"], "without 'id', 'x', 'n', with 'list'."),
         ([], "--rows-per-part"),
     ],
-    ids=["rows-per-part", "ddof", "dtype", "inf", "level", "columns", "left out"],
+    ids=["rows-per-part", "ddof", "dtype", "inf", "level", "columns", "other columns", "left out"],
 )
 def test_other_settings_are_refused_with_what_changed(run_cli, finished, options, named):
     before = trees.tree(finished)
@@ -237,7 +238,10 @@ def test_verify_and_status_report_what_is_missing(run_cli, finished):
 
 def test_a_part_that_no_manifest_knows_is_found_by_verify(run_cli, finished):
     shutil.copy(finished / "out" / "part-00000.parquet", finished / "out" / "part-00009.parquet")
-    assert "part-00009.parquet" in run_cli("verify", "out").expect(5).stderr
+    assert (
+        "part-00009.parquet: no manifest row, remove it"
+        in run_cli("verify", "out").expect(5).stderr
+    )
 
 
 @pytest.mark.parametrize("command", ["status", "verify"])
