@@ -7,6 +7,8 @@ from contextlib import closing
 from functools import partial
 from itertools import chain, repeat
 
+import pyarrow as pa
+
 from polar_etl.errors import UsageError
 from polar_etl.executors.local import ordered_map
 from polar_etl.features import Features
@@ -86,7 +88,8 @@ def _slabs(source: StreamSource, plan: Plan) -> Iterator[Slab]:
     lengths = [plan.slab_rows] * (per_part - 1)
     lengths.append(plan.part_rows - sum(lengths))
     tables = cut(source.tables(), chain.from_iterable(repeat(lengths)))
-    held = next(tables, source.schema.empty_table())
+    nothing = pa.Table.from_batches([], source.schema)  # `empty_table` would import pandas
+    held = next(tables, nothing)
     number = 0
     for table in tables:
         yield Slab(number // per_part, number % per_part == per_part - 1, held)

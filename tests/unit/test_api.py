@@ -430,6 +430,20 @@ class TestNamespace:
         assert (done.returncode, done.stdout, done.stderr) == (0, "[-1.0, 1.0]\n", "")
 
 
+def test_streams_import_no_pandas():
+    """PyArrow does, where it is installed, for many a call: half a second and 60 MB."""
+    code = (
+        "import sys, tempfile, polars as pl, polar_etl as pe\n"
+        "frame = pl.LazyFrame({'x': [1.0, 3.0], 's': ['a', 'b'], 'v': [[1.0], [2.0]]})\n"
+        "scaler = pe.fit(frame, columns='*')\n"
+        "pe.transform(frame, tempfile.mkdtemp() + '/out', scaler=scaler)\n"
+        "frame.polar_etl.normalize().collect()\n"
+        "sys.exit('pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_all_public_names_are_there():
     for name in pe.__all__:
         assert getattr(pe, name) is not None
