@@ -391,6 +391,34 @@ def test_the_umask_decides_on_parts_and_state_is_private(folder):
         assert (state / name).stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_options_and_values(tmp_path, shell):
+    def proposed(*words):
+        env = {
+            "_POLAR_ETL_COMPLETE": f"complete_{shell}",
+            "COMP_WORDS": " ".join(words),
+            "COMP_CWORD": str(len(words) - 1),
+            "_TYPER_COMPLETE_ARGS": " ".join(words),
+            "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        }
+        code = "import sys; sys.argv = ['polar-etl']; from polar_etl.cli import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=cli.environment(**env),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done
+        return set(re.findall(r"[\w-]+", done.stdout))
+
+    assert {"normalize", "generate"} <= proposed("polar-etl", "")
+    assert "--memory-limit" in proposed("polar-etl", "normalize", "--mem")
+    assert {"error", "ignore", "null"} <= proposed("polar-etl", "fit", "--inf", "")
+
+
 def test_it_runs_from_the_console_script_and_as_a_module(folder):
     from importlib.metadata import entry_points
 
