@@ -11,7 +11,13 @@ import psutil
 import pyarrow as pa
 
 from polar_etl.durable import write_atomically
-from polar_etl.errors import InputError, RunFailedError, StateMismatchError, describe
+from polar_etl.errors import (
+    InputError,
+    RunFailedError,
+    StateMismatchError,
+    UsageError,
+    describe,
+)
 from polar_etl.events import Listener, Warned, silent
 from polar_etl.features import Features, value_type
 from polar_etl.fitting import fit_files, refuse_infinities
@@ -38,6 +44,8 @@ _LONG_TEXT = 112
 """Bytes beyond `NOMINAL_TEXT_WIDTH` that a text is taken to have when slabs are cut."""
 _VALUE_COPIES, _TEXT_COPIES = 3.5, 8
 """How often rows that are decoded from inside a row group are held (measured: 2.2 to 3, 7)."""
+_MOST_PARTS = 100_000
+"""Readers take parts in the order of their names, which have five digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,12 +295,19 @@ def normalize(
     Raises:
         InputError: The input can't be decoded or holds infinite values; what this run created
             is removed again.
+        UsageError: There would be too many parts for names that sort by number.
         StateMismatchError: The output belongs to another input or other settings.
         OutputLockedError: Another run is writing the output.
         RunFailedError: Disk or memory failed; the same call resumes.
         InterruptedRunError: `control.stop` asked for it; the same call resumes.
     """
     started = time.perf_counter()
+    rows = sum(file.rows for file in source.files)
+    if plan.parts > _MOST_PARTS:
+        raise UsageError(
+            f"{plan.parts:,} parts are more than {_MOST_PARTS:,}, beyond which their names would "
+            f"no longer sort by number. Use --rows-per-part {-(-rows // _MOST_PARTS)} or more."
+        )
     facts = {
         "input": source.fingerprint(full=check_contents),
         "settings": settings.facts(),
@@ -300,7 +315,7 @@ def normalize(
         "projected_peak": plan.projected,
         "memory_limit": plan.limit,
         "parts": plan.parts,
-        "rows": sum(file.rows for file in source.files),
+        "rows": rows,
     }
     with workspace.opened(overwrite=overwrite) as opening:
         resumed = opening.resumed
