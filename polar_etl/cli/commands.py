@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import Enum
@@ -18,9 +18,11 @@ import typer
 
 from polar_etl.cli.output import Output, configure_logging, outlive_stderr, progress
 from polar_etl.errors import (
+    InterruptedRunError,
     PolarEtlError,
     RunFailedError,
     StateMismatchError,
+    TerminatedRunError,
     UsageError,
     describe,
 )
@@ -168,13 +170,26 @@ def _session(
     configure_logging(level.value, form.value, quiet)
     output = Output(as_json, quiet, form.value)
     try:
-        yield output
+        with _handling(_raise):
+            yield output
+    except (KeyboardInterrupt, _Terminated) as signalled:
+        kind = TerminatedRunError if isinstance(signalled, _Terminated) else InterruptedRunError
+        output.error(kind("Stopped by a signal: nothing is left half-done."), resumable=resumable)
+        raise typer.Exit(kind.exit_code) from None
     except PolarEtlError as error:
         output.error(error, resumable=resumable and error.exit_code in (1, 130, 143))
         raise typer.Exit(error.exit_code) from None
     except OSError as error:
         output.error(RunFailedError(str(error)), resumable=resumable)
         raise typer.Exit(1) from None
+
+
+class _Terminated(BaseException):
+    """SIGTERM or SIGHUP while there is no batch to finish."""
+
+
+def _raise(number: int, _frame: object) -> None:
+    raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
 
 
 @contextmanager
@@ -188,6 +203,13 @@ def _signals(control: Control) -> Iterator[None]:
         seen.append(number)
         control.stop.interrupt() if number == signal.SIGINT else control.stop.terminate()
 
+    with _handling(handle):
+        yield
+
+
+@contextmanager
+def _handling(handle: Callable[[int, object], None]) -> Iterator[None]:
+    """Have `handle` called with the signals that end a process."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -389,6 +390,17 @@ def test_the_umask_decides_on_parts_and_state_is_private(folder):
     assert state.stat().st_mode & 0o777 == 0o700
     for name in ("manifest.db", "lock"):
         assert (state / name).stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_outside_of_batches_is_answered_as_documented(tmp_path, number, code):
+    how = ("generate", "out.parquet", "--chunks", 10_000, "--rows", 10_000)
+    with cli.started(*how, cwd=tmp_path) as process:
+        assert cli.wait_until(lambda: bool(os.listdir(tmp_path)), process)
+        process.send_signal(number)
+        stopped = cli.outcome_of(process).expect(code)
+    assert "nothing is left half-done" in stopped.stderr
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
