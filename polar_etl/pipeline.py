@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -312,6 +313,7 @@ def normalize(
         "input": source.fingerprint(full=check_contents),
         "settings": settings.facts(),
         "versions": library_versions(),
+        "plan": {"rows of a part": plan.part_rows, "rows of a row group": plan.slab_rows},
         "projected_peak": plan.projected,
         "memory_limit": plan.limit,
         "parts": plan.parts,
@@ -345,7 +347,7 @@ def _run_passes(
         files = fit_files(run, settings.features, manifest, cache)
         paths = [file.path for file in run.source.files]
         scaler = scaler_of(run.source.schema, settings, files, paths)
-    _keep_scaler(workspace, scaler, run.listen)
+    _keep_scaler(workspace, manifest, scaler, run.listen)
     warn_of_oddities(scaler, run.listen)
     stage = PartsStage.into(workspace, run.source.schema, scaler, settings.level, in_place=True)
     present = write_parts(run, stage, manifest, workspace, cache)
@@ -370,9 +372,23 @@ def _run_passes(
     )
 
 
-def _keep_scaler(workspace: Workspace, scaler: Scaler, listen: Listener) -> None:
-    """Write the scaler into the state directory, also over one that was changed there."""
+def _keep_scaler(
+    workspace: Workspace, manifest: Manifest, scaler: Scaler, listen: Listener
+) -> None:
+    """Write the scaler into the state directory, also over one that was changed there.
+
+    Raises:
+        StateMismatchError: It is not the one that earlier parts were written with.
+    """
     content = scaler.to_json().encode()
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    if manifest.fact("scaler") is None:
+        manifest.set_fact("scaler", digest)
+    elif manifest.fact("scaler") != digest:
+        raise StateMismatchError(
+            "The manifest is damaged: its moments make another scaler than the one that parts "
+            "were written with. Start anew with --overwrite."
+        )
     path = workspace.scaler
     if path.is_file() and not path.is_symlink():
         if path.read_bytes() == content:
@@ -402,9 +418,9 @@ def _refuse_changes(manifest: Manifest, facts: dict[str, object]) -> None:
     """Raise an error that says what differs between the earlier run and this one.
 
     Raises:
-        StateMismatchError: Input, settings or versions differ.
+        StateMismatchError: Input, settings, versions or what shapes the parts differ.
     """
-    for kind in ("input", "settings", "versions"):
+    for kind in ("input", "settings", "versions", "plan"):
         if found := "; ".join(_differences(manifest.fact(kind), facts[kind])):
             raise StateMismatchError(
                 f"The output was begun with other {kind}: {found}. Repeat the earlier command, "

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import shutil
 import sqlite3
 from contextlib import closing
 
+import numpy as np
 import pytest
 from support import tables, trees
 
@@ -150,6 +152,32 @@ def test_other_library_versions_are_refused(run_cli, finished):
     refused = run_cli("normalize", "in.parquet", "out", *HOW).expect(5)
     assert "pyarrow" in refused.stderr
     assert "0.0.1" in refused.stderr
+
+
+def test_parts_of_another_shape_are_refused(run_cli, finished):
+    with closing(sqlite3.connect(trees.state_of(finished / "out") / "manifest.db")) as manifest:
+        plan = json.dumps({"rows of a part": 500, "rows of a row group": 250})
+        manifest.execute("UPDATE facts SET value = ? WHERE name = 'plan'", (plan,))
+        manifest.commit()
+    refused = run_cli("normalize", "in.parquet", "out", *HOW).expect(5)
+    assert "other plan: rows of a row group was '250'" in refused.stderr
+
+
+def test_moments_that_make_another_scaler_are_refused(run_cli, finished):
+    before = trees.parts(finished / "out")
+    (finished / "out" / "part-00001.parquet").unlink()
+    with closing(sqlite3.connect(trees.state_of(finished / "out") / "manifest.db")) as manifest:
+        (state,) = manifest.execute("SELECT state FROM moments").fetchone()
+        with np.load(io.BytesIO(state)) as arrays:
+            moments = dict(arrays)
+        moments["sum"] = np.nextafter(moments["sum"], np.inf)
+        changed = io.BytesIO()
+        np.savez(changed, **moments)
+        manifest.execute("UPDATE moments SET state = ?", (changed.getvalue(),))
+        manifest.commit()
+    refused = run_cli("normalize", "in.parquet", "out", *HOW).expect(5)
+    assert "another scaler" in refused.stderr
+    assert trees.parts(finished / "out").items() < before.items()
 
 
 def remove(path):
