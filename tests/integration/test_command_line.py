@@ -280,6 +280,13 @@ def test_closed_standard_streams_do_no_harm(folder):
     cli.run("verify", "out", cwd=folder).expect(0)
 
 
+def test_what_the_encoding_of_stdout_lacks_is_escaped(run_process, folder):
+    ascii_only = {"PYTHONIOENCODING": "ascii"}
+    made = run_process("normalize", "in.parquet", "größe", env=ascii_only).expect(0)
+    assert "gr\\xf6\\xdfe" in made.stdout
+    assert "2,000 rows" in made.stdout
+
+
 def test_a_full_stdout_does_no_harm(folder):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
