@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -421,14 +422,20 @@ def _refuse_changes(manifest: Manifest, facts: dict[str, object]) -> None:
         StateMismatchError: Input, settings, versions or what shapes the parts differ.
     """
     for kind in ("input", "settings", "versions", "plan"):
-        if found := "; ".join(_differences(manifest.fact(kind), facts[kind])):
+        if found := list(_differences(manifest.fact(kind), facts[kind])):
+            more = f" and {len(found) - 5} more differences" if len(found) > 5 else ""
             raise StateMismatchError(
-                f"The output was begun with other {kind}: {found}. Repeat the earlier command, "
-                "write to another directory, or start anew with --overwrite."
+                f"The output was begun with other {kind}: {'; '.join(found[:5])}{more}. Repeat the "
+                "earlier command, write to another directory, or start anew with --overwrite."
             )
 
 
-def _unlike(before: list[str], now: list[str]) -> tuple[list[str], list[str]]:
+def _identities(items: list[Any]) -> list[str]:
+    """Return what tells the items of a list: the path of a file, or the item itself."""
+    return [str(item.get("path")) if isinstance(item, dict) else str(item) for item in items]
+
+
+def _only_in_one(before: list[str], now: list[str]) -> tuple[list[str], list[str]]:
     """Return what is in the first list alone, and what is in the second alone."""
     both = set(before) & set(now)
     return [name for name in before if name not in both], [x for x in now if x not in both]
@@ -442,15 +449,18 @@ def _differences(before: object, now: object, name: str = "") -> Iterator[str]:
             old = before.get(key, "not recorded")
             if old != now[key]:
                 yield from _differences(old, now[key], f"{label} {key}".strip())
-    elif name == "normalized columns" and isinstance(before, list) and isinstance(now, list):
-        gone, new = _unlike([str(item) for item in before], [str(item) for item in now])
-        lost = [f"without {_some(gone)}"] if gone else []
-        yield f"{name} are now {', '.join(lost + ([f'with {_some(new)}'] if new else []))}"
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for old, new in zip(before, now, strict=True):
-            if old != new:
-                yield from _differences(old, new, name)
     elif isinstance(before, list) and isinstance(now, list):
-        yield f"{len(before)} {name}, now {len(now)}"
+        names, others = _identities(before), _identities(now)
+        gone, new = _only_in_one(names, others)
+        if gone or new:
+            lost = [f"without {_some(gone)}"] if gone else []
+            yield f"{name} are now {', '.join(lost + ([f'with {_some(new)}'] if new else []))}"
+        elif len(names) != len(others):
+            yield f"{len(names)} {name}, now {len(others)}"
+        elif names != others:
+            yield f"{name} are now in another order"
+        else:
+            for old, item in zip(before, now, strict=True):
+                yield from _differences(old, item, name)
     elif before != now:
         yield f"{describe(name)[1:-1]} was {describe(str(before))}, now {describe(str(now))}"

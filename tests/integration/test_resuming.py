@@ -136,9 +136,27 @@ def test_check_input_full_needs_a_hash_to_compare_with(run_cli, finished):
 
 def test_more_or_other_files_are_refused(run_cli, finished):
     shutil.copy(finished / "in.parquet", finished / "more.parquet")
-    run_cli("normalize", "in.parquet", "more.parquet", "out", *HOW).expect(5)
-    refused = run_cli("normalize", "more.parquet", "out", *HOW).expect(5)
-    assert "more.parquet" in refused.stderr
+    both = ("in.parquet", "more.parquet")
+    more = run_cli("normalize", *both, "out", *HOW).expect(5)
+    assert f"files are now with '{finished}/more.parquet'." in more.stderr
+    other = run_cli("normalize", "more.parquet", "out", *HOW).expect(5)
+    assert f"without '{finished}/in.parquet', with '{finished}/more.parquet'." in other.stderr
+    twice = run_cli("normalize", "in.parquet", "in.parquet", "out", *HOW).expect(5)
+    assert "1 files, now 2." in twice.stderr
+    run_cli("normalize", *both, "two").expect(0)
+    swapped = run_cli("normalize", *reversed(both), "two").expect(5)
+    assert "files are now in another order." in swapped.stderr
+
+
+def test_what_changed_is_told_in_a_few_words(run_cli, tmp_path):
+    for number in range(30):
+        tables.write(tmp_path / "data" / f"{number}.parquet", {"x": [1.0, 2.0]})
+    run_cli("normalize", "data", "out").expect(0)
+    for number in range(30):
+        tables.write(tmp_path / "data" / f"{number}.parquet", {"x": [1.0, 2.0, 3.0]})
+    refused = run_cli("normalize", "data", "out").expect(5)
+    assert "more differences." in refused.stderr
+    assert len(refused.stderr) < 2000
 
 
 def test_other_library_versions_are_refused(run_cli, finished):
