@@ -68,13 +68,13 @@ class Options:
     footer of every file, or "full", their whole contents too."""
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense.
+        """Refuse what makes no sense; keep patterns as tuples, also where one stood alone.
 
         Raises:
             UsageError: A value is out of its range.
         """
         for name in ("columns", "exclude"):
-            _patterns(name, getattr(self, name))
+            object.__setattr__(self, name, _patterns(name, getattr(self, name)))
         for name in ("ddof", "threads", "rows_per_part", "compression_level"):
             value = getattr(self, name)
             whole = type(value) is int or (value is None and name in ("threads", "rows_per_part"))
@@ -103,8 +103,7 @@ class Options:
 
     def settings(self, schema: pa.Schema, scaler: Scaler | None = None) -> Settings:
         """Return what shapes the result, for a source of this schema."""
-        chosen = _patterns("columns", self.columns), _patterns("exclude", self.exclude)
-        columns = scaler.columns if scaler else select(schema, *chosen)
+        columns = scaler.columns if scaler else select(schema, self.columns, self.exclude)
         return Settings(
             features=Features.of(schema, columns, {}),
             ddof=self.ddof if scaler is None else scaler.ddof,
@@ -118,7 +117,7 @@ class Options:
 
 
 def _patterns(name: str, given: object) -> tuple[str, ...] | None:
-    """Return the patterns of an option; a single one may stand without a list."""
+    """Return the patterns of an option."""
     if given is None:
         return None
     found = (given,) if isinstance(given, str) else given

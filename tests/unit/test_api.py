@@ -155,6 +155,7 @@ class TestNormalize:
 
         assert_frame_equal(found.drop("holes").collect(), frame().drop("holes"))
         assert pe.fit(path, exclude="id").columns == pe.fit(path).columns
+        assert pe.fit(path, columns=(name for name in "xy")).columns == ("x", "y")
 
     def test_takes_paths_of_any_iterator(self, path, tmp_path):
         found = pe.normalize(path.parent.glob("*.parquet"), tmp_path / "out").collect()
