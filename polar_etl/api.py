@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -39,9 +39,9 @@ CheckInput = Literal["footer", "full"]
 class Options:
     """All that can be set, with its defaults."""
 
-    columns: Sequence[str] | None = None
+    columns: str | Sequence[str] | None = None
     """Names, globs or `^regex$` of the columns to normalize; None: all of numbers and vectors."""
-    exclude: Sequence[str] | None = None
+    exclude: str | Sequence[str] | None = None
     """The same, for columns that pass through."""
     ddof: int = 0
     """0: population deviation; 1: sample deviation."""
@@ -68,11 +68,17 @@ class Options:
     footer of every file, or "full", their whole contents too."""
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense.
+        """Refuse what makes no sense; keep patterns as tuples, also where one stood alone.
 
         Raises:
             UsageError: A value is out of its range.
         """
+        for name in ("columns", "exclude"):
+            object.__setattr__(self, name, _patterns(name, getattr(self, name)))
+        for name in ("ddof", "threads", "rows_per_part", "compression_level"):
+            value = getattr(self, name)
+            whole = type(value) is int or (value is None and name in ("threads", "rows_per_part"))
+            _require(whole, f"{name} must be a whole number, found {value!r}.")
         _require(self.ddof in (0, 1), f"ddof must be 0 or 1, found {self.ddof}.")
         _require(self.inf in ("error", "ignore", "null"), f"inf can't be {self.inf!r}.")
         _require(self.dtype in (None, "float32", "float64"), f"dtype can't be {self.dtype!r}.")
@@ -110,6 +116,19 @@ class Options:
         )
 
 
+def _patterns(name: str, given: object) -> tuple[str, ...] | None:
+    """Return the patterns of an option."""
+    if given is None:
+        return None
+    found = (given,) if isinstance(given, str) else given
+    _require(isinstance(found, Iterable), f"{name} must be names or patterns, found {given!r}.")
+    assert isinstance(found, Iterable)
+    patterns = tuple(found)
+    wrong = [item for item in patterns if not isinstance(item, str)]
+    _require(not wrong, f"{name} must be text, found {wrong[:1]}.")
+    return patterns
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UsageError(message)
@@ -141,7 +160,7 @@ def prepare(
     base = pipeline.resident_memory()
     limits = options.limits()
     apart = [workspace.out, workspace.state] if workspace else []
-    many = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
+    many = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
     source, settings = _settled(ParquetSource.open(find_files(many, apart)), options, scaler)
     return Prepared(source, settings, pipeline.plan_run(source, settings, limits, base))
 
@@ -211,7 +230,13 @@ def normalize(
         >>> pe.normalize(here / "in.parquet", here / "out").collect()["x"].round(3).to_list()
         [-1.225, 0.0, 1.225]
     """
-    run(inputs, out, _options(options), Control(listener))
+    paths = _paths(inputs)
+    if paths is None:
+        raise UsageError(
+            f"normalize reads its input twice, so it takes paths, found {type(inputs).__name__}. "
+            "Use fit and transform for a stream, or LazyFrame.polar_etl.normalize()."
+        )
+    run(paths, out, _options(options), Control(listener))
     return _scan(out)
 
 
@@ -233,8 +258,8 @@ def fit(source: Any, *, listener: Listener = silent, **options: Any) -> Scaler:
         2.0
     """
     chosen = _options(options)
-    if _is_path(source):
-        ready = prepare(source, chosen)
+    if (paths := _paths(source)) is not None:
+        ready = prepare(paths, chosen)
         return pipeline.fit(ready.source, ready.settings, ready.plan, Control(listener))
     stream, settings = _settled(StreamSource.of(source), chosen, None)
     moments = fit_stream(stream, settings.features, _stream_plan(stream, settings, chosen))
@@ -250,6 +275,7 @@ def transform(
 
     Args:
         source: As for `fit`. Files are resumed like `normalize` resumes them; a stream is not.
+            Infinite values in it become null if the scaler says so, and pass otherwise.
         out: Directory of the parts.
         scaler: Says how, and decides on `ddof`, `inf`, `dtype` and the columns.
         listener: Is called with every event of the run.
@@ -258,27 +284,36 @@ def transform(
     Raises:
         PolarEtlError: One of its leaves says what is wrong and what to do.
     """
+    decided = sorted(options.keys() & {"columns", "exclude", "ddof", "inf", "dtype"})
+    _require(not decided, f"The scaler decides on {', '.join(decided)}: leave it out, or fit anew.")
     chosen = _options(options)
-    if _is_path(source):
-        run(source, out, chosen, Control(listener), scaler=scaler)
+    if (paths := _paths(source)) is not None:
+        run(paths, out, chosen, Control(listener), scaler=scaler)
         return _scan(out)
     stream, settings = _settled(StreamSource.of(source), chosen, scaler)
     plan = _stream_plan(stream, settings, chosen)
     workspace = Workspace.at(out, chosen.state_dir)
-    write_stream(stream, scaler, plan, workspace, chosen.compression_level)
+    write_stream(
+        stream, scaler, plan, workspace, chosen.compression_level, overwrite=chosen.overwrite
+    )
     return _scan(out)
 
 
 def _options(given: dict[str, Any]) -> Options:
-    try:
-        return Options(**given)
-    except TypeError as error:
-        raise UsageError(f"There is no such option: {error}.") from None
+    known = [item.name for item in fields(Options)]
+    for name in given:
+        _require(name in known, f"There is no option {name!r}, only {', '.join(known)}.")
+    return Options(**given)
 
 
-def _is_path(source: Any) -> bool:
-    items = source if isinstance(source, (list, tuple)) else [source]
-    return all(isinstance(item, (str, os.PathLike)) for item in items)
+def _paths(source: Any) -> list[StrPath] | None:
+    """Return the paths that `source` consists of, None if it is something else."""
+    if isinstance(source, (str, os.PathLike)):
+        return [source]
+    if hasattr(source, "__arrow_c_stream__") or not isinstance(source, (Sequence, Iterator)):
+        return None
+    items = list(source)
+    return items if all(isinstance(item, (str, os.PathLike)) for item in items) else None
 
 
 def _stream_plan(stream: StreamSource, settings: Settings, options: Options) -> Plan:

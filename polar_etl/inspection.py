@@ -93,7 +93,11 @@ def verify(workspace: Workspace) -> Verdict:
     if len(rows) < total:
         problems.append(f"{total - len(rows)} of {total} parts are not written yet")
     known = {row.part for row in rows}
-    problems += [f"{name}: no manifest row" for name in workspace.part_files() if name not in known]
+    problems += [
+        f"{name}: no manifest row, remove it"
+        for name in workspace.part_files()
+        if name not in known
+    ]
     return Verdict(str(workspace.out), len(rows), tuple(problems))
 
 

@@ -216,7 +216,7 @@ def _encoded_anew(column: pa.ChunkedArray) -> pa.Array:
 def output_schema(schema: pa.Schema, scaler: Scaler) -> pa.Schema:
     """Return the schema of the parts: the source's, with normalized columns as floats."""
     fields = list(schema)
-    made_null = (scaler.moments.inf_count > 0) & (scaler.inf == "null")
+    made_null = np.full(len(scaler.moments.count), scaler.inf == "null")
     spans = dict(scaler.features.spans())
     for name, dtype in zip(scaler.columns, scaler.dtypes, strict=True):
         place = schema.get_field_index(name)

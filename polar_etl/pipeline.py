@@ -7,12 +7,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import psutil
 import pyarrow as pa
 
 from polar_etl.durable import write_atomically
-from polar_etl.errors import InputError, RunFailedError, StateMismatchError, describe
+from polar_etl.errors import (
+    InputError,
+    RunFailedError,
+    StateMismatchError,
+    UsageError,
+    describe,
+)
 from polar_etl.events import Listener, Warned, silent
 from polar_etl.features import Features, value_type
 from polar_etl.fitting import fit_files, refuse_infinities
@@ -39,6 +46,8 @@ _LONG_TEXT = 112
 """Bytes beyond `NOMINAL_TEXT_WIDTH` that a text is taken to have when slabs are cut."""
 _VALUE_COPIES, _TEXT_COPIES = 3.5, 8
 """How often rows that are decoded from inside a row group are held (measured: 2.2 to 3, 7)."""
+_MOST_PARTS = 100_000
+"""Readers take parts in the order of their names, which have five digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +70,8 @@ class Settings:
 
     def facts(self) -> dict[str, object]:
         """Return the settings as a small JSON value."""
-        columns = self.features.columns
-        names = hashlib.blake2b("\0".join(columns).encode(), digest_size=16).hexdigest()
         return {
-            "normalized columns": f"{len(columns)} ({names})",
+            "normalized columns": list(self.features.columns),
             "--ddof": self.ddof,
             "--inf": self.inf,
             "--dtype": self.dtype,
@@ -288,20 +295,28 @@ def normalize(
     Raises:
         InputError: The input can't be decoded or holds infinite values; what this run created
             is removed again.
+        UsageError: There would be too many parts for names that sort by number.
         StateMismatchError: The output belongs to another input or other settings.
         OutputLockedError: Another run is writing the output.
         RunFailedError: Disk or memory failed; the same call resumes.
         InterruptedRunError: `control.stop` asked for it; the same call resumes.
     """
     started = time.perf_counter()
+    rows = sum(file.rows for file in source.files)
+    if plan.parts > _MOST_PARTS:
+        raise UsageError(
+            f"{plan.parts:,} parts are more than {_MOST_PARTS:,}, beyond which their names would "
+            f"no longer sort by number. Use --rows-per-part {-(-rows // _MOST_PARTS)} or more."
+        )
     facts = {
         "input": source.fingerprint(full=check_contents),
         "settings": settings.facts(),
         "versions": library_versions(),
+        "plan": {"rows of a part": plan.part_rows, "rows of a row group": plan.slab_rows},
         "projected_peak": plan.projected,
         "memory_limit": plan.limit,
         "parts": plan.parts,
-        "rows": sum(file.rows for file in source.files),
+        "rows": rows,
     }
     with workspace.opened(overwrite=overwrite) as opening:
         resumed = opening.resumed
@@ -330,7 +345,7 @@ def _run_passes(
         files = fit_files(run, settings.features, manifest)
         paths = [file.path for file in run.source.files]
         scaler = scaler_of(run.source.schema, settings, files, paths)
-    _keep_scaler(workspace, scaler, run.listen)
+    _keep_scaler(workspace, manifest, scaler, run.listen)
     warn_of_oddities(scaler, run.listen)
     encoder = Encoder.of(run.source.schema, scaler, settings.level)
     present = write_parts(run, encoder, manifest, workspace)
@@ -355,9 +370,23 @@ def _run_passes(
     )
 
 
-def _keep_scaler(workspace: Workspace, scaler: Scaler, listen: Listener) -> None:
-    """Write the scaler into the state directory, also over one that was changed there."""
+def _keep_scaler(
+    workspace: Workspace, manifest: Manifest, scaler: Scaler, listen: Listener
+) -> None:
+    """Write the scaler into the state directory, also over one that was changed there.
+
+    Raises:
+        StateMismatchError: It is not the one that earlier parts were written with.
+    """
     content = scaler.to_json().encode()
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    if manifest.fact("scaler") is None:
+        manifest.set_fact("scaler", digest)
+    elif manifest.fact("scaler") != digest:
+        raise StateMismatchError(
+            "The manifest is damaged: its moments make another scaler than the one that parts "
+            "were written with. Start anew with --overwrite."
+        )
     path = workspace.scaler
     if path.is_file() and not path.is_symlink():
         if path.read_bytes() == content:
@@ -387,14 +416,26 @@ def _refuse_changes(manifest: Manifest, facts: dict[str, object]) -> None:
     """Raise an error that says what differs between the earlier run and this one.
 
     Raises:
-        StateMismatchError: Input, settings or versions differ.
+        StateMismatchError: Input, settings, versions or what shapes the parts differ.
     """
-    for kind in ("input", "settings", "versions"):
-        if found := "; ".join(_differences(manifest.fact(kind), facts[kind])):
+    for kind in ("input", "settings", "versions", "plan"):
+        if found := list(_differences(manifest.fact(kind), facts[kind])):
+            more = f" and {len(found) - 5} more differences" if len(found) > 5 else ""
             raise StateMismatchError(
-                f"The output was begun with other {kind}: {found}. Repeat the earlier command, "
-                "write to another directory, or start anew with --overwrite."
+                f"The output was begun with other {kind}: {'; '.join(found[:5])}{more}. Repeat the "
+                "earlier command, write to another directory, or start anew with --overwrite."
             )
+
+
+def _identities(items: list[Any]) -> list[str]:
+    """Return what tells the items of a list: the path of a file, or the item itself."""
+    return [str(item.get("path")) if isinstance(item, dict) else str(item) for item in items]
+
+
+def _only_in_one(before: list[str], now: list[str]) -> tuple[list[str], list[str]]:
+    """Return what is in the first list alone, and what is in the second alone."""
+    both = set(before) & set(now)
+    return [name for name in before if name not in both], [x for x in now if x not in both]
 
 
 def _differences(before: object, now: object, name: str = "") -> Iterator[str]:
@@ -405,11 +446,18 @@ def _differences(before: object, now: object, name: str = "") -> Iterator[str]:
             old = before.get(key, "not recorded")
             if old != now[key]:
                 yield from _differences(old, now[key], f"{label} {key}".strip())
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for old, new in zip(before, now, strict=True):
-            if old != new:
-                yield from _differences(old, new, name)
     elif isinstance(before, list) and isinstance(now, list):
-        yield f"{len(before)} {name}, now {len(now)}"
+        names, others = _identities(before), _identities(now)
+        gone, new = _only_in_one(names, others)
+        if gone or new:
+            lost = [f"without {_some(gone)}"] if gone else []
+            yield f"{name} are now {', '.join(lost + ([f'with {_some(new)}'] if new else []))}"
+        elif len(names) != len(others):
+            yield f"{len(names)} {name}, now {len(others)}"
+        elif names != others:
+            yield f"{name} are now in another order"
+        else:
+            for old, item in zip(before, now, strict=True):
+                yield from _differences(old, item, name)
     elif before != now:
         yield f"{describe(name)[1:-1]} was {describe(str(before))}, now {describe(str(now))}"

@@ -35,6 +35,8 @@ _WORKER = 8 * MIB
 _GROUP_COPIES = 5
 """How often the columns that are worked on together are held: as they stand in the file,
 decompressed, standardized, as pages, and compressed."""
+_STATISTICS = 1500
+"""Bytes of what a scaler, its file, and the manifest hold of one feature."""
 _MOMENTS = 96
 """Bytes of one column's moments."""
 _STREAM = 24 * MIB
@@ -258,7 +260,7 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     objects = max(shape.columns, shape.normalized) * _COLUMN_OBJECTS
     slabs_per_part = ceil(min(part, rows) / slab)
     worked = (
-        ("statistics", objects + shape.normalized * 600 + ahead * moments),
+        ("statistics", objects + shape.normalized * _STATISTICS + ahead * moments),
         ("decoding", _decoding(shape, (batch, slab), way)),
         ("arithmetic and encoding", _working(shape, min(slab, rows), together, threads)),
         (
@@ -315,7 +317,7 @@ def _decoding(shape: Shape, windows: tuple[int, int], way: _Way) -> int:
         found += way.threads * many * (_DECODER + _CHUNK_COPIES * 8 * read)
     else:
         found += shape.arrow_columns * (_DECODER + int(_PAGE_COPIES * shape.page_bytes))
-        found += stream_rows * shape.stream_bytes + _STREAM
+        found += min(stream_rows, max(shape.rows, 1)) * shape.stream_bytes + _STREAM
     held = decoded + window
     found += int(held * (shape.arrow_bytes + shape.vector_bytes) * _SLACK)
     return found + _vector_buffers(shape, decoded)

@@ -133,7 +133,7 @@ class Scaler:
             constant=constant,
             exponent=exponent,
             single=np.array(single, np.bool_),
-            inf_to_null=(moments.inf_count > 0) & (self.inf == "null"),
+            inf_to_null=np.full(len(some), self.inf == "null"),  # other rows may hold infinities
         )
 
     def expressions(self, schema: Mapping[str, pl.DataType] | None = None) -> list[pl.Expr]:
@@ -369,6 +369,15 @@ class Scaler:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"The scaler {describe(str(path))} can't be read: {error}") from None
         return cls.from_json(text)
+
+
+def is_scaler_file(path: Path) -> bool:
+    """Tell whether a file begins as one that `save` wrote; reads no more than its beginning."""
+    head = f'{{\n"format": {json.dumps(FORMAT)}'.encode()
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(head)) == head
 
 
 def output_type(kind: str, asked: str | None) -> str:

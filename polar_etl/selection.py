@@ -34,7 +34,7 @@ def select(
         >>> select(schema, ["x*"], ["^x2$"])
         ('x1',)
     """
-    numeric = [column.name for column in schema if value_type(column.type)]
+    numeric = [column.name for column in schema if _holds_numbers(column)]
     chosen = {name for name in numeric if not is_open_list(schema.field(name).type)}
     if columns is not None:
         chosen = set()
@@ -42,8 +42,8 @@ def select(
             found = _matches(schema.names, pattern)
             if pattern in schema.names and pattern not in numeric:
                 raise UsageError(
-                    f"Column {describe(pattern)} is {schema.field(pattern).type}; only integers, "
-                    "floats, decimals and vectors of them can be normalized."
+                    f"Column {describe(pattern)} is {_kind(schema.field(pattern))}; only "
+                    "integers, floats, decimals and vectors of them can be normalized."
                 )
             chosen.update(found)
     for pattern in exclude or ():
@@ -71,8 +71,28 @@ def _matches(names: Sequence[str], pattern: str) -> list[str]:
     return found
 
 
+def _holds_numbers(column: pa.Field) -> bool:
+    return value_type(column.type) is not None and _foreign_type(column) is None
+
+
+def _foreign_type(column: pa.Field) -> str | None:
+    """Return the extension type of a column if PyArrow does not know it.
+
+    Its values, such as those of pandas.period, may look like integers and mean something else.
+    """
+    name = (column.metadata or {}).get(b"ARROW:extension:name")
+    return None if name is None else name.decode(errors="replace")
+
+
+def _kind(column: pa.Field) -> str:
+    name = _foreign_type(column)
+    return str(column.type) if name is None else f"of the extension type {describe(name)}"
+
+
 def reason_to_pass(column: pa.Field) -> str:
     """Return why a column passes through unchanged."""
+    if _foreign_type(column) is not None:
+        return f"{_kind(column)}, not numeric"
     if is_open_list(column.type):
         return f"{column.type} fixes no length; --columns takes it where all lists have one length"
     return "not selected" if value_type(column.type) else f"{column.type} is not numeric"

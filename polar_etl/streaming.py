@@ -52,18 +52,24 @@ def _moments_of(batch: tuple[int, pa.Table], features: Features, together: int) 
 
 
 def write_stream(
-    source: StreamSource, scaler: Scaler, plan: Plan, workspace: Workspace, level: int
+    source: StreamSource,
+    scaler: Scaler,
+    plan: Plan,
+    workspace: Workspace,
+    level: int,
+    *,
+    overwrite: bool = False,
 ) -> list[Receipt]:
     """Write the stream as parts and return their receipts.
 
     Raises:
-        UsageError: The output holds an earlier run.
+        UsageError: The output holds an earlier run that is not to be replaced.
     """
-    with workspace.opened(overwrite=False) as opening:
+    with workspace.opened(overwrite=overwrite) as opening:
         if opening.resumed:
             raise UsageError(
                 f"{workspace.out} holds a run over files, and a stream can't resume it: "
-                "choose another output."
+                "choose another output, or replace it with --overwrite."
             )
         encoder = Encoder.of(source.schema, scaler, level)
         results = ordered_map(
@@ -86,7 +92,8 @@ def _slabs(source: StreamSource, plan: Plan) -> Iterator[Slab]:
     names = source.schema.names
     lengths = [rows for rows, _ in slab_lengths(plan, plan.part_rows)]
     tables = cut(source.tables(), cycle(lengths))
-    held = next(tables, source.schema.empty_table())
+    nothing = pa.Table.from_batches([], source.schema)  # `empty_table` would import pandas
+    held = next(tables, nothing)
     number = 0
     for table in tables:
         part, place = divmod(number, len(lengths))

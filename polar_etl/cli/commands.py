@@ -6,20 +6,31 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from enum import Enum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from polar_etl.cli.output import Output, configure_logging, outlive_stderr, progress
-from polar_etl.errors import PolarEtlError, RunFailedError, StateMismatchError
+from polar_etl.errors import (
+    InterruptedRunError,
+    PolarEtlError,
+    RunFailedError,
+    StateMismatchError,
+    TerminatedRunError,
+    UsageError,
+    describe,
+)
 from polar_etl.memory import format_size
 
 if TYPE_CHECKING:
+    from polar_etl.api import Prepared
     from polar_etl.inspection import Verdict
     from polar_etl.pipeline import Control, Report
     from polar_etl.workspace import Workspace
@@ -158,15 +169,28 @@ def _session(
 ) -> Iterator[Output]:
     """Configure messages, and turn errors into a sentence and an exit code."""
     configure_logging(level.value, form.value, quiet)
-    output = Output(as_json, quiet)
+    output = Output(as_json, quiet, form.value)
     try:
-        yield output
+        with _handling(_raise):
+            yield output
+    except (KeyboardInterrupt, _Terminated) as signalled:
+        kind = TerminatedRunError if isinstance(signalled, _Terminated) else InterruptedRunError
+        output.error(kind("Stopped by a signal: nothing is left half-done."), resumable=resumable)
+        raise typer.Exit(kind.exit_code) from None
     except PolarEtlError as error:
         output.error(error, resumable=resumable and error.exit_code in (1, 130, 143))
         raise typer.Exit(error.exit_code) from None
     except OSError as error:
         output.error(RunFailedError(str(error)), resumable=resumable)
         raise typer.Exit(1) from None
+
+
+class _Terminated(BaseException):
+    """SIGTERM or SIGHUP while there is no batch to finish."""
+
+
+def _raise(number: int, _frame: object) -> None:
+    raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
 
 
 @contextmanager
@@ -180,6 +204,13 @@ def _signals(control: Control) -> Iterator[None]:
         seen.append(number)
         control.stop.interrupt() if number == signal.SIGINT else control.stop.terminate()
 
+    with _handling(handle):
+        yield
+
+
+@contextmanager
+def _handling(handle: Callable[[int, object], None]) -> Iterator[None]:
+    """Have `handle` called with the signals that end a process."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
@@ -269,7 +300,7 @@ def normalize(
             check_input=check_input,
         )
         if dry_run:
-            _show_plan(output, inputs, options)
+            _show_plan(output, inputs, options, out)
         else:
             _run(output, inputs, out, options)
 
@@ -305,6 +336,8 @@ def fit(
             memory_limit=memory_limit,
             threads=threads,
         )
+        started = time.perf_counter()
+        _refuse_foreign_target(scaler)
         ready = prepare(inputs, options)
         with progress(output, ready.plan.limit) as listener:
             control = pipeline.Control(listener)
@@ -312,10 +345,52 @@ def fit(
                 fitted = pipeline.fit(ready.source, ready.settings, ready.plan, control)
         sweep(scaler.parent, scaler.name.__eq__)
         fitted.save(scaler)
-        rows = sum(file.rows for file in ready.source.files)
-        output.result(
-            {"rows": rows, "columns": len(fitted.columns), "scaler": str(scaler)},
-            [f"{rows:,} rows, {len(fitted.columns):,} columns: {scaler}"],
+        _show_fit(output, ready, scaler, len(fitted.columns), started)
+
+
+def _show_fit(
+    output: Output, ready: Prepared, scaler: Path, normalized: int, started: float
+) -> None:
+    from polar_etl.cli.plans import moment_batches
+    from polar_etl.memory import peak_of_process
+
+    source, plan = ready.source, ready.plan
+    rows = sum(file.rows for file in source.files)
+    fields = {
+        "rows": rows,
+        "columns": len(source.schema),
+        "normalized_columns": normalized,
+        "batches": moment_batches(ready),
+        "resumed_batches": 0,
+        "parts": 0,
+        "bytes_in": sum(file.size for file in source.files),
+        "bytes_out": scaler.stat().st_size,
+        "seconds": time.perf_counter() - started,
+        "memory_limit": plan.limit,
+        "projected_peak": plan.projected,
+        "measured_peak": peak_of_process(),
+        "scaler": str(scaler),
+    }
+    columns = f"{normalized:,} of {len(source.schema):,} columns"
+    output.result(fields, [f"{rows:,} rows, {columns}: {scaler}"])
+
+
+def _refuse_foreign_target(path: Path) -> None:
+    """Keep what a forgotten argument names: the last input would become the scaler file.
+
+    Raises:
+        UsageError: Something else than a scaler stands at `path`, or its directory is missing.
+    """
+    from polar_etl.scaler import is_scaler_file
+
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"There is no directory {describe(str(path.parent))} for the scaler file: create it."
+        )
+    if os.path.lexists(path) and not is_scaler_file(path):
+        raise UsageError(
+            f"{describe(str(path))} exists and is no scaler file: it is left as it is. The last "
+            "argument is the file that the scaler is written to; name a new one."
         )
 
 
@@ -383,11 +458,13 @@ def plan(
         _show_plan(output, inputs, options)
 
 
-def _show_plan(output: Output, inputs: list[str], options: Any) -> None:
+def _show_plan(output: Output, inputs: list[str], options: Any, out: Path | None = None) -> None:
     from polar_etl.api import prepare
     from polar_etl.cli.plans import plan_fields, plan_lines
+    from polar_etl.workspace import Workspace
 
-    ready = prepare(inputs, options)
+    workspace = None if out is None else Workspace.at(out, options.state_dir)
+    ready = prepare(inputs, options, workspace=workspace)
     output.result(plan_fields(ready), plan_lines(ready))
 
 
@@ -512,7 +589,10 @@ def generate(
 
 
 def _open_standard_streams() -> None:
-    """Give closed standard streams somewhere to go, before a file of ours takes their number."""
+    """Give closed standard streams somewhere to go, before a file of ours takes their number.
+
+    What the encoding of stdout can't say is escaped, as Python does on stderr.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -520,6 +600,8 @@ def _open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115 - for as long as we run
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def main() -> None:

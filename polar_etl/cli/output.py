@@ -96,6 +96,7 @@ class Output:
 
     as_json: bool
     quiet: bool
+    log_format: str = "text"
     _closed: bool = False
 
     def result(self, fields: Mapping[str, Any], lines: list[str]) -> None:
@@ -113,12 +114,13 @@ class Output:
         """Show an error on stderr, with the command that resumes the run if one does."""
         hint = f"\nTo go on: {resume_command()}" if resumable else ""
         text = f"{error}{hint}"
-        if self.as_json:
+        as_json = self.as_json or self.log_format == "json"
+        if as_json:
             fields = {"message_type": "error", "code": error.exit_code, "message": str(error)}
             if resumable:
                 fields["resume"] = resume_command()
             text = json.dumps(fields)
-        print(text if self.as_json else printable(f"error: {text}"), file=sys.stderr, flush=True)
+        print(text if as_json else printable(f"error: {text}"), file=sys.stderr, flush=True)
 
     def _print(self, text: str) -> None:
         if self._closed:
@@ -134,8 +136,8 @@ class Output:
 @contextlib.contextmanager
 def progress(output: Output, limit: int) -> Iterator[Any]:
     """Yield a listener that shows progress: bars on a terminal, now and then a line elsewhere."""
-    bars = not output.quiet and not output.as_json and sys.stderr.isatty()
-    if not bars or os.environ.get("TERM") == "dumb":
+    plain = output.as_json or output.log_format == "json" or not logger.isEnabledFor(logging.INFO)
+    if plain or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield _Lines(output, limit)
         return
     from rich.console import Console
@@ -143,12 +145,13 @@ def progress(output: Output, limit: int) -> Iterator[Any]:
 
     with Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=None),  # takes what 80 columns leave for it
         TextColumn("{task.percentage:>3.0f}%"),
         TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[memory]}"),
         console=Console(stderr=True),
+        expand=True,
     ) as shown:
         yield _Bars(shown, limit)
 

@@ -14,6 +14,13 @@ from polar_etl.selection import reason_to_pass
 _SHOWN = 5
 
 
+def moment_batches(ready: Prepared) -> int:
+    """Return the batches of the first pass; there is none where nothing is normalized."""
+    if not ready.settings.features:
+        return 0
+    return sum(ceil(file.rows / ready.plan.batch_rows) for file in ready.source.files)
+
+
 def plan_fields(ready: Prepared) -> dict[str, Any]:
     """Return the plan as a JSON object."""
     source, plan, settings = ready.source, ready.plan, ready.settings
@@ -31,7 +38,7 @@ def plan_fields(ready: Prepared) -> dict[str, Any]:
             for column in source.schema
             if column.name not in chosen
         },
-        "batches": sum(ceil(file.rows / plan.batch_rows) for file in source.files) + plan.parts,
+        "batches": moment_batches(ready) + plan.parts,
         "parts": plan.parts,
         "rows_per_part": plan.part_rows,
         "row_group_rows": plan.slab_rows,

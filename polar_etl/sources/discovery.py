@@ -35,7 +35,8 @@ def find_files(inputs: Sequence[str | os.PathLike[str]], apart_from: Sequence[Pa
             raise UsageError(f"{describe(text)} is the output directory: choose another output.")
         files = _expand(text)
         if len(files) != 1 or files[0] != text:
-            files = [path for path in files if _folder_of(path, apart_from) is None]
+            others = [path for path in files if _folder_of(path, apart_from) is None]
+            files = others or files[:1]  # which is refused below
         if not files:
             raise InputError(f"{describe(text)} holds no Parquet file ({', '.join(_SUFFIXES)}).")
         found += files
@@ -60,6 +61,8 @@ def _expand(text: str) -> list[str]:
         return sorted(_walk(text))
     if os.path.exists(text):
         return [text]
+    if "://" in text:
+        raise InputError(f"{describe(text)} is a URL: only local files can be read.")
     if glob.has_magic(text):
         return sorted(path for path in glob.glob(text, recursive=True) if os.path.isfile(path))
     raise InputError(f"{describe(text)} does not exist. Check the path; quote a glob.")

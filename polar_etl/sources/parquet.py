@@ -71,6 +71,8 @@ class ParquetSource:
                     f"{describe(path)} differs in schema from {describe(paths[0])}: {text}. "
                     "All files of an input must have one schema: convert the file or leave it out."
                 )
+            else:
+                schema = _nullable_where_either_is(schema, own)
             found.append(file)
             layouts = layouts or {0: layout}
         if schema is None:
@@ -254,6 +256,12 @@ class _Window:
                 require_lengths(name, column, lengths[name], part.path, part.row)
         chunks = [chunk for column in found for chunk in column.iterchunks()]
         return pa.chunked_array(chunks, self.source.schema.field(place).type)
+
+
+def _nullable_where_either_is(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
+    pairs = zip(schema, other, strict=True)
+    columns = [column.with_nullable(column.nullable or also.nullable) for column, also in pairs]
+    return pa.schema(columns, metadata=schema.metadata)
 
 
 def _groups_of(rows: Sequence[int], first: int, stop: int) -> tuple[list[int], int]:

@@ -33,6 +33,7 @@ class StreamSource:
 
         Raises:
             UsageError: `data` is neither.
+            InputError: It has no schema of columns to tell.
         """
         if type(data).__module__.partition(".")[0] == "polars" and hasattr(data, "lazy"):
             return _of_lazyframe(data.lazy())
@@ -41,7 +42,10 @@ class StreamSource:
                 f"{type(data).__name__} is no source: expected a path, paths, a LazyFrame or an "
                 "object with __arrow_c_stream__."
             )
-        reader = pa.RecordBatchReader.from_stream(data)
+        try:
+            reader = pa.RecordBatchReader.from_stream(data)
+        except pa.ArrowException as error:
+            raise InputError(f"{type(data).__name__} is no stream of tables: {error}") from None
         batches = (pa.Table.from_batches([batch]) for batch in reader)
         return cls(checked_schema("the stream", reader.schema), batches)
 
@@ -88,6 +92,10 @@ def _of_lazyframe(frame: pl.LazyFrame) -> StreamSource:
 
     wide = [getattr(pl, name) for name in ("Int128", "UInt128") if hasattr(pl, name)]
     frame = frame.with_columns(cs.by_dtype(wide).cast(pl.Float64))
+    try:
+        schema = frame.collect_schema()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(f"The LazyFrame can't be collected: {error}") from error
 
     def tables() -> Iterator[pa.Table]:
         try:
@@ -96,7 +104,7 @@ def _of_lazyframe(frame: pl.LazyFrame) -> StreamSource:
         except pl.exceptions.PolarsError as error:
             raise InputError(f"The LazyFrame can't be collected: {error}") from error
 
-    empty = pl.DataFrame(schema=frame.collect_schema())
+    empty = pl.DataFrame(schema=schema)
     return StreamSource(checked_schema("the LazyFrame", _table(empty).schema), tables())
 
 

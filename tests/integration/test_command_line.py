@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -114,6 +115,13 @@ def test_plan_tells_what_normalize_does(run_process, folder):
         assert plan[name] == made[name], name
 
 
+def test_plan_and_run_count_alike_where_nothing_is_normalized(run_process, folder):
+    how = ("in.parquet", "--exclude", "*", "--json")
+    plan = run_process("plan", *how).expect(0).summary
+    made = run_process("normalize", "in.parquet", "out", *how[1:]).expect(0).summary
+    assert (plan["batches"], plan["normalized_columns"]) == (made["batches"], 0)
+
+
 def test_json_lines_end_with_the_summary(run_process, folder):
     said = run_process("normalize", "in.parquet", "out", "--rows-per-part", 300, "--json").expect(0)
     assert set(said.summary) >= SUMMARY
@@ -132,6 +140,17 @@ def test_json_lines_end_with_the_summary(run_process, folder):
     )
     assert len(quiet.expect(0).messages) == 1
     assert set(quiet.summary) >= SUMMARY
+
+
+def test_the_summary_of_a_fit_has_the_same_fields(run_process, folder):
+    summary = run_process("fit", "in.parquet", "scaler.json", "--json").expect(0).summary
+    made = run_process("normalize", "in.parquet", "out", "--json").expect(0).summary
+    assert set(summary) >= SUMMARY
+    for name in ("rows", "columns", "normalized_columns", "bytes_in", "memory_limit"):
+        assert summary[name] == made[name], name
+    assert summary["batches"] == made["batches"] - made["parts"]
+    assert summary["bytes_out"] == (folder / "scaler.json").stat().st_size
+    assert summary["measured_peak"] <= summary["projected_peak"]
 
 
 def test_errors_as_json(run_process, folder):
@@ -166,6 +185,8 @@ def test_log_format_json(run_process, folder):
     lines = [json.loads(line) for line in said.stderr.splitlines()]
     assert {"level", "message"} <= set(lines[0])
     assert any("'flat'" in line["message"] for line in lines)
+    failed = run_process("normalize", "in.parquet", "out", "--ddof", 1, *how).expect(5)
+    assert json.loads(failed.stderr)["code"] == 5
 
 
 def test_every_option_has_an_environment_variable(run_process, folder):
@@ -259,6 +280,13 @@ def test_closed_standard_streams_do_no_harm(folder):
     cli.run("verify", "out", cwd=folder).expect(0)
 
 
+def test_what_the_encoding_of_stdout_lacks_is_escaped(run_process, folder):
+    ascii_only = {"PYTHONIOENCODING": "ascii"}
+    made = run_process("normalize", "in.parquet", "größe", env=ascii_only).expect(0)
+    assert "gr\\xf6\\xdfe" in made.stdout
+    assert "2,000 rows" in made.stdout
+
+
 def test_a_full_stdout_does_no_harm(folder):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
@@ -322,6 +350,26 @@ def test_a_terminal_shows_bars_and_memory(folder):
         assert word in shown
 
 
+def test_bars_are_whole_on_80_columns(folder):
+    how = ("normalize", "in.parquet", "out", "--rows-per-part", 100, "--memory-limit", "800MB")
+    _, _, shown = on_a_terminal(folder, *how, COLUMNS="80", NO_COLOR="1")
+    assert "…" not in shown
+    assert re.search(r"rows/s, [\d.]+ [kM]B/s +\d\d:\d\d [\d.]+ MB of 800 MB", shown)
+
+
+@pytest.mark.parametrize(
+    "how", [("--log-format", "json"), ("--log-level", "warning"), ("--quiet",)]
+)
+def test_no_bars_for_those_who_want_none(folder, how):
+    code, _, shown = on_a_terminal(folder, "normalize", "in.parquet", "out", *how)
+    assert code == 0
+    assert "\x1b" not in shown
+    lines = shown.splitlines()
+    assert len(lines) == (0 if how == ("--quiet",) else 1)
+    if "json" in how:
+        assert "'flat'" in json.loads(lines[0])["message"]
+
+
 def test_no_color(folder):
     code, _, shown = on_a_terminal(
         folder, "normalize", "in.parquet", "out", "--rows-per-part", 100, NO_COLOR="1"
@@ -349,6 +397,45 @@ def test_the_umask_decides_on_parts_and_state_is_private(folder):
     assert state.stat().st_mode & 0o777 == 0o700
     for name in ("manifest.db", "lock"):
         assert (state / name).stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_outside_of_batches_is_answered_as_documented(tmp_path, number, code):
+    how = ("generate", "out.parquet", "--chunks", 10_000, "--rows", 10_000)
+    with cli.started(*how, cwd=tmp_path) as process:
+        assert cli.wait_until(lambda: bool(os.listdir(tmp_path)), process)
+        process.send_signal(number)
+        stopped = cli.outcome_of(process).expect(code)
+    assert "nothing is left half-done" in stopped.stderr
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_options_and_values(tmp_path, shell):
+    def proposed(*words):
+        env = {
+            "_POLAR_ETL_COMPLETE": f"complete_{shell}",
+            "COMP_WORDS": " ".join(words),
+            "COMP_CWORD": str(len(words) - 1),
+            "_TYPER_COMPLETE_ARGS": " ".join(words),
+            "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        }
+        code = "import sys; sys.argv = ['polar-etl']; from polar_etl.cli import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=cli.environment(**env),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done
+        return set(re.findall(r"[\w-]+", done.stdout))
+
+    assert {"normalize", "generate"} <= proposed("polar-etl", "")
+    assert "--memory-limit" in proposed("polar-etl", "normalize", "--mem")
+    assert {"error", "ignore", "null"} <= proposed("polar-etl", "fit", "--inf", "")
 
 
 def test_it_runs_from_the_console_script_and_as_a_module(folder):

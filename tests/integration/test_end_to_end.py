@@ -190,6 +190,22 @@ def test_fit_then_transform_gives_the_same_parts_as_normalize(run_cli, tmp_path,
     assert again["nothing_to_do"] is True
 
 
+def test_fit_never_writes_over_its_input(run_cli, tmp_path):
+    for name in ("a.parquet", "b.parquet"):
+        tables.write(tmp_path / name, {"x": [1.0, 2.0, 3.0]})
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.json").symlink_to("b.parquet")
+    before = (tmp_path / "b.parquet").read_bytes()
+    for forgotten in ("b.parquet", "folder", "link.json", "/dev/null"):
+        refused = run_cli("fit", "a.parquet", forgotten).expect(2)
+        assert forgotten in refused.stderr
+    assert "create it" in run_cli("fit", "a.parquet", "absent/scaler.json").expect(2).stderr
+    assert (tmp_path / "b.parquet").read_bytes() == before
+    run_cli("fit", "a.parquet", "scaler.json").expect(0)
+    run_cli("fit", "b.parquet", "scaler.json", "--ddof", 1).expect(0)
+    assert json.loads((tmp_path / "scaler.json").read_text())["ddof"] == 1
+
+
 def test_transform_of_other_rows_uses_the_statistics_that_were_fitted(run_cli, tmp_path):
     tables.write(tmp_path / "old.parquet", {"x": [1.0, 2.0, 3.0], "s": ["a", "b", "c"]})
     tables.write(tmp_path / "new.parquet", {"x": [10.0, None], "s": ["d", "e"]})

@@ -195,6 +195,14 @@ def test_output_inside_the_input_directory_never_reads_its_own_parts(run_cli, tm
         assert trees.tree(tmp_path) == before
 
 
+def test_a_dry_run_counts_what_the_run_would_read(run_cli, tmp_path):
+    tables.write(tmp_path / "data" / "1.parquet", {"x": [1.0, 2.0]})
+    run_cli("normalize", "data", "data/out").expect(0)
+    plan = run_cli("normalize", "data", "data/out", "--dry-run", "--json").expect(0).summary
+    assert (plan["files"], plan["rows"]) == (1, 2)
+    run_cli("normalize", "data/out", "data/out", "--dry-run").expect(2)
+
+
 def test_input_inside_the_output_is_refused(run_cli, tmp_path):
     tables.write(tmp_path / "out" / "1.parquet", {"x": [1.0, 2.0]})
     before = trees.tree(tmp_path)

@@ -265,6 +265,13 @@ def test_size_of_parts(run_cli, tmp_path, options, lengths):
     tables.assert_bits(tables.read(tmp_path / "out")["c1"].to_numpy(), expected)
 
 
+def test_more_parts_than_names_can_sort_are_refused(run_cli, tmp_path):
+    tables.write(tmp_path / "in.parquet", {"x": np.arange(200_001.0)})
+    refused = run_cli("normalize", "in.parquet", "out", "--rows-per-part", 2).expect(2)
+    assert "--rows-per-part 3 or more" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_parts_may_hold_several_row_groups(run_cli, tmp_path):
     source = tables.floats(60_000, 90, "float64")
     tables.write(tmp_path / "in.parquet", source, row_group_size=9_000)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import shutil
 import sqlite3
 from contextlib import closing
 
+import numpy as np
 import pytest
 from support import tables, trees
 
@@ -52,10 +54,11 @@ def test_what_changes_no_bit_may_change_between_runs(run_cli, finished, options)
         ([*HOW, "--dtype", "float32"], "--dtype"),
         ([*HOW, "--inf", "null"], "--inf"),
         ([*HOW, "--compression-level", "3"], "--compression-level"),
-        ([*HOW, "--exclude", "x"], "columns"),
+        ([*HOW, "--exclude", "x"], "normalized columns are now without 'x'."),
+        ([*HOW, "--columns", "list*", "--columns", "y"], "without 'id', 'x', 'n', with 'list'."),
         ([], "--rows-per-part"),
     ],
-    ids=["rows-per-part", "ddof", "dtype", "inf", "level", "columns", "left out"],
+    ids=["rows-per-part", "ddof", "dtype", "inf", "level", "columns", "other columns", "left out"],
 )
 def test_other_settings_are_refused_with_what_changed(run_cli, finished, options, named):
     before = trees.tree(finished)
@@ -133,9 +136,27 @@ def test_check_input_full_needs_a_hash_to_compare_with(run_cli, finished):
 
 def test_more_or_other_files_are_refused(run_cli, finished):
     shutil.copy(finished / "in.parquet", finished / "more.parquet")
-    run_cli("normalize", "in.parquet", "more.parquet", "out", *HOW).expect(5)
-    refused = run_cli("normalize", "more.parquet", "out", *HOW).expect(5)
-    assert "more.parquet" in refused.stderr
+    both = ("in.parquet", "more.parquet")
+    more = run_cli("normalize", *both, "out", *HOW).expect(5)
+    assert f"files are now with '{finished}/more.parquet'." in more.stderr
+    other = run_cli("normalize", "more.parquet", "out", *HOW).expect(5)
+    assert f"without '{finished}/in.parquet', with '{finished}/more.parquet'." in other.stderr
+    twice = run_cli("normalize", "in.parquet", "in.parquet", "out", *HOW).expect(5)
+    assert "1 files, now 2." in twice.stderr
+    run_cli("normalize", *both, "two").expect(0)
+    swapped = run_cli("normalize", *reversed(both), "two").expect(5)
+    assert "files are now in another order." in swapped.stderr
+
+
+def test_what_changed_is_told_in_a_few_words(run_cli, tmp_path):
+    for number in range(30):
+        tables.write(tmp_path / "data" / f"{number}.parquet", {"x": [1.0, 2.0]})
+    run_cli("normalize", "data", "out").expect(0)
+    for number in range(30):
+        tables.write(tmp_path / "data" / f"{number}.parquet", {"x": [1.0, 2.0, 3.0]})
+    refused = run_cli("normalize", "data", "out").expect(5)
+    assert "more differences." in refused.stderr
+    assert len(refused.stderr) < 2000
 
 
 def test_other_library_versions_are_refused(run_cli, finished):
@@ -149,6 +170,32 @@ def test_other_library_versions_are_refused(run_cli, finished):
     refused = run_cli("normalize", "in.parquet", "out", *HOW).expect(5)
     assert "pyarrow" in refused.stderr
     assert "0.0.1" in refused.stderr
+
+
+def test_parts_of_another_shape_are_refused(run_cli, finished):
+    with closing(sqlite3.connect(trees.state_of(finished / "out") / "manifest.db")) as manifest:
+        plan = json.dumps({"rows of a part": 500, "rows of a row group": 250})
+        manifest.execute("UPDATE facts SET value = ? WHERE name = 'plan'", (plan,))
+        manifest.commit()
+    refused = run_cli("normalize", "in.parquet", "out", *HOW).expect(5)
+    assert "other plan: rows of a row group was '250'" in refused.stderr
+
+
+def test_moments_that_make_another_scaler_are_refused(run_cli, finished):
+    before = trees.parts(finished / "out")
+    (finished / "out" / "part-00001.parquet").unlink()
+    with closing(sqlite3.connect(trees.state_of(finished / "out") / "manifest.db")) as manifest:
+        (state,) = manifest.execute("SELECT state FROM moments").fetchone()
+        with np.load(io.BytesIO(state)) as arrays:
+            moments = dict(arrays)
+        moments["sum"] = np.nextafter(moments["sum"], np.inf)
+        changed = io.BytesIO()
+        np.savez(changed, **moments)
+        manifest.execute("UPDATE moments SET state = ?", (changed.getvalue(),))
+        manifest.commit()
+    refused = run_cli("normalize", "in.parquet", "out", *HOW).expect(5)
+    assert "another scaler" in refused.stderr
+    assert trees.parts(finished / "out").items() < before.items()
 
 
 def remove(path):
@@ -237,7 +284,10 @@ def test_verify_and_status_report_what_is_missing(run_cli, finished):
 
 def test_a_part_that_no_manifest_knows_is_found_by_verify(run_cli, finished):
     shutil.copy(finished / "out" / "part-00000.parquet", finished / "out" / "part-00009.parquet")
-    assert "part-00009.parquet" in run_cli("verify", "out").expect(5).stderr
+    assert (
+        "part-00009.parquet: no manifest row, remove it"
+        in run_cli("verify", "out").expect(5).stderr
+    )
 
 
 @pytest.mark.parametrize("command", ["status", "verify"])

@@ -88,4 +88,15 @@ def test_inputs_must_not_lie_in_the_output(folder):
     for apart in (folder, folder / "sub"):
         with pytest.raises(UsageError, match="lies in the output"):
             find_files([str(folder / "sub" / "z.parquet")], [apart])
+    for pattern in (folder / "sub" / "*.parquet", folder / "sub" / "deep"):
+        with pytest.raises(UsageError, match="lies in the output"):
+            find_files([str(pattern)], [folder / "sub"])
     assert names(folder, folder / "a.parquet", apart=[folder / "sub"]) == ["a.parquet"]
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/x.parquet", "https://host/x.parquet?a=b", "file:///x"]
+)
+def test_a_url_is_an_input_error(url):
+    with pytest.raises(InputError, match="is a URL: only local files"):
+        find_files([url], ())

@@ -98,3 +98,15 @@ def test_names_are_shown_without_control_characters():
 def test_a_reason_is_given_for_columns_that_pass():
     assert reason_to_pass(SCHEMA.field("x1")) == "not selected"
     assert "string is not numeric" in reason_to_pass(SCHEMA.field("id"))
+
+
+def test_extension_types_that_nobody_knows_are_no_numbers():
+    known = {b"ARROW:extension:name": b"pandas.period", b"ARROW:extension:metadata": b"{}"}
+    period = pa.field("period", pa.int64(), metadata=known)
+    schema = pa.schema([pa.field("x", pa.int64(), metadata={b"unit": b"m"}), period])
+
+    assert select(schema, None, None) == ("x",)
+    assert select(schema, ["*"], None) == ("x",)
+    assert reason_to_pass(period) == "of the extension type 'pandas.period', not numeric"
+    with pytest.raises(UsageError, match=r"'period' is of the extension type 'pandas.period'"):
+        select(schema, ["period"], None)

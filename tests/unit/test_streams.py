@@ -70,6 +70,16 @@ def test_a_lazyframe_that_fails_is_an_input_error():
         list(StreamSource.of(frame).tables())
 
 
+@pytest.mark.parametrize(
+    "thing",
+    [pl.Series([1.0]), pl.scan_parquet("absent.parquet"), pl.LazyFrame({"x": [1]}).select("y")],
+    ids=["a column", "of no file", "of no such column"],
+)
+def test_what_has_no_columns_to_tell_is_an_input_error(thing):
+    with pytest.raises(InputError, match=r"no stream of tables|can't be collected"):
+        StreamSource.of(thing)
+
+
 @pytest.mark.parametrize("frame", [pl.LazyFrame(), pa.table({})], ids=["polars", "pyarrow"])
 def test_no_columns_are_an_input_error(frame):
     with pytest.raises(InputError, match="no columns"):
