@@ -163,7 +163,11 @@ class TestNormalize:
         assert found.height == ROWS
         assert pe.fit(path.parent.glob("in.*")).columns == ("x", "y", "i", "holes")
 
-    @pytest.mark.parametrize("thing", [pl.LazyFrame({"x": [1.0]}), 7, None, {"x": 1}], ids=repr)
+    @pytest.mark.parametrize(
+        "thing",
+        [pl.LazyFrame({"x": [1.0]}), 7, None, {"x": 1}],
+        ids=lambda thing: type(thing).__name__,
+    )
     def test_takes_no_streams_and_says_what_does(self, tmp_path, thing):
         with pytest.raises(pe.UsageError, match=r"twice.*Use fit and transform"):
             pe.normalize(thing, tmp_path / "out")

@@ -1,0 +1,234 @@
+"""A first look at a Parquet file: its footer, its schema, and samples of what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from polar_etl.errors import InputError, describe
+from polar_etl.pages import is_usual
+from polar_etl.sources.base import SourceFile
+from polar_etl.sources.decoding import STREAM_BUFFER, explained
+from polar_etl.sources.layout import Layout, layout_of
+from polar_etl.sources.schemas import checked_schema, has_variable_width, leaves
+from polar_etl.thrift import fields_of, number
+
+_COLUMNS_SAMPLED = 32
+_SAMPLED_AT_A_TIME = 4
+_COLUMNS_PEEKED_AT = 256
+_ROWS_SAMPLED = 64
+_SUSPICIOUS = 64
+"""How many times longer than the first rows' the words of a dictionary are, where rows are few that
+have none of them."""
+_LONG_ROW = 1 << 16
+"""Bytes of text in a row from which on one row is sample enough."""
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[pq.ParquetFile]:
+    """Open a file for a look at it; what goes wrong with it becomes an `InputError`."""
+    with (
+        explained(path),
+        pq.ParquetFile(path, pre_buffer=False, buffer_size=STREAM_BUFFER) as opened,
+    ):
+        yield opened
+
+
+class Inspected(NamedTuple):
+    """What a first look at a file shows."""
+
+    file: SourceFile
+    schema: pa.Schema
+    layout: Layout | None
+
+
+def inspect(path: str) -> Inspected:
+    """Return what a first look at a file shows.
+
+    Raises:
+        InputError: It is missing, or no Parquet that can be handled.
+    """
+    with explained(path):
+        before = os.stat(path)
+        if not stat.S_ISREG(before.st_mode):
+            raise InputError(f"{describe(path)} is not a regular file.")
+        with _opened(path) as opened, open(path, "rb") as raw:
+            metadata, schema = opened.metadata, opened.schema_arrow
+            variable, page_bytes = _measure(raw, opened)
+            footer = footer_of(raw)
+    schema = checked_schema(path, schema)
+    if sum(leaves(column.type) for column in schema) != metadata.num_columns:
+        raise InputError(
+            f"{describe(path)} has {metadata.num_columns} columns in its footer and another "
+            "number in its Arrow schema: write it again without the stored schema."
+        )
+    groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    chunks = metadata.num_columns * len(groups)
+    del metadata, opened  # a gigabyte, where there are 600,000 column chunks
+    layout = layout_of(footer, schema)
+    with explained(path), open(path, "rb", buffering=0) as raw:
+        from_arrow = _from_arrow(raw, layout, len(schema))
+    return Inspected(
+        SourceFile(
+            path=os.path.abspath(path),
+            size=before.st_size,
+            mtime_ns=before.st_mtime_ns,
+            footer=hashlib.blake2b(footer, digest_size=16).hexdigest(),
+            group_rows=tuple(groups),
+            chunks=chunks,
+            variable_bytes=variable,
+            page_bytes=page_bytes,
+            from_arrow=from_arrow,
+        ),
+        schema,
+        layout,
+    )
+
+
+def _from_arrow(file: io.RawIOBase, layout: Layout | None, columns: int) -> frozenset[int]:
+    """Return the columns that PyArrow must decode, as far as footer and first pages tell."""
+    everything = frozenset(range(columns))
+    if layout is None:
+        return everything
+    plain = layout.plain()
+    if plain and any(layout.rows):
+        largest = max(range(len(layout.rows)), key=layout.rows.__getitem__)
+
+        def usual(column: int) -> bool:
+            chunk = layout.chunk(largest, column)
+            return chunk is not None and is_usual(chunk, file.fileno())
+
+        if not all(map(usual, plain[:: len(plain) // _COLUMNS_PEEKED_AT + 1])):
+            plain = list(filter(usual, plain))
+    return everything - frozenset(plain)
+
+
+def _variable_leaves(schema: pa.Schema, apart_from: Container[str]) -> list[bool]:
+    return [
+        has_variable_width(column.type) and column.name not in apart_from
+        for column in schema
+        for _ in range(leaves(column.type))
+    ]
+
+
+def footer_of(file: BinaryIO) -> bytes:
+    """Return the footer of a Parquet file, its length and the magic bytes behind it included."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(end - 8, 0))
+    length = int.from_bytes(file.read(4), "little")
+    file.seek(max(end - 8 - length, 0))
+    return file.read(length + 8)
+
+
+def text_bytes(path: str, apart_from: Container[str]) -> int:
+    """Return the decoded bytes of columns of variable width, as far as samples tell.
+
+    Raises:
+        InputError: The file can't be read.
+    """
+    with explained(path), _opened(path) as opened, open(path, "rb") as raw:
+        return _measure(raw, opened, apart_from)[0]
+
+
+def _measure(
+    file: BinaryIO, opened: pq.ParquetFile, apart_from: Container[str] = ()
+) -> tuple[int, int]:
+    """Return the bytes of columns of variable width, and of the largest page, from samples.
+
+    Of text the footer tells the encoded bytes; a dictionary can make a thousand times as many, so
+    some rows are decoded, too. Where the words of a dictionary are far longer than these rows, the
+    later rows are taken to hold them. How large pages are the footer does not tell, but their own
+    headers do. One value of each sampled column is read first: that raises an error where a column
+    is encrypted or damaged, while asking its footer would abort the process (PyArrow 26).
+    """
+    metadata = opened.metadata
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    filled = [i for i, group in enumerate(groups) if group.num_rows > 0]
+    if not filled:
+        return 0, 0
+    variable = [
+        i for i, wide in enumerate(_variable_leaves(opened.schema_arrow, apart_from)) if wide
+    ]
+    texts = variable[:: len(variable) // _COLUMNS_SAMPLED + 1]
+    pages = range(0, metadata.num_columns, metadata.num_columns // _COLUMNS_SAMPLED + 1)
+    largest = max(filled, key=lambda i: groups[i].num_rows)
+    for batch in _first_rows(opened, largest, sorted({*pages, *texts}), 1):
+        del batch
+    found = values = 0
+    rows = metadata.num_rows
+    for index in pages:
+        found = max(found, _page_size(file, groups[largest].column(index)))
+    for index in texts:
+        values += int(_value_length(file, groups[largest].column(index)) * rows)
+    encoded = sum(
+        max(groups[i].column(index).total_uncompressed_size, 0) for i in filled for index in texts
+    )
+    few = 1 if encoded > _LONG_ROW * rows else _ROWS_SAMPLED
+    decoded = sum(
+        sum(_decoded_bytes(column, rows) for column in batch.columns)
+        for batch in _first_rows(opened, largest, texts, few)
+    )
+    size = max(encoded, decoded)
+    if values > _SUSPICIOUS * size:
+        size = values
+    return size * len(variable) // max(len(texts), 1), found
+
+
+def _page_size(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> int:
+    """Return the size of a chunk's first data page, or a usual size where its header says none."""
+    most = max(chunk.total_uncompressed_size, 0)
+    found = _page_header(file, chunk.data_page_offset).get(2, -1)
+    return found if 0 <= found <= most else min(most, 1 << 20)
+
+
+def _value_length(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> float:
+    """Return the bytes of a value of a chunk's dictionary on average, 0 where there is none."""
+    if not chunk.has_dictionary_page:
+        return 0.0
+    header = _page_header(file, chunk.dictionary_page_offset or 0)
+    return header.get(2, 0) / max(header.get(71, 1), 1)
+
+
+def _page_header(file: BinaryIO, place: int) -> dict[int, int]:
+    """Return sizes of a page: field 2 of its header, decompressed, and 71, values in a dictionary.
+
+    Raises nothing: a header that can't be read says nothing.
+    """
+    file.seek(max(place, 0))
+    raw = file.read(512)
+    try:
+        outer, _ = fields_of(raw)
+        found = {2: number(raw, outer[2])}
+        if 7 in outer:
+            found[71] = number(raw, fields_of(raw, outer[7].start)[0][1])
+    except (ValueError, KeyError, IndexError):
+        return {}
+    return found
+
+
+def _decoded_bytes(sample: pa.Array, rows: int) -> int:
+    """Return the bytes of so many rows that are like `sample`, which has one dictionary for all."""
+    if pa.types.is_dictionary(sample.type):
+        return int(sample.indices.nbytes * rows // len(sample) + sample.dictionary.nbytes)
+    return int(sample.nbytes * rows // len(sample))
+
+
+def _first_rows(
+    opened: pq.ParquetFile, group: int, columns: Sequence[int], rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield the first rows of a row group, a few of its columns at a time."""
+    for low in range(0, len(columns), _SAMPLED_AT_A_TIME):
+        few = list(columns[low : low + _SAMPLED_AT_A_TIME])
+        batches = opened.reader.iter_batches(
+            rows, row_groups=[group], column_indices=few, use_threads=False
+        )
+        yield from (batch for batch in islice(batches, 1) if batch.num_rows)
