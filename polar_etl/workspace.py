@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from polar_etl.durable import is_temporary, make_directory, sweep, sync_directory
 from polar_etl.errors import RunFailedError, StateMismatchError, UsageError, describe
-from polar_etl.lock import OutputLock
+from polar_etl.lock import OutputLock, directory_lock
+from polar_etl.manifest import COMPANIONS
 from polar_etl.parts import is_part_name
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
@@ -90,13 +91,15 @@ class Workspace:
                 raise StateMismatchError(f"{describe(str(self.state))} is a symbolic link.")
             if self.state in created:
                 self.state.chmod(0o700)
-            with OutputLock(self.state / "lock"):
+            with OutputLock(self.state / "lock"), ExitStack() as stack:
                 try:
+                    created += make_directory(self.out)
+                    stack.enter_context(directory_lock(self.out))
+                    self._refuse_directories()
                     resumed = self.manifest.exists() and not overwrite
                     if not resumed:
                         self._refuse_foreign_files(parts_are_foreign=not overwrite)
                         self._clear()
-                    created += make_directory(self.out)
                     self._prepare_scratch()
                     self._sweep()
                 except BaseException:
@@ -112,9 +115,7 @@ class Workspace:
     def discard(self, opening: Opening) -> None:
         """Leave the directories as they were before `opening`, without parts and state."""
         self._clear()
-        if self.scratch == self.state / "tmp":
-            for name in os.listdir(self.scratch):
-                (self.scratch / name).unlink()
+        self._sweep()
         self._remove_created(list(opening.created))
         self._remove_files()
 
@@ -127,7 +128,7 @@ class Workspace:
     def _prepare_scratch(self) -> None:
         scratch = self.scratch
         if scratch != self.out:
-            if scratch.is_symlink():
+            if os.path.lexists(scratch) and (scratch.is_symlink() or not scratch.is_dir()):
                 scratch.unlink()
             scratch.mkdir(mode=0o700, exist_ok=True)
 
@@ -137,8 +138,23 @@ class Workspace:
             sweep(folder, is_part_name)
         sweep(self.state, {self.manifest.name, self.scaler.name}.__contains__)
 
+    @property
+    def _files(self) -> list[Path]:
+        """Files of the state directory that begin and end with a run; the manifest goes first."""
+        names = [self.manifest.name + suffix for suffix in ("", *COMPANIONS)]
+        return [*(self.state / name for name in names), self.scaler]
+
+    def _refuse_directories(self) -> None:
+        """Refuse directories where files of ours belong: whatever is in them is not ours."""
+        for path in self._files:
+            if path.is_dir() and not path.is_symlink():
+                raise StateMismatchError(
+                    f"{describe(str(path))} is a directory, and a file of the state belongs there: "
+                    "remove it, or use another --state-dir."
+                )
+
     def _refuse_foreign_files(self, *, parts_are_foreign: bool) -> None:
-        names = sorted(os.listdir(self.out)) if self.out.is_dir() else []
+        names = sorted(os.listdir(self.out))
         found = [
             name
             for name in names
@@ -151,19 +167,23 @@ class Workspace:
                 f"{describe(found[0])}. Write to a new directory, or use --overwrite to replace "
                 "parts of an earlier run."
             )
+        if parts_are_foreign and os.path.lexists(self.scaler):
+            raise StateMismatchError(
+                f"{describe(str(self.scaler))} belongs to no run: use another --state-dir, or "
+                "--overwrite to replace it."
+            )
 
     def _clear(self) -> None:
         """Remove manifest first, then parts, so that no manifest ever names a missing part."""
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            self.manifest.with_name(self.manifest.name + suffix).unlink(missing_ok=True)
-        self.scaler.unlink(missing_ok=True)
+        for path in self._files:
+            path.unlink(missing_ok=True)
         sync_directory(self.state)
         for name in self.part_files():
             (self.out / name).unlink()
 
     def _remove_files(self) -> None:
         """Remove our files from the state directory."""
-        for path in (self.manifest, self.scaler, self.state / "lock"):
+        for path in (*self._files, self.state / "lock"):
             path.unlink(missing_ok=True)
         with suppress(OSError):
             (self.state / "tmp").rmdir()

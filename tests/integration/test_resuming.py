@@ -313,6 +313,20 @@ def test_a_foreign_state_directory_is_not_emptied(run_cli, tmp_path):
     assert (tmp_path / "mine" / "letters.txt").read_text() == "dear diary"
 
 
+def test_a_state_directory_with_files_of_somebody_else(run_cli, tmp_path):
+    tables.write(tmp_path / "in.parquet", {"x": [1.0, 2.0], "y": [1.0, float("inf")]})
+    (tmp_path / "mine" / "tmp").mkdir(parents=True)
+    (tmp_path / "mine" / "tmp" / "letter").write_text("precious")
+    run_cli("normalize", "in.parquet", "out", "--state-dir", "mine").expect(4)
+    assert trees.names(tmp_path) == {"in.parquet", "mine", "mine/tmp", "mine/tmp/letter"}
+    run_cli("fit", "in.parquet", "mine/scaler.json", "--exclude", "y").expect(0)
+    before = trees.tree(tmp_path)
+    refused = run_cli("normalize", "in.parquet", "out", "--state-dir", "mine").expect(5)
+    assert "scaler.json" in refused.stderr
+    after = trees.tree(tmp_path)
+    assert {name: after[name] for name in before} == before
+
+
 def test_state_dir_elsewhere(run_cli, tmp_path):
     tables.write(tmp_path / "in.parquet", tables.floats(1000, 3))
     how = ("--state-dir", "far/state")
@@ -345,6 +359,19 @@ def test_one_run_at_a_time(run_cli, tmp_path):
     changed = {name for name in before if after.get(name) != before[name]}
     assert changed <= {"out.polar-etl/lock"}
     run_cli("normalize", "in.parquet", "out").expect(0)
+
+
+def test_one_run_at_a_time_wherever_the_state_is(run_cli, tmp_path):
+    tables.write(tmp_path / "in.parquet", {"x": [1.0, 2.0]})
+    run_cli("normalize", "in.parquet", "out").expect(0)
+    before = trees.tree(tmp_path)
+    out = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(out, fcntl.LOCK_EX)
+    for more in (["--state-dir", "elsewhere"], ["--state-dir", "elsewhere", "--overwrite"]):
+        run_cli("normalize", "in.parquet", "out", *more).expect(6)
+        assert trees.tree(tmp_path) == before
+    os.close(out)
+    run_cli("normalize", "in.parquet", "out", *more).expect(0)
 
 
 def test_a_lock_file_of_a_dead_process_does_not_block(run_cli, tmp_path):
