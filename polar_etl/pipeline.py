@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import psutil
 import pyarrow as pa
 
-from polar_etl.durable import write_atomically
+from polar_etl.durable import is_regular, write_atomically
 from polar_etl.errors import InputError, RunFailedError, StateMismatchError, describe
 from polar_etl.events import Listener, Warned, silent
 from polar_etl.features import Features, value_type
@@ -312,8 +312,8 @@ def normalize(
             with Manifest.open(path) if resumed else Manifest.create(path, facts) as manifest:
                 if resumed:
                     _refuse_changes(manifest, facts)
-                    manifest.set_fact("projected_peak", plan.projected)
-                    manifest.set_fact("memory_limit", plan.limit)
+                    for name in ("projected_peak", "memory_limit", "parts", "rows"):
+                        manifest.set_fact(name, facts[name])
                 with _running(source, plan, control) as run:
                     report = _run_passes(run, workspace, settings, manifest, scaler)
                 manifest.set_fact("finished", True)
@@ -362,8 +362,8 @@ def _keep_scaler(workspace: Workspace, scaler: Scaler, listen: Listener) -> None
     """Write the scaler into the state directory, also over one that was changed there."""
     content = scaler.to_json().encode()
     path = workspace.scaler
-    if path.is_file() and not path.is_symlink():
-        if path.read_bytes() == content:
+    if is_regular(path):
+        if path.stat().st_size == len(content) and path.read_bytes() == content:
             return
         listen(Warned("scaler.json in the state directory was changed: it is written again."))
     write_atomically(path, content, 0o600)

@@ -351,7 +351,7 @@ def transform(
             overwrite=overwrite,
             check_input=check_input,
         )
-        _run(output, inputs, out, options, Scaler.load(scaler))
+        _run(output, inputs, out, options, Scaler.load(scaler, memory_limit))
 
 
 @app.command(epilog=_EPILOG)
@@ -406,7 +406,8 @@ def status(
         from polar_etl.workspace import Workspace
 
         found = status_of(Workspace.at(out, state_dir))
-        missing = f", {len(found.missing)} missing" if found.missing else ""
+        count = found.parts - found.parts_done
+        missing = f", {count:,} missing" if count > 0 else ""
         lines = [
             f"{found.output}: {'finished' if found.finished else 'not finished'}",
             f"moments: {found.fitted_rows:,} of {found.rows:,} rows",

@@ -343,10 +343,37 @@ def test_scaler_files_of_another_kind(run_cli, finished, text):
     run_cli(*COMMAND).expect(0)
 
 
+@pytest.mark.parametrize("make", [directory, pipe, link_to_nothing, endless_link])
+def test_a_scaler_that_is_no_file(run_cli, finished, make):
+    make(finished / "scaler.json", finished / "in.parquet")
+    before = trees.names(finished)
+    command = ("transform", "in.parquet", "new", "--scaler", "scaler.json")
+    run_cli(*command, deadline=30).expect(4)
+    assert trees.names(finished) == before
+
+
+def test_a_scaler_too_large_for_the_memory_limit(run_process, finished):
+    (finished / "scaler.json").touch()
+    os.truncate(finished / "scaler.json", 10**12)
+    command = ("transform", "in.parquet", "new", "--scaler", "scaler.json")
+    run_process(*command, "--memory-limit", "512MB").expect(7)
+    assert not (finished / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["parts", "rows"])
+def test_counts_of_another_size_are_put_right(run_cli, finished, manifest, name):
+    execute(manifest, "UPDATE facts SET value = ? WHERE name = ?", str(10**15), name)
+    run_cli("status", "out", deadline=30).expect(0)
+    run_cli("verify", "out", deadline=30).expect(0, 5)
+    run_cli(*COMMAND).expect(0)
+    run_cli("verify", "out", "--deep").expect(0)
+    assert run_cli("status", "out", "--json").expect(0).summary["rows"] == 2000
+
+
 def values_of(fields: dict) -> list[tuple[str, object]]:
     changes: list[tuple[str, object]] = [("ddof", 7), ("inf", "x"), ("dtype", "x"), ("format", "x")]
     for name in fields["table"]:
-        for value in ("x", None, [], -1, True, 10**400, float("inf"), float("nan"), {}):
+        for value in ("x", None, [], -1, True, 10**400, 1e308, float("inf"), float("nan"), {}):
             changes.append((name, value))
     return changes
 
@@ -368,7 +395,7 @@ def test_scalers_with_other_values(finished):
     code = (
         "import pathlib, polar_etl as pe\n"
         "for path in sorted(pathlib.Path('cases').iterdir()):\n"
-        "    try: pe.Scaler.load(path).stats\n"
+        "    try: found = pe.Scaler.load(path); found.stats; found.standardizer()\n"
         "    except pe.PolarEtlError as error:\n"
         "        assert error.exit_code == 4 and str(error).isprintable(), error\n"
         "    except Exception as error: print(path.read_text()[:5000], repr(error))\n"
