@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from polar_etl.cli.output import Output, configure_logging, outlive_stderr, progress
+from polar_etl.cli.signals import signals
 from polar_etl.errors import PolarEtlError, RunFailedError, StateMismatchError
 from polar_etl.memory import format_size
 
 if TYPE_CHECKING:
     from polar_etl.inspection import Verdict
-    from polar_etl.pipeline import Control, Report
+    from polar_etl.pipeline import Report
     from polar_etl.workspace import Workspace
 
 _EPILOG = (
@@ -167,28 +167,11 @@ def _session(
     except OSError as error:
         output.error(RunFailedError(str(error)), resumable=resumable)
         raise typer.Exit(1) from None
-
-
-@contextmanager
-def _signals(control: Control) -> Iterator[None]:
-    """Stop between two batches at the first signal, at once at the second."""
-    seen: list[int] = []
-
-    def handle(number: int, _frame: object) -> None:
-        if seen:
-            os._exit(128 + number)
-        seen.append(number)
-        control.stop.interrupt() if number == signal.SIGINT else control.stop.terminate()
-
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    except BaseException:
+        if not signals.code:
+            raise
+        output.error(signals.error(), resumable=resumable)
+        raise typer.Exit(signals.code) from None
 
 
 def _options(**fields: Any) -> Any:
@@ -205,7 +188,7 @@ def _run(output: Output, inputs: list[str], out: Path, options: Any, scaler: Any
 
     with progress(output, limit_in_force(options.memory_limit)) as listener:
         control = Control(listener)
-        with _signals(control):
+        with signals.stopping(control.stop):
             report = run(inputs, out, options, control, scaler=scaler)
     output.result(asdict(report), _report_lines(report))
 
@@ -308,10 +291,10 @@ def fit(
         ready = prepare(inputs, options)
         with progress(output, ready.plan.limit) as listener:
             control = pipeline.Control(listener)
-            with _signals(control):
+            with signals.stopping(control.stop):
                 fitted = pipeline.fit(ready.source, ready.settings, ready.plan, control)
-        sweep(scaler.parent, scaler.name.__eq__)
-        fitted.save(scaler)
+                sweep(scaler.parent, scaler.name.__eq__)
+                fitted.save(scaler)
         rows = sum(file.rows for file in ready.source.files)
         output.result(
             {"rows": rows, "columns": len(fitted.columns), "scaler": str(scaler)},
@@ -464,7 +447,7 @@ def _verify_deep(
     limits = _options(memory_limit=memory_limit, threads=threads).limits()
     with progress(output, limits.memory) as listener:
         control = Control(listener)
-        with _signals(control):
+        with signals.stopping(control.stop):
             return verify_deep(workspace, limits, control)
 
 
@@ -494,6 +477,7 @@ def generate(
     with _session(json, quiet, log_level, log_format) as output:
         from polar_etl.generate import Recipe
         from polar_etl.generate import generate as write
+        from polar_etl.stop import Stop
 
         recipe = Recipe(
             chunks=chunks,
@@ -504,7 +488,9 @@ def generate(
             null_fraction=null_fraction,
             row_group_rows=row_group_size,
         )
-        written = write(out, recipe, truth)
+        stop = Stop()
+        with signals.stopping(stop):
+            written = write(out, recipe, truth, stop)
         size = out.stat().st_size
         output.result(
             {"rows": written, "columns": cols, "bytes_out": size, "output": str(out)},

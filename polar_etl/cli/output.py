@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from polar_etl.errors import PolarEtlError, redacted
+from polar_etl.errors import InterruptedRunError, PolarEtlError, redacted
 from polar_etl.events import BatchFinished, Event, PassFinished, PassStarted, Warned
 from polar_etl.memory import format_size
 
@@ -112,6 +112,8 @@ class Output:
     def error(self, error: PolarEtlError, *, resumable: bool) -> None:
         """Show an error on stderr, with the command that resumes the run if one does."""
         hint = f"\nTo go on: {resume_command()}" if resumable else ""
+        if not resumable and isinstance(error, InterruptedRunError):
+            hint = " Give the same command again."
         text = f"{error}{hint}"
         if self.as_json:
             fields = {"message_type": "error", "code": error.exit_code, "message": str(error)}
