@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import psutil
 import pyarrow as pa
@@ -300,39 +301,71 @@ def normalize(
         "input": source.fingerprint(full=check_contents),
         "settings": settings.facts(),
         "versions": library_versions(),
+        "overwrites": overwrite,
         "projected_peak": plan.projected,
         "memory_limit": plan.limit,
         "parts": plan.parts,
         "rows": sum(file.rows for file in source.files),
     }
-    with workspace.opened(overwrite=overwrite) as opening:
-        resumed = opening.resumed
+    features = settings.features
+
+    def goes_on(path: Path) -> bool:
+        return _is_interrupted(path, facts, len(features))
+
+    with workspace.opened(overwrite=overwrite, goes_on=goes_on) as opening:
         try:
-            path = workspace.manifest
-            with Manifest.open(path) if resumed else Manifest.create(path, facts) as manifest:
-                if resumed:
+            with _running(source, plan, control) as run, ExitStack() as stack:
+                path = opening.manifest
+                manifest = stack.enter_context(
+                    Manifest.open(path) if opening.resumed else Manifest.create(path, facts)
+                )
+                if opening.resumed:
                     _refuse_changes(manifest, facts)
                     for name in ("projected_peak", "memory_limit", "parts", "rows"):
                         manifest.set_fact(name, facts[name])
-                with _running(source, plan, control) as run:
-                    report = _run_passes(run, workspace, settings, manifest, scaler)
+                before, cache = len(manifest.batches("moments")), Cache(plan.cached_bytes)
+                if scaler is None:
+                    files = fit_files(run, features, manifest, cache)
+                    paths = [file.path for file in source.files]
+                    scaler = scaler_of(source.schema, settings, files, paths)
+                if path == workspace.draft:
+                    stack.close()
+                    workspace.promote()
+                    manifest = stack.enter_context(Manifest.open(workspace.manifest))
+                report = _write(run, workspace, settings, manifest, scaler, cache, before)
                 manifest.set_fact("finished", True)
         except InputError:
-            if not resumed:
-                workspace.discard(opening)
+            workspace.discard(opening)
             raise
     return replace(report, seconds=time.perf_counter() - started)
 
 
-def _run_passes(
-    run: Run, workspace: Workspace, settings: Settings, manifest: Manifest, scaler: Scaler | None
+def _is_interrupted(path: Path, facts: dict[str, object], width: int) -> bool:
+    """Tell whether a manifest is of this very run, begun with --overwrite and not finished.
+
+    So the same command resumes it; whatever is damaged in it is begun anew.
+    """
+    try:
+        with Manifest.open(path, read_only=True) as manifest:
+            if not manifest.fact("overwrites") or manifest.fact("finished"):
+                return False
+            _refuse_changes(manifest, facts)
+            manifest.moments(width), manifest.batches("moments"), manifest.batches("parts")
+    except StateMismatchError:
+        return False
+    return True
+
+
+def _write(
+    run: Run,
+    workspace: Workspace,
+    settings: Settings,
+    manifest: Manifest,
+    scaler: Scaler,
+    cache: Cache,
+    before: int,
 ) -> Report:
-    before = len(manifest.batches("moments"))
-    cache = Cache(run.plan.cached_bytes)
-    if scaler is None:
-        files = fit_files(run, settings.features, manifest, cache)
-        paths = [file.path for file in run.source.files]
-        scaler = scaler_of(run.source.schema, settings, files, paths)
+    """Write what is missing of the output; `before` batches of moments were there already."""
     _keep_scaler(workspace, scaler, run.listen)
     warn_of_oddities(scaler, run.listen)
     stage = PartsStage.into(workspace, run.source.schema, scaler, settings.level, in_place=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,12 @@ _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
 class Opening:
     """What was there when a run began, and what it has created."""
 
-    resumed: bool
-    """Whether there is a manifest of an earlier run."""
     created: tuple[Path, ...]
     """Directories that were missing, outermost first."""
+    manifest: Path
+    """Where the manifest of this run is, or is to be created."""
+    resumed: bool
+    """Whether it is there, begun by an earlier run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,11 @@ class Workspace:
         return self.state / "manifest.db"
 
     @property
+    def draft(self) -> Path:
+        """Path of the manifest of a run that is to replace an earlier one: see `promote`."""
+        return self.state / "draft.db"
+
+    @property
     def scaler(self) -> Path:
         """Path of the fitted scaler."""
         return self.state / "scaler.json"
@@ -77,8 +84,14 @@ class Workspace:
         return self.out
 
     @contextmanager
-    def opened(self, *, overwrite: bool) -> Iterator[Opening]:
+    def opened(
+        self, *, overwrite: bool, goes_on: Callable[[Path], bool] = lambda _: False
+    ) -> Iterator[Opening]:
         """Create what is missing, hold the lock, and yield what was found and created.
+
+        Args:
+            overwrite: Whether an earlier run is replaced.
+            goes_on: Tells of a manifest whether the run that overwrites goes on with it.
 
         Raises:
             OutputLockedError: Another run holds the lock.
@@ -96,28 +109,57 @@ class Workspace:
                     created += make_directory(self.out)
                     stack.enter_context(directory_lock(self.out))
                     self._refuse_directories()
-                    resumed = self.manifest.exists() and not overwrite
-                    if not resumed:
-                        self._refuse_foreign_files(parts_are_foreign=not overwrite)
-                        self._clear()
+                    manifest, resumed = self._found(overwrite, goes_on)
                     self._prepare_scratch()
                     self._sweep()
                 except BaseException:
                     self._remove_created(created)
                     raise
-                yield Opening(resumed, tuple(created))
+                yield Opening(tuple(created), manifest, resumed)
         except OSError as error:
             raise RunFailedError(
                 f"The output {describe(str(self.out))} can't be written: {error}. "
                 "Finished parts are safe."
             ) from error
 
-    def discard(self, opening: Opening) -> None:
-        """Leave the directories as they were before `opening`, without parts and state."""
+    def _found(self, overwrite: bool, goes_on: Callable[[Path], bool]) -> tuple[Path, bool]:
+        """Return where the manifest is to be, and whether it is there; make room for a new one."""
+        if overwrite:
+            for path in (self.draft, self.manifest):
+                if path.exists() and goes_on(path):
+                    return path, True
+        _remove(_family(self.draft))
+        if self.manifest.exists() and not overwrite:
+            return self.manifest, True
+        self._refuse_foreign_files(parts_are_foreign=not overwrite)
+        if self.manifest.exists() or self.part_files():
+            return self.draft, False
         self._clear()
-        self._sweep()
-        self._remove_created(list(opening.created))
-        self._remove_files()
+        return self.manifest, False
+
+    def promote(self) -> None:
+        """Drop the earlier run, and put the draft in the place of its manifest.
+
+        A run that is to replace another one comes here when it has read its input once: until then
+        input that can't be used leaves the earlier output as it was.
+        """
+        if any(path.exists() for path in _family(self.draft)[1:]):
+            raise RunFailedError("The manifest could not be closed.")
+        self._clear()
+        os.replace(self.draft, self.manifest)
+        sync_directory(self.state)
+
+    def discard(self, opening: Opening) -> None:
+        """Leave the directories as they were before `opening`."""
+        if self.draft.exists():
+            _remove(_family(self.draft))
+            self._sweep()
+            self._remove_created(list(opening.created))
+        elif not opening.resumed:
+            self._clear()
+            self._sweep()
+            self._remove_created(list(opening.created))
+            self._remove_files()
 
     def part_files(self) -> list[str]:
         """Return the names of the finished parts on disk."""
@@ -136,17 +178,17 @@ class Workspace:
         """Remove what killed runs have left half-written."""
         for folder in {self.out, self.scratch}:
             sweep(folder, is_part_name)
-        sweep(self.state, {self.manifest.name, self.scaler.name}.__contains__)
+        names = {self.manifest.name, self.draft.name, self.scaler.name}
+        sweep(self.state, names.__contains__)
 
     @property
     def _files(self) -> list[Path]:
         """Files of the state directory that begin and end with a run; the manifest goes first."""
-        names = [self.manifest.name + suffix for suffix in ("", *COMPANIONS)]
-        return [*(self.state / name for name in names), self.scaler]
+        return [*_family(self.manifest), self.scaler]
 
     def _refuse_directories(self) -> None:
         """Refuse directories where files of ours belong: whatever is in them is not ours."""
-        for path in self._files:
+        for path in (*self._files, *_family(self.draft)):
             if path.is_dir() and not path.is_symlink():
                 raise StateMismatchError(
                     f"{describe(str(path))} is a directory, and a file of the state belongs there: "
@@ -175,16 +217,14 @@ class Workspace:
 
     def _clear(self) -> None:
         """Remove manifest first, then parts, so that no manifest ever names a missing part."""
-        for path in self._files:
-            path.unlink(missing_ok=True)
+        _remove(self._files)
         sync_directory(self.state)
         for name in self.part_files():
             (self.out / name).unlink()
 
     def _remove_files(self) -> None:
         """Remove our files from the state directory."""
-        for path in (*self._files, self.state / "lock"):
-            path.unlink(missing_ok=True)
+        _remove([*self._files, *_family(self.draft), self.state / "lock"])
         with suppress(OSError):
             (self.state / "tmp").rmdir()
 
@@ -194,3 +234,13 @@ class Workspace:
         for folder in reversed(created):
             with suppress(OSError):
                 folder.rmdir()
+
+
+def _family(database: Path) -> list[Path]:
+    """Return a database and the files that SQLite keeps beside it."""
+    return [database.with_name(database.name + suffix) for suffix in ("", *COMPANIONS)]
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

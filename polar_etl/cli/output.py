@@ -67,9 +67,11 @@ def configure_logging(level: str, form: str, quiet: bool) -> None:
 
 
 def resume_command() -> str:
-    """Return the command that was given, ready to be given again."""
-    words = [word for word in sys.argv[1:] if word != "--overwrite"]
-    return redacted(" ".join(["polar-etl", *map(_quoted, words)]))
+    """Return the command that was given, ready to be given again.
+
+    `--overwrite` stays: it goes on with a run that it has begun, and replaces any other.
+    """
+    return redacted(" ".join(["polar-etl", *map(_quoted, sys.argv[1:])]))
 
 
 def _quoted(word: str) -> str:

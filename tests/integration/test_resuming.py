@@ -267,6 +267,38 @@ def test_overwrite_begins_anew(run_cli, finished):
     assert run_cli("normalize", "in.parquet", "out", *how, "--json").summary["nothing_to_do"]
 
 
+def spoiled_by_an_infinity(folder):
+    tables.write(folder / "in.parquet", {"x": [1.0, 2.0, float("inf")]})
+
+
+def spoiled_in_the_middle(folder):
+    tables.write(folder / "in.parquet", tables.floats(5000, 2), compression="none")
+    content = bytearray((folder / "in.parquet").read_bytes())
+    content[20_000:20_400] = bytes(400)
+    (folder / "in.parquet").write_bytes(content)
+
+
+def spoiled_at_the_end(folder):
+    (folder / "in.parquet").write_bytes((folder / "in.parquet").read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    "spoil", [spoiled_by_an_infinity, spoiled_in_the_middle, spoiled_at_the_end]
+)
+def test_overwrite_with_input_that_can_not_be_used_leaves_the_output_as_it_was(
+    run_cli, finished, spoil
+):
+    (finished / "in.parquet").rename(finished / "good.parquet")
+    before = trees.tree(finished)
+    tables.write(finished / "in.parquet", tables.floats(10, 2))
+    spoil(finished)
+    run_cli("normalize", "in.parquet", "out", "--overwrite").expect(4)
+    after = trees.tree(finished)
+    unlike = {name for name in before | after if after.get(name) != before.get(name)}
+    assert unlike <= {"in.parquet", "out.polar-etl/lock"}
+    run_cli("verify", "out", "--deep").expect(0)
+
+
 def test_overwrite_where_there_is_nothing(run_cli, tmp_path):
     tables.write(tmp_path / "in.parquet", {"x": [1.0, 2.0]})
     run_cli("normalize", "in.parquet", "out", "--overwrite").expect(0)
