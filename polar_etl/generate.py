@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polar_etl.durable import replacing, sweep
+from polar_etl.durable import replacing, require_place, sweep
 from polar_etl.errors import RunFailedError, UsageError, describe
 from polar_etl.stop import Stop
 
@@ -87,19 +87,20 @@ def generate(
         stop: Is asked before every row group whether to go on.
 
     Raises:
-        UsageError: A file exists already.
+        UsageError: A file exists already, its folder does not, or both are one.
         RunFailedError: A file can't be written; nothing is left of it.
         InterruptedRunError: `stop` asked for it; nothing is left of the file.
     """
-    for target in (path, truth):
-        if target is not None and target.exists():
-            raise UsageError(
-                f"{describe(str(target))} exists already: remove it or choose another."
-            )
     try:
-        for target in (path, truth):
-            if target is not None:
-                sweep(target.parent, target.name.__eq__)
+        others: list[Path] = []
+        for target in [path] if truth is None else [path, truth]:
+            require_place(target, others)
+            others.append(target)
+            if target.exists():
+                raise UsageError(
+                    f"{describe(str(target))} exists already: remove it or choose another."
+                )
+            sweep(target.parent, target.name.__eq__)
         with replacing(path) as temporary:
             rows = _write(temporary, recipe, stop or Stop())
         if truth is not None:

@@ -50,6 +50,8 @@ class Workspace:
         if Path(out).is_symlink():
             raise UsageError(f"{describe(str(out))} is a symbolic link; name the directory itself.")
         folder = Path(os.path.realpath(out))
+        if not folder.name:
+            raise UsageError("The root directory can't be the output: name one below it.")
         state = (
             Path(os.path.abspath(state_dir))
             if state_dir is not None

@@ -277,7 +277,7 @@ def fit(
     with _session(json, quiet, log_level, log_format) as output:
         from polar_etl import pipeline
         from polar_etl.api import prepare
-        from polar_etl.durable import sweep
+        from polar_etl.durable import require_place, sweep
 
         options = _options(
             columns=columns,
@@ -289,6 +289,7 @@ def fit(
             threads=threads,
         )
         ready = prepare(inputs, options)
+        require_place(scaler, [Path(file.path) for file in ready.source.files])
         with progress(output, ready.plan.limit) as listener:
             control = pipeline.Control(listener)
             with signals.stopping(control.stop):
