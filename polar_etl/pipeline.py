@@ -235,6 +235,13 @@ def _running(source: Source, plan: Plan, control: Control) -> Iterator[Run]:
         raise RunFailedError(f"Memory ran out: {error}. Finished parts are safe.") from None
     except pa.ArrowException as error:
         raise RunFailedError(f"{describe(str(error))[1:-1]}. Finished parts are safe.") from None
+    except RuntimeError as error:
+        if "new thread" not in str(error):
+            raise
+        raise RunFailedError(
+            "No thread could be started: more processes or address space must be allowed "
+            "(see ulimit). Finished parts are safe."
+        ) from None
     finally:
         pa.set_cpu_count(threads)
         pa.set_memory_pool(pool)

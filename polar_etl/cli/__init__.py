@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from typing import NoReturn
 
 from polar_etl.cli.signals import signals
 
@@ -18,11 +19,19 @@ def main() -> None:
         from polar_etl.cli.commands import main as commands
 
         commands()
+    except (ImportError, OSError, MemoryError) as error:
+        _end(1, f"Libraries can't be loaded: {error or type(error).__name__} (see ulimit).")
     except BaseException:
         if not signals.code or signals.answered:
             raise
-        with contextlib.suppress(OSError):
-            os.write(2, f"error: {signals.error()} Give the same command again.\n".encode())
-        sys.exit(signals.code)
+        _end(signals.code, str(signals.error()))
     finally:
         signals.end()
+
+
+def _end(code: int, message: str) -> NoReturn:
+    """Say what is wrong where nothing may be left to say it with, and exit."""
+    text = " ".join(message.split())
+    with contextlib.suppress(OSError):
+        os.write(2, f"error: {text} Give the same command again.\n".encode("utf-8", "replace"))
+    sys.exit(code)
