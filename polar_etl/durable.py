@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from polar_etl.errors import UsageError, describe
 
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
@@ -28,6 +31,29 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_regular(path: Path) -> bool:
+    """Tell whether `path` itself is a regular file: no link to one, no pipe, no directory."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def require_place(path: Path, apart_from: Iterable[Path] = ()) -> None:
+    """Check that a file may be created at `path`, or replaced there, before long work for it.
+
+    Raises:
+        UsageError: It is one of the files `apart_from`, or a directory, device or pipe, or its
+            folder does not exist.
+    """
+    if os.path.realpath(path) in {os.path.realpath(other) for other in apart_from}:
+        raise UsageError(f"{describe(str(path))} is read, too: choose another file to write.")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{describe(str(path))} is not a regular file: choose another.")
+    if not path.parent.is_dir():
+        raise UsageError(f"{describe(str(path.parent))} is no directory: create it first.")
 
 
 def make_directory(path: Path) -> list[Path]:

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polar_etl.durable import replacing, sweep
+from polar_etl.durable import replacing, require_place, sweep
 from polar_etl.errors import RunFailedError, UsageError, describe
+from polar_etl.stop import Stop
 
 DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64")
 _GROUP_BYTES = 1 << 26
@@ -74,29 +75,34 @@ class Recipe:
         return (mean, scale + 2.0) if whole else (mean, scale)
 
 
-def generate(path: Path, recipe: Recipe, truth: Path | None = None) -> int:
+def generate(
+    path: Path, recipe: Recipe, truth: Path | None = None, stop: Stop | None = None
+) -> int:
     """Write the table to `path` and return its rows; memory holds one row group.
 
     Args:
         path: The Parquet file; must not exist.
         recipe: What it looks like.
         truth: Where to write mean and scale of every column, as Parquet.
+        stop: Is asked before every row group whether to go on.
 
     Raises:
-        UsageError: A file exists already.
+        UsageError: A file exists already, its folder does not, or both are one.
         RunFailedError: A file can't be written; nothing is left of it.
+        InterruptedRunError: `stop` asked for it; nothing is left of the file.
     """
-    for target in (path, truth):
-        if target is not None and target.exists():
-            raise UsageError(
-                f"{describe(str(target))} exists already: remove it or choose another."
-            )
     try:
-        for target in (path, truth):
-            if target is not None:
-                sweep(target.parent, target.name.__eq__)
+        others: list[Path] = []
+        for target in [path] if truth is None else [path, truth]:
+            require_place(target, others)
+            others.append(target)
+            if target.exists():
+                raise UsageError(
+                    f"{describe(str(target))} exists already: remove it or choose another."
+                )
+            sweep(target.parent, target.name.__eq__)
         with replacing(path) as temporary:
-            rows = _write(temporary, recipe)
+            rows = _write(temporary, recipe, stop or Stop())
         if truth is not None:
             mean, scale = recipe.truth()
             names = recipe.schema.names
@@ -107,7 +113,7 @@ def generate(path: Path, recipe: Recipe, truth: Path | None = None) -> int:
     return rows
 
 
-def _write(path: Path, recipe: Recipe) -> int:
+def _write(path: Path, recipe: Recipe, stop: Stop) -> int:
     rows = 0
     with pq.ParquetWriter(
         path,
@@ -118,6 +124,7 @@ def _write(path: Path, recipe: Recipe) -> int:
         write_statistics=False,
     ) as writer:
         for number, length in enumerate(recipe.group_lengths()):
+            stop.check()
             table = pa.Table.from_arrays(_columns(recipe, number, length), schema=recipe.schema)
             writer.write_table(table, row_group_size=length)
             rows += length

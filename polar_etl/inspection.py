@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
+from itertools import filterfalse, islice
 
 import numpy as np
 import pyarrow as pa
 
 from polar_etl import pipeline
+from polar_etl.durable import is_regular
 from polar_etl.errors import InputError, StateMismatchError, describe
 from polar_etl.manifest import BatchRow, Manifest
 from polar_etl.moments import Moments
@@ -20,6 +22,7 @@ from polar_etl.sources.parquet import ParquetSource
 from polar_etl.workspace import Workspace
 from polar_etl.writing import damage_of
 
+_SHOWN = 100_000
 _UNIT = 2.0**-53
 _UNIT_OF_SINGLE = 2.0**-24
 
@@ -37,7 +40,7 @@ class Status:
     """Parts that there will be."""
     parts_done: int
     missing: tuple[int, ...]
-    """Indices of the parts that are not recorded."""
+    """Indices of the parts that are not recorded; of very many, the first."""
     bytes_out: int
     memory_limit: int
     projected_peak: int
@@ -72,7 +75,7 @@ def status_of(workspace: Workspace) -> Status:
             fitted_rows=sum(row.rows for row in moments),
             parts=total,
             parts_done=len(parts),
-            missing=tuple(index for index in range(total) if index not in done),
+            missing=tuple(islice(filterfalse(done.__contains__, range(total)), _SHOWN)),
             bytes_out=sum(row.bytes_out for row in parts),
             memory_limit=manifest.number("memory_limit"),
             projected_peak=manifest.number("projected_peak"),
@@ -131,7 +134,10 @@ def _found_inside(
         rows = manifest.batches("parts")
         total = manifest.number("rows")
         settings = manifest.fact("settings")
-    scaler = Scaler.load(workspace.scaler)
+    if not is_regular(workspace.scaler):
+        yield f"{workspace.scaler.name} is missing, or not a regular file"
+        return
+    scaler = Scaler.load(workspace.scaler, limits.memory)
     source = ParquetSource.open([str(workspace.out / (row.part or "")) for row in rows])
     if difference := _unlike(scaler, source.schema):
         yield difference

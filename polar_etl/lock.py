@@ -6,12 +6,45 @@ import fcntl
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from polar_etl.errors import OutputLockedError, describe
+from polar_etl.durable import is_regular
+from polar_etl.errors import OutputLockedError, StateMismatchError, describe
+
+_REFUSAL = (
+    "The output is being written by another run: {}. "
+    "Wait until it ends, or write to another directory."
+)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def directory_lock(path: Path) -> Iterator[None]:
+    """Hold `flock` on the directory `path` itself, against runs that keep their state elsewhere.
+
+    Raises:
+        OutputLockedError: Another process holds it.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags)
+    try:
+        if not _lock(descriptor):
+            raise OutputLockedError(_REFUSAL.format("one with another --state-dir"))
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class OutputLock:
@@ -26,25 +59,41 @@ class OutputLock:
         self._descriptor = -1
 
     def __enter__(self) -> Self:
+        while not self._taken():
+            pass
+        return self
+
+    def _taken(self) -> bool:
+        """Take the lock and say so, or return False: its file was removed by a run that ended.
+
+        Raises:
+            OutputLockedError: Another process holds it.
+            StateMismatchError: Something else than a file has its name.
+        """
+        if os.path.lexists(self._path) and not is_regular(self._path):
+            raise StateMismatchError(
+                f"{describe(str(self._path))} is not a regular file: remove it, or use another "
+                "--state-dir."
+            )
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(self._path, flags, 0o600)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = self._holder()
+            if not _lock(self._descriptor):
+                raise OutputLockedError(_REFUSAL.format(self._holder()))
+            if not self._is_current():
+                os.close(self._descriptor)
+                return False
+            mine = {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, json.dumps(mine).encode(), 0)
+        except BaseException:
             os.close(self._descriptor)
-            raise OutputLockedError(
-                f"The output is being written by another run: {holder}. "
-                "Wait until it ends, or write to another directory."
-            ) from None
-        mine = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps(mine).encode(), 0)
-        return self
+            raise
+        return True
 
     def __exit__(
         self,
@@ -53,6 +102,13 @@ class OutputLock:
         trace: TracebackType | None,
     ) -> None:
         os.close(self._descriptor)
+
+    def _is_current(self) -> bool:
+        """Tell whether the locked file is the one that others will find."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self._path.lstat())
+        except FileNotFoundError:
+            return False
 
     def _holder(self) -> str:
         try:

@@ -6,10 +6,10 @@ a power cut, and a row is committed only after the part that it names is on disk
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
+import os
 import sqlite3
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -18,13 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from polar_etl.durable import replacing
+from polar_etl.durable import is_regular, replacing
 from polar_etl.errors import StateMismatchError, describe
 from polar_etl.events import PassName
 from polar_etl.moments import Moments
 from polar_etl.parts import Receipt, is_part_name
 
-FORMAT = "polar-etl manifest 1"
+FORMAT = "polar-etl manifest 2"
+COMPANIONS = ("-wal", "-shm", "-journal")
+"""What SQLite appends to the name of a database for the files that it keeps beside it."""
 
 _TABLES = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -36,6 +38,10 @@ CREATE TABLE batches (
 );
 CREATE TABLE moments (file INTEGER PRIMARY KEY, rows INTEGER NOT NULL, state BLOB NOT NULL);
 """
+
+
+_JOURNAL_END = bytes.fromhex("d9d505f920a163d7")
+"""How a journal ends that names another file, which SQLite would then delete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,26 @@ def _explained(path: Path) -> Iterator[None]:
             raise _damaged(path, str(error)) from None
         reason = f"{error}{_HINTS.get(code & 0xFF, '')}"
         raise OSError(f"the manifest can't be read or written: {reason}") from None
+    except UnicodeDecodeError:  # of a message that quotes the damage
+        raise _damaged(path, "it holds text that is not UTF-8") from None
+
+
+def _refuse_strange_files(path: Path) -> None:
+    """Refuse what SQLite must not open: links, pipes, and journals of several databases.
+
+    Raises:
+        StateMismatchError: A file of the manifest is none of ours.
+    """
+    for suffix in ("", *COMPANIONS):
+        file = path.with_name(path.name + suffix)
+        if (os.path.lexists(file) or not suffix) and not is_regular(file):
+            raise _damaged(path, f"{file.name} is not a regular file")
+    journal = path.with_name(f"{path.name}-journal")
+    if journal.exists():
+        with journal.open("rb") as opened:
+            opened.seek(max(journal.stat().st_size - len(_JOURNAL_END), 0))
+            if opened.read() == _JOURNAL_END:
+                raise _damaged(path, "its journal names another file")
 
 
 class Manifest:
@@ -151,12 +177,12 @@ class Manifest:
         Raises:
             StateMismatchError: It is no manifest, or a damaged one.
         """
-        if path.is_symlink() or not path.is_file():
-            raise _damaged(path, "it is not a regular file")
+        _refuse_strange_files(path)
         with _explained(path), closing(_connect(path)) as connection:
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("PRAGMA synchronous = EXTRA")
             manifest = cls(connection, path)
+            manifest._refuse_other_tables()
             if manifest.fact("format") != FORMAT:
                 raise _damaged(path, "its format is another one")
             try:
@@ -165,6 +191,13 @@ class Manifest:
                 if not read_only:
                     with suppress(sqlite3.Error):  # one file again, which a read-only disk can show
                         connection.execute("PRAGMA journal_mode = DELETE")
+
+    def _refuse_other_tables(self) -> None:
+        """Refuse views and triggers: code that would run when the tables are used."""
+        found = self._connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")
+        expected = {statement.strip() for statement in _TABLES.split(";")} - {""}
+        if {statement for (statement,) in found} != expected:
+            raise _damaged(self._path, "it holds other tables")
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -215,7 +248,10 @@ class Manifest:
                 self._insert(transaction, row)
             transaction.executemany(
                 "INSERT OR REPLACE INTO moments VALUES (?, ?, ?)",
-                [(file, covered, _pack(state)) for file, (covered, state) in states.items()],
+                [
+                    (file, covered, _pack(file, covered, state))
+                    for file, (covered, state) in states.items()
+                ],
             )
 
     @staticmethod
@@ -255,26 +291,37 @@ class Manifest:
         if not all(type(number) is int for file, covered, _ in rows for number in (file, covered)):
             raise _damaged(self._path, "moments of impossible rows")
         try:
-            return {file: (covered, _unpack(state, width)) for file, covered, state in rows}
-        except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
+            return {
+                file: (covered, _unpack(file, covered, state, width))
+                for file, covered, state in rows
+            }
+        except (ValueError, TypeError) as error:
             raise _damaged(self._path, f"moments can't be read: {error}") from None
 
 
-def _pack(moments: Moments) -> bytes:
-    sink = io.BytesIO()
-    np.savez(sink, **{field.name: getattr(moments, field.name) for field in fields(moments)})
-    return sink.getvalue()
+def _pack(file: int, rows: int, moments: Moments) -> bytes:
+    """Return moments as the bytes of their fields, after a hash of all that the row says."""
+    body = b"".join(getattr(moments, field.name).tobytes() for field in fields(moments))
+    return _digest(file, rows, body) + body
 
 
-def _unpack(state: bytes, width: int) -> Moments:
+def _unpack(file: int, rows: int, state: bytes, width: int) -> Moments:
+    digest, body = state[:16], state[16:]
+    if digest != _digest(file, rows, body):
+        raise ValueError("their hash differs")
     expected = Moments.empty(width)
-    with np.load(io.BytesIO(state), allow_pickle=False) as arrays:
-        found = {field.name: arrays[field.name] for field in fields(expected)}
-    for name, array in found.items():
-        model = getattr(expected, name)
-        if array.shape != model.shape or array.dtype != model.dtype:
-            raise ValueError(f"{name} has another shape or type")
+    models = {field.name: getattr(expected, field.name) for field in fields(expected)}
+    if len(body) != sum(model.nbytes for model in models.values()):
+        raise ValueError("they are of another number of columns")
+    found, start = {}, 0
+    for name, model in models.items():
+        found[name] = np.frombuffer(body, model.dtype, width, start)
+        start += model.nbytes
     return Moments(**found)
+
+
+def _digest(file: int, rows: int, body: bytes) -> bytes:
+    return hashlib.blake2b(b"%d %d " % (file, rows) + body, digest_size=16).digest()
 
 
 def _damaged(path: Path, reason: str) -> StateMismatchError:

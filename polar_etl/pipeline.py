@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pyarrow as pa
 
-from polar_etl.durable import write_atomically
+from polar_etl.durable import is_regular, write_atomically
 from polar_etl.errors import (
     InputError,
     RunFailedError,
@@ -240,6 +241,13 @@ def _running(source: Source, plan: Plan, control: Control) -> Iterator[Run]:
         raise RunFailedError(f"Memory ran out: {error}. Finished parts are safe.") from None
     except pa.ArrowException as error:
         raise RunFailedError(f"{describe(str(error))[1:-1]}. Finished parts are safe.") from None
+    except RuntimeError as error:
+        if "new thread" not in str(error):
+            raise
+        raise RunFailedError(
+            "No thread could be started: more processes or address space must be allowed "
+            "(see ulimit). Finished parts are safe."
+        ) from None
     finally:
         pa.set_memory_pool(pool)
 
@@ -313,38 +321,70 @@ def normalize(
         "settings": settings.facts(),
         "versions": library_versions(),
         "plan": {"rows of a part": plan.part_rows, "rows of a row group": plan.slab_rows},
+        "overwrites": overwrite,
         "projected_peak": plan.projected,
         "memory_limit": plan.limit,
         "parts": plan.parts,
         "rows": rows,
     }
-    with workspace.opened(overwrite=overwrite) as opening:
-        resumed = opening.resumed
+    features = settings.features
+
+    def goes_on(path: Path) -> bool:
+        return _is_interrupted(path, facts, len(features))
+
+    with workspace.opened(overwrite=overwrite, goes_on=goes_on) as opening:
         try:
-            path = workspace.manifest
-            with Manifest.open(path) if resumed else Manifest.create(path, facts) as manifest:
-                if resumed:
+            with _running(source, plan, control) as run, ExitStack() as stack:
+                path = opening.manifest
+                manifest = stack.enter_context(
+                    Manifest.open(path) if opening.resumed else Manifest.create(path, facts)
+                )
+                if opening.resumed:
                     _refuse_changes(manifest, facts)
-                    manifest.set_fact("projected_peak", plan.projected)
-                    manifest.set_fact("memory_limit", plan.limit)
-                with _running(source, plan, control) as run:
-                    report = _run_passes(run, workspace, settings, manifest, scaler)
+                    for name in ("projected_peak", "memory_limit", "parts", "rows"):
+                        manifest.set_fact(name, facts[name])
+                before = len(manifest.batches("moments"))
+                if scaler is None:
+                    files = fit_files(run, features, manifest)
+                    paths = [file.path for file in source.files]
+                    scaler = scaler_of(source.schema, settings, files, paths)
+                if path == workspace.draft:
+                    stack.close()
+                    workspace.promote()
+                    manifest = stack.enter_context(Manifest.open(workspace.manifest))
+                report = _write(run, workspace, settings, manifest, scaler, before)
                 manifest.set_fact("finished", True)
         except InputError:
-            if not resumed:
-                workspace.discard(opening)
+            workspace.discard(opening)
             raise
     return replace(report, seconds=time.perf_counter() - started)
 
 
-def _run_passes(
-    run: Run, workspace: Workspace, settings: Settings, manifest: Manifest, scaler: Scaler | None
+def _is_interrupted(path: Path, facts: dict[str, object], width: int) -> bool:
+    """Tell whether a manifest is of this very run, begun with --overwrite and not finished.
+
+    So the same command resumes it; whatever is damaged in it is begun anew.
+    """
+    try:
+        with Manifest.open(path, read_only=True) as manifest:
+            if not manifest.fact("overwrites") or manifest.fact("finished"):
+                return False
+            _refuse_changes(manifest, facts)
+            manifest.moments(width), manifest.batches("moments"), manifest.batches("parts")
+    except StateMismatchError:
+        return False
+    return True
+
+
+def _write(
+    run: Run,
+    workspace: Workspace,
+    settings: Settings,
+    manifest: Manifest,
+    scaler: Scaler,
+    before: int,
 ) -> Report:
-    before = len(manifest.batches("moments"))
-    if scaler is None:
-        files = fit_files(run, settings.features, manifest)
-        paths = [file.path for file in run.source.files]
-        scaler = scaler_of(run.source.schema, settings, files, paths)
+    """Write what is missing of the output; `before` batches of moments were there already."""
     _keep_scaler(workspace, manifest, scaler, run.listen)
     warn_of_oddities(scaler, run.listen)
     encoder = Encoder.of(run.source.schema, scaler, settings.level)
@@ -388,8 +428,8 @@ def _keep_scaler(
             "were written with. Start anew with --overwrite."
         )
     path = workspace.scaler
-    if path.is_file() and not path.is_symlink():
-        if path.read_bytes() == content:
+    if is_regular(path):
+        if path.stat().st_size == len(content) and path.read_bytes() == content:
             return
         listen(Warned("scaler.json in the state directory was changed: it is written again."))
     write_atomically(path, content, 0o600)

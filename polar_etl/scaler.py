@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -15,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from polar_etl.errors import InputError, UsageError, describe
+from polar_etl.errors import InputError, MemoryLimitError, UsageError, describe
 from polar_etl.features import (
     Features,
     dimensions,
@@ -24,6 +26,7 @@ from polar_etl.features import (
     value_type,
     with_values,
 )
+from polar_etl.memory import format_size, limit_in_force
 from polar_etl.moments import Moments
 from polar_etl.standardize import InfPolicy, Standardizer
 
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
 FORMAT = "polar-etl scaler 1"
 _INTS = ("count", "null_count", "nan_count", "inf_count", "exponent")
+_PARSED = 32
+"""Bytes that a byte of JSON may take when it is parsed (lists of empty lists take 22)."""
 _FLOATS = ("min", "max", "sum", "sum_low", "m2", "m2_low")
 
 
@@ -334,12 +339,16 @@ class Scaler:
             raise ValueError("an exponent or a sum of squares is impossible")
         if (floats["min"] > floats["max"])[some].any():
             raise ValueError("a minimum lies above its maximum")
+        for name in (*table["column"], *table["dtype"]):
+            name.encode()
         features = Features.of_labels(table["column"], table.get("dimension", [None] * width))
         if fields["inf"] not in ("error", "ignore", "null") or fields["ddof"] not in (0, 1):
             raise ValueError("its inf or ddof is not one of those there are")
         if fields["dtype"] not in (None, "float32", "float64"):
             raise ValueError("its dtype is neither float32 nor float64")
         moments = Moments(**arrays, first_inf=Moments.empty(width).first_inf)
+        if not _is_possible(moments).all():
+            raise ValueError("a sum contradicts minimum and maximum")
         kinds = dict(zip(features.owners(), table["dtype"], strict=True))
         return cls(
             features.columns,
@@ -358,14 +367,24 @@ class Scaler:
         write_atomically(Path(path), self.to_json().encode())
 
     @classmethod
-    def load(cls, path: str | Path) -> Scaler:
+    def load(cls, path: str | Path, memory_limit: str | int | None = None) -> Scaler:
         """Return the scaler that `save` wrote.
+
+        Args:
+            path: The file.
+            memory_limit: As for `normalize`.
 
         Raises:
             InputError: The file can't be read or is not a scaler.
+            MemoryLimitError: It is so large that reading it might take more memory than allowed.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            with open(path, "rb", opener=_opened_at_once) as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise InputError(f"The scaler {describe(str(path))} is not a regular file.")
+                _require_room(path, status.st_size, limit_in_force(memory_limit))
+                text = file.read().decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"The scaler {describe(str(path))} can't be read: {error}") from None
         return cls.from_json(text)
@@ -378,6 +397,20 @@ def is_scaler_file(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(len(head)) == head
+
+
+def _opened_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for anybody, as one would where it is a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _require_room(path: str | Path, size: int, limit: int) -> None:
+    if size * _PARSED > limit:
+        raise MemoryLimitError(
+            f"The scaler {describe(str(path))} has {format_size(size)}, and reading it may take "
+            f"{format_size(size * _PARSED)}: more than the memory limit of {format_size(limit)}. "
+            "Check that it is a scaler, or raise --memory-limit."
+        )
 
 
 def output_type(kind: str, asked: str | None) -> str:
@@ -393,9 +426,22 @@ def _safe_exponent(moments: Moments, ddof: int) -> npt.NDArray[np.int64]:
     return np.where(bound > 2.0**1020, 8, np.where(size < -959, size, 0)).astype(np.int64)
 
 
+def _is_possible(moments: Moments) -> npt.NDArray[np.bool_]:
+    """Tell where mean and deviation lie within minimum and maximum, but for rounding."""
+    low, high, some = moments.min, moments.max, moments.count > 0
+    with np.errstate(all="ignore"):
+        slack = 1e-9 * np.maximum(np.abs(low), np.abs(high)) + 1e-322
+        mean, std = moments.mean(), moments.std()
+        means = (low - slack <= mean) & (mean <= high + slack)
+        pairs = np.abs(moments.sum_low) <= np.abs(moments.sum)
+        pairs &= np.abs(moments.m2_low) <= np.abs(moments.m2)
+        return np.asarray(~some | (means & pairs & (std <= high - low + slack)))
+
+
 def _misfit(name: str, expected: str, found: pa.DataType) -> InputError:
     return InputError(
-        f"The scaler was fitted on column {describe(name)} as {expected}, found {found}. "
+        f"The scaler was fitted on column {describe(name)} as {describe(expected)[1:-1]}, "
+        f"found {found}. "
         "Convert the input, or fit again."
     )
 

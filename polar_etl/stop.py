@@ -14,11 +14,11 @@ class Stop:
 
     def interrupt(self) -> None:
         """Ask for a stop as Ctrl-C does."""
-        self._error = self._error or InterruptedRunError("Interrupted: finished parts are safe.")
+        self._error = self._error or InterruptedRunError("Interrupted: what is finished is safe.")
 
     def terminate(self) -> None:
         """Ask for a stop as SIGTERM does."""
-        self._error = self._error or TerminatedRunError("Terminated: finished parts are safe.")
+        self._error = self._error or TerminatedRunError("Terminated: what is finished is safe.")
 
     def watch(self, sampler: PeakSampler) -> None:
         """Ask for a stop if the memory limit was crossed."""

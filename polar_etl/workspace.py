@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from polar_etl.durable import is_temporary, make_directory, sweep, sync_directory
 from polar_etl.errors import RunFailedError, StateMismatchError, UsageError, describe
-from polar_etl.lock import OutputLock
+from polar_etl.lock import OutputLock, directory_lock
+from polar_etl.manifest import COMPANIONS
 from polar_etl.parts import is_part_name
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
@@ -21,10 +22,12 @@ _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
 class Opening:
     """What was there when a run began, and what it has created."""
 
-    resumed: bool
-    """Whether there is a manifest of an earlier run."""
     created: tuple[Path, ...]
     """Directories that were missing, outermost first."""
+    manifest: Path
+    """Where the manifest of this run is, or is to be created."""
+    resumed: bool
+    """Whether it is there, begun by an earlier run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class Workspace:
         if Path(out).is_symlink():
             raise UsageError(f"{describe(str(out))} is a symbolic link; name the directory itself.")
         folder = Path(os.path.realpath(out))
+        if not folder.name:
+            raise UsageError("The root directory can't be the output: name one below it.")
         state = (
             Path(os.path.abspath(state_dir))
             if state_dir is not None
@@ -64,6 +69,11 @@ class Workspace:
         return self.state / "manifest.db"
 
     @property
+    def draft(self) -> Path:
+        """Path of the manifest of a run that is to replace an earlier one: see `promote`."""
+        return self.state / "draft.db"
+
+    @property
     def scaler(self) -> Path:
         """Path of the fitted scaler."""
         return self.state / "scaler.json"
@@ -76,8 +86,14 @@ class Workspace:
         return self.out
 
     @contextmanager
-    def opened(self, *, overwrite: bool) -> Iterator[Opening]:
+    def opened(
+        self, *, overwrite: bool, goes_on: Callable[[Path], bool] = lambda _: False
+    ) -> Iterator[Opening]:
         """Create what is missing, hold the lock, and yield what was found and created.
+
+        Args:
+            overwrite: Whether an earlier run is replaced.
+            goes_on: Tells of a manifest whether the run that overwrites goes on with it.
 
         Raises:
             OutputLockedError: Another run holds the lock.
@@ -90,33 +106,62 @@ class Workspace:
                 raise StateMismatchError(f"{describe(str(self.state))} is a symbolic link.")
             if self.state in created:
                 self.state.chmod(0o700)
-            with OutputLock(self.state / "lock"):
+            with OutputLock(self.state / "lock"), ExitStack() as stack:
                 try:
-                    resumed = self.manifest.exists() and not overwrite
-                    if not resumed:
-                        self._refuse_foreign_files(parts_are_foreign=not overwrite)
-                        self._clear()
                     created += make_directory(self.out)
+                    stack.enter_context(directory_lock(self.out))
+                    self._refuse_directories()
+                    manifest, resumed = self._found(overwrite, goes_on)
                     self._prepare_scratch()
                     self._sweep()
                 except BaseException:
                     self._remove_created(created)
                     raise
-                yield Opening(resumed, tuple(created))
+                yield Opening(tuple(created), manifest, resumed)
         except OSError as error:
             raise RunFailedError(
                 f"The output {describe(str(self.out))} can't be written: {error}. "
                 "Finished parts are safe."
             ) from error
 
-    def discard(self, opening: Opening) -> None:
-        """Leave the directories as they were before `opening`, without parts and state."""
+    def _found(self, overwrite: bool, goes_on: Callable[[Path], bool]) -> tuple[Path, bool]:
+        """Return where the manifest is to be, and whether it is there; make room for a new one."""
+        if overwrite:
+            for path in (self.draft, self.manifest):
+                if path.exists() and goes_on(path):
+                    return path, True
+        _remove(_family(self.draft))
+        if self.manifest.exists() and not overwrite:
+            return self.manifest, True
+        self._refuse_foreign_files(parts_are_foreign=not overwrite)
+        if self.manifest.exists() or self.part_files():
+            return self.draft, False
         self._clear()
-        if self.scratch == self.state / "tmp":
-            for name in os.listdir(self.scratch):
-                (self.scratch / name).unlink()
-        self._remove_created(list(opening.created))
-        self._remove_files()
+        return self.manifest, False
+
+    def promote(self) -> None:
+        """Drop the earlier run, and put the draft in the place of its manifest.
+
+        A run that is to replace another one comes here when it has read its input once: until then
+        input that can't be used leaves the earlier output as it was.
+        """
+        if any(path.exists() for path in _family(self.draft)[1:]):
+            raise RunFailedError("The manifest could not be closed.")
+        self._clear()
+        os.replace(self.draft, self.manifest)
+        sync_directory(self.state)
+
+    def discard(self, opening: Opening) -> None:
+        """Leave the directories as they were before `opening`."""
+        if self.draft.exists():
+            _remove(_family(self.draft))
+            self._sweep()
+            self._remove_created(list(opening.created))
+        elif not opening.resumed:
+            self._clear()
+            self._sweep()
+            self._remove_created(list(opening.created))
+            self._remove_files()
 
     def part_files(self) -> list[str]:
         """Return the names of the finished parts on disk."""
@@ -127,7 +172,7 @@ class Workspace:
     def _prepare_scratch(self) -> None:
         scratch = self.scratch
         if scratch != self.out:
-            if scratch.is_symlink():
+            if os.path.lexists(scratch) and (scratch.is_symlink() or not scratch.is_dir()):
                 scratch.unlink()
             scratch.mkdir(mode=0o700, exist_ok=True)
 
@@ -135,10 +180,25 @@ class Workspace:
         """Remove what killed runs have left half-written."""
         for folder in {self.out, self.scratch}:
             sweep(folder, is_part_name)
-        sweep(self.state, {self.manifest.name, self.scaler.name}.__contains__)
+        names = {self.manifest.name, self.draft.name, self.scaler.name}
+        sweep(self.state, names.__contains__)
+
+    @property
+    def _files(self) -> list[Path]:
+        """Files of the state directory that begin and end with a run; the manifest goes first."""
+        return [*_family(self.manifest), self.scaler]
+
+    def _refuse_directories(self) -> None:
+        """Refuse directories where files of ours belong: whatever is in them is not ours."""
+        for path in (*self._files, *_family(self.draft)):
+            if path.is_dir() and not path.is_symlink():
+                raise StateMismatchError(
+                    f"{describe(str(path))} is a directory, and a file of the state belongs there: "
+                    "remove it, or use another --state-dir."
+                )
 
     def _refuse_foreign_files(self, *, parts_are_foreign: bool) -> None:
-        names = sorted(os.listdir(self.out)) if self.out.is_dir() else []
+        names = sorted(os.listdir(self.out))
         found = [
             name
             for name in names
@@ -151,20 +211,22 @@ class Workspace:
                 f"{describe(found[0])}. Write to a new directory, or use --overwrite to replace "
                 "parts of an earlier run."
             )
+        if parts_are_foreign and os.path.lexists(self.scaler):
+            raise StateMismatchError(
+                f"{describe(str(self.scaler))} belongs to no run: use another --state-dir, or "
+                "--overwrite to replace it."
+            )
 
     def _clear(self) -> None:
         """Remove manifest first, then parts, so that no manifest ever names a missing part."""
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            self.manifest.with_name(self.manifest.name + suffix).unlink(missing_ok=True)
-        self.scaler.unlink(missing_ok=True)
+        _remove(self._files)
         sync_directory(self.state)
         for name in self.part_files():
             (self.out / name).unlink()
 
     def _remove_files(self) -> None:
         """Remove our files from the state directory."""
-        for path in (self.manifest, self.scaler, self.state / "lock"):
-            path.unlink(missing_ok=True)
+        _remove([*self._files, *_family(self.draft), self.state / "lock"])
         with suppress(OSError):
             (self.state / "tmp").rmdir()
 
@@ -174,3 +236,13 @@ class Workspace:
         for folder in reversed(created):
             with suppress(OSError):
                 folder.rmdir()
+
+
+def _family(database: Path) -> list[Path]:
+    """Return a database and the files that SQLite keeps beside it."""
+    return [database.with_name(database.name + suffix) for suffix in ("", *COMPANIONS)]
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

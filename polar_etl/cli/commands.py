@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from enum import Enum
@@ -18,12 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from polar_etl.cli.output import Output, configure_logging, outlive_stderr, progress
+from polar_etl.cli.signals import signals
 from polar_etl.errors import (
-    InterruptedRunError,
     PolarEtlError,
     RunFailedError,
     StateMismatchError,
-    TerminatedRunError,
     UsageError,
     describe,
 )
@@ -32,7 +30,7 @@ from polar_etl.memory import format_size
 if TYPE_CHECKING:
     from polar_etl.api import Prepared
     from polar_etl.inspection import Verdict
-    from polar_etl.pipeline import Control, Report
+    from polar_etl.pipeline import Report
     from polar_etl.workspace import Workspace
 
 _EPILOG = (
@@ -171,55 +169,18 @@ def _session(
     configure_logging(level.value, form.value, quiet)
     output = Output(as_json, quiet, form.value)
     try:
-        with _handling(_raise):
-            yield output
-    except (KeyboardInterrupt, _Terminated) as signalled:
-        kind = TerminatedRunError if isinstance(signalled, _Terminated) else InterruptedRunError
-        output.error(kind("Stopped by a signal: nothing is left half-done."), resumable=resumable)
-        raise typer.Exit(kind.exit_code) from None
+        yield output
     except PolarEtlError as error:
         output.error(error, resumable=resumable and error.exit_code in (1, 130, 143))
         raise typer.Exit(error.exit_code) from None
     except OSError as error:
         output.error(RunFailedError(str(error)), resumable=resumable)
         raise typer.Exit(1) from None
-
-
-class _Terminated(BaseException):
-    """SIGTERM or SIGHUP while there is no batch to finish."""
-
-
-def _raise(number: int, _frame: object) -> None:
-    raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
-
-
-@contextmanager
-def _signals(control: Control) -> Iterator[None]:
-    """Stop between two batches at the first signal, at once at the second."""
-    seen: list[int] = []
-
-    def handle(number: int, _frame: object) -> None:
-        if seen:
-            os._exit(128 + number)
-        seen.append(number)
-        control.stop.interrupt() if number == signal.SIGINT else control.stop.terminate()
-
-    with _handling(handle):
-        yield
-
-
-@contextmanager
-def _handling(handle: Callable[[int, object], None]) -> Iterator[None]:
-    """Have `handle` called with the signals that end a process."""
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    except BaseException:
+        if not signals.code:
+            raise
+        output.error(signals.error(), resumable=resumable)
+        raise typer.Exit(signals.code) from None
 
 
 def _options(**fields: Any) -> Any:
@@ -236,7 +197,7 @@ def _run(output: Output, inputs: list[str], out: Path, options: Any, scaler: Any
 
     with progress(output, limit_in_force(options.memory_limit)) as listener:
         control = Control(listener)
-        with _signals(control):
+        with signals.stopping(control.stop):
             report = run(inputs, out, options, control, scaler=scaler)
     output.result(asdict(report), _report_lines(report))
 
@@ -325,7 +286,7 @@ def fit(
     with _session(json, quiet, log_level, log_format) as output:
         from polar_etl import pipeline
         from polar_etl.api import prepare
-        from polar_etl.durable import sweep
+        from polar_etl.durable import require_place, sweep
 
         options = _options(
             columns=columns,
@@ -339,12 +300,13 @@ def fit(
         started = time.perf_counter()
         _refuse_foreign_target(scaler)
         ready = prepare(inputs, options)
+        require_place(scaler, [Path(file.path) for file in ready.source.files])
         with progress(output, ready.plan.limit) as listener:
             control = pipeline.Control(listener)
-            with _signals(control):
+            with signals.stopping(control.stop):
                 fitted = pipeline.fit(ready.source, ready.settings, ready.plan, control)
-        sweep(scaler.parent, scaler.name.__eq__)
-        fitted.save(scaler)
+                sweep(scaler.parent, scaler.name.__eq__)
+                fitted.save(scaler)
         _show_fit(output, ready, scaler, len(fitted.columns), started)
 
 
@@ -426,7 +388,7 @@ def transform(
             overwrite=overwrite,
             check_input=check_input,
         )
-        _run(output, inputs, out, options, Scaler.load(scaler))
+        _run(output, inputs, out, options, Scaler.load(scaler, memory_limit))
 
 
 @app.command(epilog=_EPILOG)
@@ -483,7 +445,8 @@ def status(
         from polar_etl.workspace import Workspace
 
         found = status_of(Workspace.at(out, state_dir))
-        missing = f", {len(found.missing)} missing" if found.missing else ""
+        count = found.parts - found.parts_done
+        missing = f", {count:,} missing" if count > 0 else ""
         lines = [
             f"{found.output}: {'finished' if found.finished else 'not finished'}",
             f"moments: {found.fitted_rows:,} of {found.rows:,} rows",
@@ -540,7 +503,7 @@ def _verify_deep(
     limits = _options(memory_limit=memory_limit, threads=threads).limits()
     with progress(output, limits.memory) as listener:
         control = Control(listener)
-        with _signals(control):
+        with signals.stopping(control.stop):
             return verify_deep(workspace, limits, control)
 
 
@@ -570,6 +533,7 @@ def generate(
     with _session(json, quiet, log_level, log_format) as output:
         from polar_etl.generate import Recipe
         from polar_etl.generate import generate as write
+        from polar_etl.stop import Stop
 
         recipe = Recipe(
             chunks=chunks,
@@ -580,7 +544,9 @@ def generate(
             null_fraction=null_fraction,
             row_group_rows=row_group_size,
         )
-        written = write(out, recipe, truth)
+        stop = Stop()
+        with signals.stopping(stop):
+            written = write(out, recipe, truth, stop)
         size = out.stat().st_size
         output.result(
             {"rows": written, "columns": cols, "bytes_out": size, "output": str(out)},

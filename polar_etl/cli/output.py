@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from polar_etl.errors import PolarEtlError, redacted
+from polar_etl.errors import InterruptedRunError, PolarEtlError, redacted
 from polar_etl.events import BatchFinished, Event, PassFinished, PassStarted, Warned
 from polar_etl.memory import format_size
 
@@ -67,9 +67,11 @@ def configure_logging(level: str, form: str, quiet: bool) -> None:
 
 
 def resume_command() -> str:
-    """Return the command that was given, ready to be given again."""
-    words = [word for word in sys.argv[1:] if word != "--overwrite"]
-    return redacted(" ".join(["polar-etl", *map(_quoted, words)]))
+    """Return the command that was given, ready to be given again.
+
+    `--overwrite` stays: it goes on with a run that it has begun, and replaces any other.
+    """
+    return redacted(" ".join(["polar-etl", *map(_quoted, sys.argv[1:])]))
 
 
 def _quoted(word: str) -> str:
@@ -113,6 +115,8 @@ class Output:
     def error(self, error: PolarEtlError, *, resumable: bool) -> None:
         """Show an error on stderr, with the command that resumes the run if one does."""
         hint = f"\nTo go on: {resume_command()}" if resumable else ""
+        if not resumable and isinstance(error, InterruptedRunError):
+            hint = " Give the same command again."
         text = f"{error}{hint}"
         as_json = self.as_json or self.log_format == "json"
         if as_json:

@@ -193,6 +193,17 @@ def test_every_possible_limit_of_open_files(usual, tmp_path):
     assert trees.result(tmp_path / "out") == trees.result(usual / "out")
 
 
+@pytest.mark.parametrize("limit", [5, 6, 8, 12])
+def test_too_few_open_files_to_load_libraries(usual, tmp_path, limit):
+    """Nothing is loaded yet, so a library is what can't be opened."""
+    few = ("sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh")
+    command = ("normalize", usual / "in.parquet", "out", *HOW)
+    failed = cli.run(*command, cwd=tmp_path, before=few).expect(0, 1, 4)
+    assert trees.leftovers(tmp_path / "out") == []
+    cli.run(*command, cwd=tmp_path).expect(0)
+    assert trees.result(tmp_path / "out") == trees.result(usual / "out"), failed
+
+
 def test_an_input_that_changes_while_it_is_read(usual, tmp_path):
     for number in range(40):
         shutil.copy(

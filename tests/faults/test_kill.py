@@ -23,10 +23,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def kill_in(folder, wanted: str, lines: int) -> bool:
+def kill_in(folder, wanted: str, lines: int, command=COMMAND) -> bool:
     """Start the command, kill it after so many status lines of a pass; tell whether it died."""
     seen = 0
-    with cli.started(*COMMAND, cwd=folder) as process:
+    with cli.started(*command, cwd=folder) as process:
         assert process.stdout is not None
         for line in process.stdout:
             message = json.loads(line)
@@ -101,17 +101,25 @@ def test_a_killed_transform_resumes(folder, tmp_path):
     assert trees.parts(tmp_path / "out") == trees.parts(folder / "usual")
 
 
-def test_a_killed_overwrite_is_finished_by_the_same_command(folder, tmp_path):
+def test_a_killed_overwrite_goes_on_with_the_same_command(folder, tmp_path):
+    """The earlier output stays until the input is read; afterwards what is finished is kept."""
     (tmp_path / "data").symlink_to(folder / "data")
     cli.run("normalize", "data", "out", "--rows-per-part", 10_000, cwd=tmp_path).expect(0)
+    earlier = trees.parts(tmp_path / "out")
     command = (*COMMAND, "--overwrite")
-    with cli.started(*command, cwd=tmp_path) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.kill()
-        assert process.wait(cli.DEADLINE) == -signal.SIGKILL
-    cli.run(*command, cwd=tmp_path).expect(0)
+    for wanted in ("moments", "moments", "parts", "parts"):
+        assert kill_in(tmp_path, wanted, 2, command)
+        if wanted == "moments":
+            assert trees.parts(tmp_path / "out") == earlier
+            cli.run("verify", "out", cwd=tmp_path).expect(0)
+    before = trees.batch_rows(tmp_path / "out")
+    assert len(before) >= 4
+    done = cli.run(*command, cwd=tmp_path).expect(0).summary
+    assert done["resumed_batches"] == len(before)
     assert trees.result(tmp_path / "out") == trees.result(folder / "usual")
+    assert trees.leftovers(tmp_path / "out") == []
+    again = cli.run(*command, cwd=tmp_path).expect(0).summary
+    assert again["resumed_batches"] == 0
 
 
 def test_a_killed_fit_leaves_no_scaler(folder, tmp_path):

@@ -6,13 +6,14 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import termios
 from pathlib import Path
 
 import pytest
-from support import cli, tables, trees
+from support import cli, tables, tracing, trees
 
 FILES = 30
 HOW = ("--rows-per-part", 200, "--threads", 1)
@@ -140,6 +141,50 @@ def test_a_fit_is_interrupted(here):
     assert stopped.code in (0, 130), stopped
     assert "Traceback" not in stopped.stderr
     assert trees.names(here) - {"data"} == ({"scaler.json"} if stopped.code == 0 else set())
+
+
+COMMANDS = {
+    "normalize": COMMAND,
+    "generate": ("generate", "new.parquet", "--rows", 300_000, "--cols", 20),
+    "fit": ("fit", "data", "scaler.json"),
+    "plan": ("plan", "data"),
+    "status": ("status", "usual"),
+    "verify": ("verify", "usual", "--deep"),
+}
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143)])
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_a_signal_at_any_time_ends_with_its_code(folder, here, command, number, code):
+    """From the first line of ours to the last, in every command; strace sends it at the Nth call."""
+    tracing.require()
+    command = [folder / word if word == "usual" else word for word in command]
+    calls = [c for c in tracing.census(here, *command, names=["openat"]) if c.thread == 0]
+    begun = next(call.nth for call in calls if "cli/commands" in call.text)
+    clean(here)
+    before = trees.names(here)
+    reached = 0
+    for nth in [*range(begun, len(calls), (len(calls) - begun) // 5), len(calls)]:
+        outcome, where = tracing.disturbed(
+            here, "openat", str(nth), f"signal={number}", *command, preexec_fn=hear_all
+        )
+        outcome.expect(0, code)
+        if outcome.code == code:
+            reached += 1
+            assert "command again" in outcome.stderr or "To go on" in outcome.stderr, where
+        if command[0] in ("generate", "fit"):
+            kept = {str(command[1]), "scaler.json"} if outcome.code == 0 else set()
+            assert trees.names(here) - before <= kept, where
+        clean(here)
+    assert reached
+
+
+def clean(here):
+    """Remove what commands have written."""
+    for name in ("new.parquet", "scaler.json"):
+        (here / name).unlink(missing_ok=True)
+    for name in ("out", "out.polar-etl"):
+        shutil.rmtree(here / name, ignore_errors=True)
 
 
 def test_nohup_is_respected(folder, here):

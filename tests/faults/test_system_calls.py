@@ -9,8 +9,10 @@ thread comes to its Nth first.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -170,6 +172,58 @@ def test_killed_again_and_again_while_resuming(scene):
         tracing.disturbed(scene.folder, name, str(nth), "signal=SIGKILL", *COMMAND)
         rows = scene.assert_invariants(f"{name} {nth}")
     scene.assert_resumes(rows, "forty kills")
+
+
+def overwriting(scene: Scene) -> tuple[object, ...]:
+    """Put an output of other settings there; return the command that overwrites it."""
+    scene.clean()
+    cli.run(*COMMAND, "--ddof", 1, cwd=scene.folder).expect(0)
+    return (*COMMAND, "--overwrite")
+
+
+def assert_replaced(scene: Scene, command: Sequence[object], where: str) -> None:
+    done = cli.run(*command, cwd=scene.folder)
+    assert done.code == 0, f"{where}: {done}"
+    assert trees.result(scene.out) == scene.expected, where
+    assert trees.leftovers(scene.out) == [], where
+
+
+def calls_that_overwrite(scene: Scene) -> list[tuple[str, int]]:
+    calls = tracing.census(scene.folder, *overwriting(scene))
+    assert trees.result(scene.out) == scene.expected
+    return moments_to_kill(calls)
+
+
+def kill_overwriting(scene: Scene, moments: list[tuple[str, int]]) -> list[str]:
+    failures = []
+    for name, nth in moments:
+        command = overwriting(scene)
+        _, where = tracing.disturbed(scene.folder, name, str(nth), "signal=SIGKILL", *command)
+        try:
+            assert_replaced(scene, command, f"SIGKILL at {name} number {nth}: {where}")
+        except AssertionError as error:
+            failures.append(str(error)[:1500])
+    return failures
+
+
+def test_overwriting_is_killed_at_chosen_calls(scene):
+    failures = kill_overwriting(scene, spread(calls_that_overwrite(scene), DEFAULT_KILLS))
+    assert not failures, "\n\n".join(failures)
+
+
+@pytest.mark.slow
+def test_overwriting_is_killed_at_every_call(scene):
+    failures = kill_overwriting(scene, calls_that_overwrite(scene))
+    assert not failures, "\n\n".join(failures)
+
+
+@pytest.mark.parametrize(("name", "nth"), [("ftruncate", 1), ("pwrite64", 1), ("pwrite64", 5)])
+def test_overwriting_fails_and_the_command_to_go_on_works(scene, name, nth):
+    command = overwriting(scene)
+    failed, where = tracing.disturbed(scene.folder, name, str(nth), "error=ENOSPC", *command)
+    failed.expect(1)
+    line = next(line for line in failed.stderr.splitlines() if line.startswith("To go on: "))
+    assert_replaced(scene, shlex.split(line.removeprefix("To go on: "))[1:], where)
 
 
 ERRORS = {

@@ -117,18 +117,63 @@ def test_a_manifest_that_is_a_link_is_not_followed(run_cli, finished, manifest):
     assert_survives(run_cli, finished)
 
 
-def test_a_manifest_that_is_a_directory(run_cli, finished, manifest):
-    manifest.unlink()
-    manifest.mkdir()
-    for command in (COMMAND, ("status", "out"), ("verify", "out")):
-        run_cli(*command).expect(1, 5)
+def directory(path, target):
+    path.mkdir()
+    shutil.copy(target, path)
 
 
-def test_a_manifest_that_is_a_pipe(run_cli, finished, manifest):
-    manifest.unlink()
-    os.mkfifo(manifest)
-    for command in (COMMAND, ("status", "out"), ("verify", "out")):
-        run_cli(*command, deadline=30).expect(1, 5)
+def pipe(path, target):
+    os.mkfifo(path)
+
+
+def link(path, target):
+    path.symlink_to(target)
+
+
+def link_to_nothing(path, target):
+    path.symlink_to(target.with_name("nothing"))
+
+
+def endless_link(path, target):
+    path.symlink_to("/dev/zero")
+
+
+STATE_FILES = (
+    *("lock", "scaler.json", "tmp", "manifest.db"),
+    *("manifest.db-wal", "manifest.db-shm", "manifest.db-journal"),
+)
+
+
+@pytest.mark.parametrize("make", [directory, pipe, link, link_to_nothing, endless_link])
+@pytest.mark.parametrize("name", STATE_FILES)
+def test_something_else_where_a_file_of_the_state_belongs(run_cli, finished, name, make):
+    """Refused with what is in the way, or replaced; never followed, and never waited for."""
+    precious = finished / "precious"
+    precious.write_text("precious")
+    expected = trees.result(finished / "out")
+    path = trees.state_of(finished / "out") / name
+    if path.is_dir():
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    make(path, precious)
+    for command in (("status", "out"), ("verify", "out"), ("verify", "out", "--deep")):
+        run_cli(*command, deadline=30).expect(0, 5)
+    for command in (COMMAND, (*COMMAND, "--overwrite")):
+        done = run_cli(*command, deadline=30).expect(0, 5)
+    if make is directory:
+        assert (path / "precious").read_text() == "precious", "what is in it is not ours"
+        (path / "precious").unlink()
+    if done.code == 5:
+        assert "remove it" in done.stderr
+        path.rmdir() if make is directory else path.unlink()
+        run_cli(*COMMAND, "--overwrite").expect(0)
+    assert trees.result(finished / "out") == expected
+    run_cli("verify", "out", "--deep").expect(0)
+    assert precious.read_text() == "precious"
+    assert trees.names(finished) == {
+        *("in.parquet", "precious", "out", *(f"out/{name}" for name in expected[0])),
+        *("out.polar-etl", *(f"out.polar-etl/{n}" for n in STATE_FILES[:4])),
+    }
 
 
 @pytest.mark.parametrize("name", ["lock", "scaler.json", "tmp"])
@@ -298,10 +343,37 @@ def test_scaler_files_of_another_kind(run_cli, finished, text):
     run_cli(*COMMAND).expect(0)
 
 
+@pytest.mark.parametrize("make", [directory, pipe, link_to_nothing, endless_link])
+def test_a_scaler_that_is_no_file(run_cli, finished, make):
+    make(finished / "scaler.json", finished / "in.parquet")
+    before = trees.names(finished)
+    command = ("transform", "in.parquet", "new", "--scaler", "scaler.json")
+    run_cli(*command, deadline=30).expect(4)
+    assert trees.names(finished) == before
+
+
+def test_a_scaler_too_large_for_the_memory_limit(run_process, finished):
+    (finished / "scaler.json").touch()
+    os.truncate(finished / "scaler.json", 10**12)
+    command = ("transform", "in.parquet", "new", "--scaler", "scaler.json")
+    run_process(*command, "--memory-limit", "512MB").expect(7)
+    assert not (finished / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["parts", "rows"])
+def test_counts_of_another_size_are_put_right(run_cli, finished, manifest, name):
+    execute(manifest, "UPDATE facts SET value = ? WHERE name = ?", str(10**15), name)
+    run_cli("status", "out", deadline=30).expect(0)
+    run_cli("verify", "out", deadline=30).expect(0, 5)
+    run_cli(*COMMAND).expect(0)
+    run_cli("verify", "out", "--deep").expect(0)
+    assert run_cli("status", "out", "--json").expect(0).summary["rows"] == 2000
+
+
 def values_of(fields: dict) -> list[tuple[str, object]]:
     changes: list[tuple[str, object]] = [("ddof", 7), ("inf", "x"), ("dtype", "x"), ("format", "x")]
     for name in fields["table"]:
-        for value in ("x", None, [], -1, True, 10**400, float("inf"), float("nan"), {}):
+        for value in ("x", None, [], -1, True, 10**400, 1e308, float("inf"), float("nan"), {}):
             changes.append((name, value))
     return changes
 
@@ -323,7 +395,7 @@ def test_scalers_with_other_values(finished):
     code = (
         "import pathlib, polar_etl as pe\n"
         "for path in sorted(pathlib.Path('cases').iterdir()):\n"
-        "    try: pe.Scaler.load(path).stats\n"
+        "    try: found = pe.Scaler.load(path); found.stats; found.standardizer()\n"
         "    except pe.PolarEtlError as error:\n"
         "        assert error.exit_code == 4 and str(error).isprintable(), error\n"
         "    except Exception as error: print(path.read_text()[:5000], repr(error))\n"

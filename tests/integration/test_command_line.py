@@ -467,3 +467,19 @@ def test_a_run_imports_nothing_that_it_does_not_need(tmp_path):
     command = [sys.executable, "-c", code, "normalize", "in.parquet", "out", "--columns", "*"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_is_written_never_takes_the_place_of_what_is_read(run_cli, tmp_path):
+    tables.write(tmp_path / "in.parquet", {"x": [1.0, 2.0]})
+    (tmp_path / "link.parquet").symlink_to("in.parquet")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    before = trees.tree(tmp_path)
+    for target in ("in.parquet", "./in.parquet", "link.parquet", "folder", "pipe", "none/x", "."):
+        run_cli("fit", "in.parquet", target).expect(2)
+        run_cli("generate", "new.parquet", "--rows", 5, "--truth", target).expect(2)
+        assert trees.tree(tmp_path) == before
+    run_cli("generate", "new.parquet", "--rows", 5, "--truth", "./new.parquet").expect(2)
+    run_cli("generate", "none/new.parquet", "--rows", 5).expect(2)
+    run_cli("normalize", "in.parquet", "/").expect(2)
+    assert trees.tree(tmp_path) == before

@@ -317,6 +317,38 @@ def test_overwrite_begins_anew(run_cli, finished):
     assert run_cli("normalize", "in.parquet", "out", *how, "--json").summary["nothing_to_do"]
 
 
+def spoiled_by_an_infinity(folder):
+    tables.write(folder / "in.parquet", {"x": [1.0, 2.0, float("inf")]})
+
+
+def spoiled_in_the_middle(folder):
+    tables.write(folder / "in.parquet", tables.floats(5000, 2), compression="none")
+    content = bytearray((folder / "in.parquet").read_bytes())
+    content[20_000:20_400] = bytes(400)
+    (folder / "in.parquet").write_bytes(content)
+
+
+def spoiled_at_the_end(folder):
+    (folder / "in.parquet").write_bytes((folder / "in.parquet").read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    "spoil", [spoiled_by_an_infinity, spoiled_in_the_middle, spoiled_at_the_end]
+)
+def test_overwrite_with_input_that_can_not_be_used_leaves_the_output_as_it_was(
+    run_cli, finished, spoil
+):
+    (finished / "in.parquet").rename(finished / "good.parquet")
+    before = trees.tree(finished)
+    tables.write(finished / "in.parquet", tables.floats(10, 2))
+    spoil(finished)
+    run_cli("normalize", "in.parquet", "out", "--overwrite").expect(4)
+    after = trees.tree(finished)
+    unlike = {name for name in before | after if after.get(name) != before.get(name)}
+    assert unlike <= {"in.parquet", "out.polar-etl/lock"}
+    run_cli("verify", "out", "--deep").expect(0)
+
+
 def test_overwrite_where_there_is_nothing(run_cli, tmp_path):
     tables.write(tmp_path / "in.parquet", {"x": [1.0, 2.0]})
     run_cli("normalize", "in.parquet", "out", "--overwrite").expect(0)
@@ -363,6 +395,20 @@ def test_a_foreign_state_directory_is_not_emptied(run_cli, tmp_path):
     assert (tmp_path / "mine" / "letters.txt").read_text() == "dear diary"
 
 
+def test_a_state_directory_with_files_of_somebody_else(run_cli, tmp_path):
+    tables.write(tmp_path / "in.parquet", {"x": [1.0, 2.0], "y": [1.0, float("inf")]})
+    (tmp_path / "mine" / "tmp").mkdir(parents=True)
+    (tmp_path / "mine" / "tmp" / "letter").write_text("precious")
+    run_cli("normalize", "in.parquet", "out", "--state-dir", "mine").expect(4)
+    assert trees.names(tmp_path) == {"in.parquet", "mine", "mine/tmp", "mine/tmp/letter"}
+    run_cli("fit", "in.parquet", "mine/scaler.json", "--exclude", "y").expect(0)
+    before = trees.tree(tmp_path)
+    refused = run_cli("normalize", "in.parquet", "out", "--state-dir", "mine").expect(5)
+    assert "scaler.json" in refused.stderr
+    after = trees.tree(tmp_path)
+    assert {name: after[name] for name in before} == before
+
+
 def test_state_dir_elsewhere(run_cli, tmp_path):
     tables.write(tmp_path / "in.parquet", tables.floats(1000, 3))
     how = ("--state-dir", "far/state")
@@ -395,6 +441,19 @@ def test_one_run_at_a_time(run_cli, tmp_path):
     changed = {name for name in before if after.get(name) != before[name]}
     assert changed <= {"out.polar-etl/lock"}
     run_cli("normalize", "in.parquet", "out").expect(0)
+
+
+def test_one_run_at_a_time_wherever_the_state_is(run_cli, tmp_path):
+    tables.write(tmp_path / "in.parquet", {"x": [1.0, 2.0]})
+    run_cli("normalize", "in.parquet", "out").expect(0)
+    before = trees.tree(tmp_path)
+    out = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(out, fcntl.LOCK_EX)
+    for more in (["--state-dir", "elsewhere"], ["--state-dir", "elsewhere", "--overwrite"]):
+        run_cli("normalize", "in.parquet", "out", *more).expect(6)
+        assert trees.tree(tmp_path) == before
+    os.close(out)
+    run_cli("normalize", "in.parquet", "out", *more).expect(0)
 
 
 def test_a_lock_file_of_a_dead_process_does_not_block(run_cli, tmp_path):

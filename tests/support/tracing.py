@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import cli
@@ -94,7 +95,7 @@ def census(cwd: Path, *args: object, names: Sequence[str] = CHANGING) -> list[Ca
 
 
 def disturbed(
-    cwd: Path, name: str, when: str, fault: str, *args: object
+    cwd: Path, name: str, when: str, fault: str, *args: object, **more: Any
 ) -> tuple[cli.Outcome, str]:
     """Run `polar-etl ARGS` with a fault injected; return its outcome and the calls it fell on.
 
@@ -104,10 +105,11 @@ def disturbed(
         when: Such as `3`, the third of each thread, or `3+`, that one and all later ones.
         fault: Such as `signal=SIGKILL` or `error=ENOSPC`.
         *args: Arguments of the command line.
+        **more: Passed on to `subprocess.run`.
     """
     log = cwd / "fault.log"
     before = [*_strace([name], log), "-e", f"inject={name}:{fault}:when={when}"]
-    outcome = cli.run(*args, cwd=cwd, before=before)
+    outcome = cli.run(*args, cwd=cwd, before=before, **more)
     lines = log.read_text(errors="replace").splitlines()
     log.unlink()
     hit = [line for line in lines if "INJECTED" in line]

@@ -57,6 +57,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["namespace"],
     ["_on_polars"],
     [""],
+    ["cli.signals"],
     ["cli.output"],
     ["cli.plans"],
     ["cli.commands"],

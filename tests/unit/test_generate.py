@@ -164,6 +164,8 @@ def test_nothing_is_overwritten(tmp_path, name):
 
 def test_what_can_not_be_written_leaves_nothing(tmp_path):
     with pytest.raises(RunFailedError, match="can't be written"):
+        generate(tmp_path / ("x" * 300), SMALL)
+    with pytest.raises(UsageError, match="create it first"):
         generate(tmp_path / "absent" / "made.parquet", SMALL)
 
     assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,7 @@
 """One holder at a time; a dead one holds nothing."""
 
+import fcntl
+import json
 import os
 import signal
 import socket
@@ -8,7 +10,7 @@ import sys
 
 import pytest
 
-from polar_etl.errors import OutputLockedError
+from polar_etl.errors import OutputLockedError, StateMismatchError
 from polar_etl.lock import OutputLock
 
 HOLD = """
@@ -103,6 +105,31 @@ def test_a_symlink_is_not_followed(tmp_path):
     (tmp_path / "target").write_text("precious")
     (tmp_path / "lock").symlink_to("target")
 
-    with pytest.raises(OSError, match="symbolic links"), OutputLock(tmp_path / "lock"):
+    with pytest.raises(StateMismatchError, match="remove it"), OutputLock(tmp_path / "lock"):
         pass
     assert (tmp_path / "target").read_text() == "precious"
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+    """Whoever ends may remove the file: two processes must not hold one that only one can see."""
+    take, removed = fcntl.flock, []
+
+    def remove_first(descriptor, how):
+        if not removed:
+            removed.append((tmp_path / "lock").unlink())
+        take(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    with OutputLock(tmp_path / "lock"):
+        with pytest.raises(OutputLockedError), OutputLock(tmp_path / "lock"):
+            pass
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_that_could_not_be_signed_is_let_go(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", lambda *_: os.stat(tmp_path / "nothing"))
+        with pytest.raises(FileNotFoundError), OutputLock(tmp_path / "lock"):
+            pass
+    with OutputLock(tmp_path / "lock"):
+        pass

@@ -1,8 +1,12 @@
 """What is finished is recorded durably, and a damaged record is refused."""
 
+import os
 import resource
 import sqlite3
+import struct
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -236,7 +240,7 @@ class TestDamage:
         self.refuse(path, read_only)
 
     @pytest.mark.parametrize(
-        "value", ['"polar-etl manifest 2"', "no json", '""', "null", b"\xff\xfe"]
+        "value", ['"polar-etl manifest 1"', "no json", '""', "null", b"\xff\xfe"]
     )
     def test_another_format(self, path, read_only, value):
         change(path, "UPDATE facts SET value = ? WHERE name = 'format'", value)
@@ -289,9 +293,61 @@ class TestDamage:
     def test_moments_cut_short(self, path, read_only):
         with Manifest.open(path) as manifest:
             manifest.record_moments(BATCH, 10, Moments.empty(1))
-        change(path, "UPDATE moments SET state = substr(state, 1, 300)")
+        change(path, "UPDATE moments SET state = substr(state, 1, 100)")
 
         self.refuse(path, read_only)
+
+    @pytest.mark.parametrize("change_to", ["file = 2", "rows = 9", "state = zeroblob(112)"])
+    def test_moments_of_other_rows(self, path, read_only, change_to):
+        with Manifest.open(path) as manifest:
+            manifest.record_moments(BATCH, 10, Moments.empty(1))
+        change(path, f"UPDATE moments SET {change_to}")
+
+        self.refuse(path, read_only)
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "CREATE VIEW more AS SELECT 1",
+            "CREATE TRIGGER more AFTER INSERT ON facts BEGIN DELETE FROM batches; END",
+            "CREATE TABLE more (x)",
+            "ALTER TABLE facts ADD COLUMN more GENERATED ALWAYS AS (hex(zeroblob(9)))",
+        ],
+    )
+    def test_code_in_the_schema(self, path, read_only, statement):
+        change(path, statement)
+
+        self.refuse(path, read_only)
+
+    @pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+    @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, partial(os.symlink, "nowhere")])
+    def test_a_companion_that_is_no_file(self, path, read_only, suffix, make):
+        make(path.with_name(path.name + suffix))
+
+        self.refuse(path, read_only)
+
+    def test_a_message_of_sqlite_that_is_no_text(self, path, read_only):
+        content = path.read_bytes()
+        path.write_bytes(
+            content.replace(b"bytes_in INTEGER NOT NULL", b"bytes_in \xffNTEGER NOT N\xffLL")
+        )
+
+        self.refuse(path, read_only)
+
+    def test_a_journal_that_names_another_file(self, path, tmp_path, read_only):
+        """SQLite deletes the file that such a journal names."""
+        precious = tmp_path / "precious"
+        precious.write_text("precious")
+        name, magic = os.fsencode(precious), bytes.fromhex("d9d505f920a163d7")
+        pages = path.stat().st_size // 4096
+        header = magic + struct.pack(">5I", 0, 1, pages, 512, 4096)
+        end = struct.pack(">I", 2**30 // 4096 + 1) + name
+        end += struct.pack(">2I", len(name), sum(name)) + magic
+        path.with_name("manifest.db-journal").write_bytes(header.ljust(512, b"\0") + end)
+
+        self.refuse(path, read_only)
+
+        assert precious.read_text() == "precious"
 
     def test_moments_of_another_width(self, path, read_only):
         with Manifest.open(path) as manifest:

@@ -224,24 +224,65 @@ class TestOpening:
 
 
 class TestOverwriting:
-    """Removes parts, manifest and scaler of an earlier run, and nothing else."""
+    """Replaces parts, manifest and scaler of an earlier run, and nothing else, when told to."""
 
-    def test_removes_what_the_run_made(self, workspace):
+    def test_keeps_the_earlier_run_until_it_is_promoted(self, workspace):
         finish(workspace)
         workspace.manifest.with_name("manifest.db-wal").write_bytes(b"log")
+        before = tree(workspace.out)
 
         with workspace.opened(overwrite=True) as opening:
-            assert not opening.resumed
+            assert (opening.manifest, opening.resumed) == (workspace.draft, False)
+            assert tree(workspace.out) == before
+            assert workspace.manifest.exists()
+            workspace.draft.write_bytes(b"draft")
+            workspace.promote()
             assert os.listdir(workspace.out) == []
-            assert not workspace.manifest.exists()
+            assert workspace.manifest.read_bytes() == b"draft"
+            assert not workspace.draft.exists()
             assert not workspace.manifest.with_name("manifest.db-wal").exists()
             assert not workspace.scaler.exists()
+
+    def test_is_discarded_and_the_earlier_run_is_as_it_was(self, tmp_path, workspace):
+        finish(workspace)
+        (workspace.state / "lock").touch()
+        before = tree(tmp_path)
+
+        with workspace.opened(overwrite=True) as opening:
+            workspace.draft.write_bytes(b"draft")
+            workspace.discard(opening)
+
+        assert tree(tmp_path) == before
+        assert workspace.manifest.read_bytes() == b"manifest"
+
+    @pytest.mark.parametrize("name", ["draft", "manifest"])
+    def test_goes_on_with_what_it_began(self, workspace, name):
+        finish(workspace)
+        workspace.draft.write_bytes(b"draft")
+        path = getattr(workspace, name)
+
+        with workspace.opened(overwrite=True, goes_on=path.__eq__) as opening:
+            assert (opening.manifest, opening.resumed) == (path, True)
+            assert path.exists()
+
+    def test_a_draft_with_a_log_is_not_promoted(self, workspace):
+        finish(workspace)
+
+        with workspace.opened(overwrite=True):
+            workspace.draft.write_bytes(b"draft")
+            workspace.draft.with_name("draft.db-wal").write_bytes(b"log")
+            with pytest.raises(RunFailedError):
+                workspace.promote()
+
+        assert workspace.manifest.read_bytes() == b"manifest"
 
     def test_removes_parts_that_no_manifest_knows(self, workspace):
         workspace.out.mkdir()
         (workspace.out / part_name(7)).write_bytes(b"part")
 
-        with workspace.opened(overwrite=True):
+        with workspace.opened(overwrite=True) as opening:
+            opening.manifest.write_bytes(b"draft")
+            workspace.promote()
             assert os.listdir(workspace.out) == []
 
     def test_touches_nothing_when_a_foreign_file_is_there(self, workspace):
@@ -267,7 +308,9 @@ class TestOverwriting:
         (tmp_path / "target").write_bytes(b"precious")
         (workspace.out / part_name(0)).symlink_to(tmp_path / "target")
 
-        with workspace.opened(overwrite=True):
+        with workspace.opened(overwrite=True) as opening:
+            opening.manifest.write_bytes(b"draft")
+            workspace.promote()
             assert os.listdir(workspace.out) == []
 
         assert (tmp_path / "target").read_bytes() == b"precious"
@@ -279,7 +322,7 @@ class TestDiscarding:
     def test_removes_all(self, tmp_path, workspace):
         finish(workspace)
 
-        workspace.discard(Opening(resumed=False, created=(workspace.state, workspace.out)))
+        workspace.discard(Opening((workspace.state, workspace.out), workspace.manifest, False))
 
         assert tree(tmp_path) == set()
 
@@ -287,7 +330,7 @@ class TestDiscarding:
         finish(workspace)
         (workspace.out / "notes.txt").write_bytes(b"precious")
 
-        workspace.discard(Opening(resumed=False, created=(workspace.state, workspace.out)))
+        workspace.discard(Opening((workspace.state, workspace.out), workspace.manifest, False))
 
         assert tree(tmp_path) == {"out", "out/notes.txt"}
 
