@@ -21,8 +21,6 @@ from polar_etl.run import Run, Share
 from polar_etl.sources.base import Source
 from polar_etl.sources.schemas import width
 
-_SECONDS_BETWEEN_RECORDS = 0.2
-
 Progress = dict[int, tuple[int, Moments]]
 """By file: rows covered from its start, and their moments."""
 
@@ -89,7 +87,7 @@ def _batches(
 
 
 class _Recorder:
-    """Merges batches in order, and records them a few at a time: each time waits for the disk.
+    """Merges batches in order, and records them: as many at a time as came while the disk was slow.
 
     Args:
         run: Source and plan.
@@ -111,7 +109,8 @@ class _Recorder:
         self._width, self._number = len(features), number
         self._row_bytes = _row_bytes(run.source.schema, features.columns)
         self._held: list[BatchRow] = []
-        self._recorded = time.perf_counter()
+        self._recorded = self._took = 0.0
+        """When batches were recorded last, and how long that took: no less lies in between."""
 
     def __enter__(self) -> Self:
         return self
@@ -143,10 +142,11 @@ class _Recorder:
             )
         )
         self._number += 1
-        if time.perf_counter() - self._recorded > _SECONDS_BETWEEN_RECORDS:
+        if time.perf_counter() - self._recorded >= self._took:
             self._record()
 
     def _record(self) -> None:
+        started = time.perf_counter()
         held, self._held = self._held, []
         if held and self._manifest:
             files = {row.file for row in held}
@@ -156,6 +156,7 @@ class _Recorder:
                 BatchFinished("moments", row.batch, row.rows, 0, None, row.rss, row.peak)
             )
         self._recorded = time.perf_counter()
+        self._took = self._recorded - started
 
 
 def _check(source: Source, progress: Progress) -> None:

@@ -32,6 +32,7 @@ _DATA, _DATA_V2 = 0, 3
 _PLAIN, _RLE = 0, 3
 _HEADER = 256
 """Bytes fetched beyond what the rows are expected to take."""
+_LONGEST_HEADER = 1 << 16
 _LONGEST_USUAL = 64
 """Bytes of a usual header, at most."""
 _FETCHED = 1 << 20
@@ -112,6 +113,8 @@ class ColumnReader:
         self._at = 0
         self._later = iter(chunks)
         self._page = _Page(0, np.empty(0, self._chunk.stored), None)
+        self._left = 0
+        """Rows of the chunk that stand in pages behind."""
         self._row = 0
         """Rows of the page that are taken."""
         self._taken = 0
@@ -153,6 +156,7 @@ class ColumnReader:
                 raw = self._fetch(whole)
             found.append(_Stored(self._chunk, header, raw[header.length : whole]))
             self._at += whole
+            self._left -= header.rows
             rows -= header.rows
         return found
 
@@ -203,6 +207,7 @@ class ColumnReader:
                 _, header = self._header(memoryview(b""))
                 if header.rows <= rows:
                     self._at += header.length + header.stored
+                    self._left -= header.rows
                     rows -= header.rows
                     continue
                 left = rows
@@ -213,7 +218,7 @@ class ColumnReader:
     def _turn_chunk(self) -> None:
         while self._at == self._chunk.stop:
             self._chunk = next(self._later)
-            self._at = self._chunk.start
+            self._at, self._left = self._chunk.start, self._chunk.rows
 
     def _header(self, raw: memoryview) -> tuple[memoryview, _Header]:
         """Return the next header, and the bytes from its start on that were fetched."""
@@ -224,8 +229,9 @@ class ColumnReader:
             header = _header(raw)
         except (ValueError, KeyError, IndexError) as error:
             raise UnusualError(str(error)) from None
-        possible = 0 < header.rows <= self._chunk.rows and header.stored >= 0
-        if not possible or header.length + header.stored > left:
+        possible = 0 < header.rows <= self._left and header.stored >= 0
+        whole = header.length + header.stored
+        if not possible or whole > left or (whole == left) != (header.rows == self._left):
             raise UnusualError("a page header is impossible")
         return raw, header
 
@@ -250,6 +256,34 @@ def is_usual(chunk: Chunk, file: int) -> bool:
         return bool(_decoded(ColumnReader([chunk], file).pages(1, memoryview(b""))))
     except UnusualError:
         return False
+
+
+def require_sizes(file: int, start: int, stop: int, most: int) -> None:
+    """Check that no page of a column chunk claims more than the whole chunk has.
+
+    PyArrow takes as much memory as a header asks for before it looks at the page.
+
+    Args:
+        file: Descriptor of the file.
+        start: Where the chunk begins.
+        stop: Where it ends.
+        most: Bytes of the chunk before compression.
+
+    Raises:
+        UnusualError: A page does, or a header can't be read.
+    """
+    while start < stop:
+        raw = os.pread(file, _HEADER, start)
+        if len(raw) == _HEADER:  # statistics may be long
+            raw += os.pread(file, _LONGEST_HEADER, start + _HEADER)
+        try:
+            fields, length = thrift.fields_of(raw)
+            size, stored = (thrift.number(raw, fields[place]) for place in (2, 3))
+        except (ValueError, KeyError, IndexError):
+            raise UnusualError("a page header can't be read") from None
+        if not 0 <= size <= most or stored < 0:
+            raise UnusualError(f"a page claims {size:,} bytes of a column chunk of {most:,}")
+        start += length + stored
 
 
 def read_together(
@@ -413,11 +447,11 @@ def _page(page: _Stored, values: memoryview) -> _Page:
 
 def _valid(levels: Bytes, rows: int) -> Bools | None:
     """Return which rows are not null: definition levels of one bit, in runs of either kind."""
-    if len(levels) > 64 + rows * _RUNS_PER_VALUE and not _is_one_run(levels):
-        raise UnusualError("its levels come in many runs")
     found = np.empty(rows, np.bool_)
     at = done = 0
     try:
+        if len(levels) > 64 + rows * _RUNS_PER_VALUE and not _is_one_run(levels):
+            raise UnusualError("its levels come in many runs")
         while done < rows:
             head, at = thrift.varint(levels, at)
             count = head >> 1
@@ -435,6 +469,8 @@ def _valid(levels: Bytes, rows: int) -> Bools | None:
             if not count:
                 raise UnusualError("its levels are damaged")
             done += count
+    except UnusualError:
+        raise
     except (IndexError, ValueError):
         raise UnusualError("its levels are damaged") from None
     return None if found.all() else found

@@ -71,6 +71,8 @@ def write_stream(
                 f"{workspace.out} holds a run over files, and a stream can't resume it: "
                 "choose another output, or replace it with --overwrite."
             )
+        if overwrite:
+            workspace.clear()
         encoder = Encoder.of(source.schema, scaler, level)
         results = ordered_map(
             encoder.encode_slab,

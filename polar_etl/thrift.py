@@ -83,6 +83,8 @@ def items_of(data: Bytes, at: int, depth: int = 0) -> tuple[list[Field], int]:
     try:
         kind = data[at] & 15
         count, at = list_at(data, at)
+        if count > len(data) - at:
+            raise ValueError("a Thrift list is longer than what holds it")
         found = []
         for _ in range(count):
             stop = behind(data, at, kind, depth + 1) + (kind in (TRUE, FALSE))

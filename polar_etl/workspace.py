@@ -139,6 +139,10 @@ class Workspace:
         self._clear()
         return self.manifest, False
 
+    def clear(self) -> None:
+        """Drop the earlier run."""
+        self._clear()
+
     def promote(self) -> None:
         """Drop the earlier run, and put the draft in the place of its manifest.
 

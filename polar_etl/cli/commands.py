@@ -307,7 +307,7 @@ def fit(
                 fitted = pipeline.fit(ready.source, ready.settings, ready.plan, control)
                 sweep(scaler.parent, scaler.name.__eq__)
                 fitted.save(scaler)
-        _show_fit(output, ready, scaler, len(fitted.columns), started)
+                _show_fit(output, ready, scaler, len(fitted.columns), started)
 
 
 def _show_fit(

@@ -150,7 +150,7 @@ class Cutter:
             self._held.append(table)
             there += table.num_rows
             del table
-        if not self._held:
+        if not there:
             return None
         whole = self._held[0] if len(self._held) == 1 else pa.concat_tables(self._held)
         self._held = [whole.slice(rows)] if there > rows else []

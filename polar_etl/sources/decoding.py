@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 
 import numpy as np
 import pyarrow as pa
@@ -86,7 +86,8 @@ class FileColumns:
         self._arrow: list[tuple[list[int], Cutter]] = []
         self._decoded: dict[int, pa.ChunkedArray] = {}
         self._rows = 0
-        self._from_arrow([place for place in places if place not in self._plain])
+        with explained(file.path):
+            self._from_arrow([place for place in places if place not in self._plain])
 
     @property
     def path(self) -> str:
@@ -107,6 +108,9 @@ class FileColumns:
     def _from_arrow(self, places: list[int]) -> None:
         """Let PyArrow read these columns, from the present row on."""
         if places:
+            if layout := self._file.layout:
+                for group, place in product(self._groups, places):
+                    layout.require_page_sizes(group, place, self._descriptor)
             tables = _behind(self._row, self._tables(places))
             self._arrow.append((places, Cutter(tables)))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import stat
 from collections.abc import Container, Iterator, Sequence
@@ -61,21 +60,21 @@ def inspect(path: str) -> Inspected:
         before = os.stat(path)
         if not stat.S_ISREG(before.st_mode):
             raise InputError(f"{describe(path)} is not a regular file.")
-        with _opened(path) as opened, open(path, "rb") as raw:
-            metadata, schema = opened.metadata, opened.schema_arrow
-            variable, page_bytes = _measure(raw, opened)
+    with explained(path), open(path, "rb") as raw:
+        with _opened(path) as opened:
+            metadata = opened.metadata
+            schema = checked_schema(path, opened.schema_arrow)
             footer = footer_of(raw)
-    schema = checked_schema(path, schema)
-    if sum(leaves(column.type) for column in schema) != metadata.num_columns:
-        raise InputError(
-            f"{describe(path)} has {metadata.num_columns} columns in its footer and another "
-            "number in its Arrow schema: write it again without the stored schema."
-        )
-    groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-    chunks = metadata.num_columns * len(groups)
-    del metadata, opened  # a gigabyte, where there are 600,000 column chunks
-    layout = layout_of(footer, schema)
-    with explained(path), open(path, "rb", buffering=0) as raw:
+            layout = layout_of(footer, schema)
+            variable, page_bytes = _measure(raw, opened, layout)
+        if sum(leaves(column.type) for column in schema) != metadata.num_columns:
+            raise InputError(
+                f"{describe(path)} has {metadata.num_columns} columns in its footer and another "
+                "number in its Arrow schema: write it again without the stored schema."
+            )
+        groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        chunks = metadata.num_columns * len(groups)
+        del metadata, opened  # a gigabyte, where there are 600,000 column chunks
         from_arrow = _from_arrow(raw, layout, len(schema))
     return Inspected(
         SourceFile(
@@ -94,7 +93,7 @@ def inspect(path: str) -> Inspected:
     )
 
 
-def _from_arrow(file: io.RawIOBase, layout: Layout | None, columns: int) -> frozenset[int]:
+def _from_arrow(file: BinaryIO, layout: Layout | None, columns: int) -> frozenset[int]:
     """Return the columns that PyArrow must decode, as far as footer and first pages tell."""
     everything = frozenset(range(columns))
     if layout is None:
@@ -136,11 +135,14 @@ def text_bytes(path: str, apart_from: Container[str]) -> int:
         InputError: The file can't be read.
     """
     with explained(path), _opened(path) as opened, open(path, "rb") as raw:
-        return _measure(raw, opened, apart_from)[0]
+        return _measure(raw, opened, layout_of(footer_of(raw), opened.schema_arrow), apart_from)[0]
 
 
 def _measure(
-    file: BinaryIO, opened: pq.ParquetFile, apart_from: Container[str] = ()
+    file: BinaryIO,
+    opened: pq.ParquetFile,
+    layout: Layout | None,
+    apart_from: Container[str] = (),
 ) -> tuple[int, int]:
     """Return the bytes of columns of variable width, and of the largest page, from samples.
 
@@ -148,7 +150,8 @@ def _measure(
     some rows are decoded, too. Where the words of a dictionary are far longer than these rows, the
     later rows are taken to hold them. How large pages are the footer does not tell, but their own
     headers do. One value of each sampled column is read first: that raises an error where a column
-    is encrypted or damaged, while asking its footer would abort the process (PyArrow 26).
+    is encrypted or damaged, while asking its footer would abort the process (PyArrow 26). So other
+    row groups are not asked, but taken to be alike.
     """
     metadata = opened.metadata
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
@@ -161,7 +164,10 @@ def _measure(
     texts = variable[:: len(variable) // _COLUMNS_SAMPLED + 1]
     pages = range(0, metadata.num_columns, metadata.num_columns // _COLUMNS_SAMPLED + 1)
     largest = max(filled, key=lambda i: groups[i].num_rows)
-    for batch in _first_rows(opened, largest, sorted({*pages, *texts}), 1):
+    sampled = sorted({*pages, *texts})
+    if layout:
+        _require_page_sizes(file, opened.schema_arrow, layout, largest, sampled)
+    for batch in _first_rows(opened, largest, sampled, 1):
         del batch
     found = values = 0
     rows = metadata.num_rows
@@ -169,9 +175,9 @@ def _measure(
         found = max(found, _page_size(file, groups[largest].column(index)))
     for index in texts:
         values += int(_value_length(file, groups[largest].column(index)) * rows)
-    encoded = sum(
-        max(groups[i].column(index).total_uncompressed_size, 0) for i in filled for index in texts
-    )
+    alone = sum(max(groups[largest].column(i).total_uncompressed_size, 0) for i in texts)
+    size_of_largest = max(groups[largest].total_byte_size, 1)
+    encoded = sum(alone * max(groups[i].total_byte_size, 0) // size_of_largest for i in filled)
     few = 1 if encoded > _LONG_ROW * rows else _ROWS_SAMPLED
     decoded = sum(
         sum(_decoded_bytes(column, rows) for column in batch.columns)
@@ -181,6 +187,19 @@ def _measure(
     if values > _SUSPICIOUS * size:
         size = values
     return size * len(variable) // max(len(texts), 1), found
+
+
+def _require_page_sizes(
+    file: BinaryIO, schema: pa.Schema, layout: Layout, group: int, sampled: Sequence[int]
+) -> None:
+    """Check the pages of those sampled leaves that are columns by themselves."""
+    leaf = 0
+    wanted = set(sampled)
+    for place, column in enumerate(schema):
+        count = leaves(column.type)
+        if count == 1 and leaf in wanted:
+            layout.require_page_sizes(group, place, file.fileno())
+        leaf += count
 
 
 def _page_size(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> int:

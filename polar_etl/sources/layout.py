@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from polar_etl.pages import Chunk, stored_dtype
+from polar_etl.pages import Chunk, require_sizes, stored_dtype
 from polar_etl.thrift import Field, behind, fields_of, head_of, items_of, list_at, number, signed
 
 _PHYSICAL = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY",
@@ -40,6 +40,8 @@ class Layout:
     """Rows of each row group."""
     start: npt.NDArray[np.int64]
     stop: npt.NDArray[np.int64]
+    plain_size: npt.NDArray[np.int64]
+    """Bytes of the chunks before compression, headers included."""
     codec: npt.NDArray[np.int64]
     """Number of the codec; -1 where a chunk is none of plain numbers."""
     nullable: tuple[bool, ...]
@@ -51,6 +53,15 @@ class Layout:
         """Return the columns that hold plain numbers wherever they hold any rows."""
         filled = np.array(self.rows, np.int64) > 0
         return np.flatnonzero((self.codec[filled] >= 0).all(axis=0)).tolist()
+
+    def require_page_sizes(self, group: int, column: int, file: int) -> None:
+        """Check that no page of a chunk claims more memory than the whole chunk needs.
+
+        Raises:
+            UnusualError: One does.
+        """
+        start, stop = int(self.start[group, column]), int(self.stop[group, column])
+        require_sizes(file, start, stop, int(self.plain_size[group, column]))
 
     def chunk(self, group: int, column: int) -> Chunk | None:
         """Return where a column's plain values stand, None if PyArrow must read them."""
@@ -148,7 +159,7 @@ def _of_groups(footer: bytes, at: int, columns: list[_Column]) -> Layout:
     rows: list[int] = []
     if groups * len(columns) > len(footer):
         raise ValueError("it has not the bytes for so many row groups")
-    table = np.empty((groups, len(columns), 4), np.int64)
+    table = np.empty((groups, len(columns), 5), np.int64)
     filled = set()
     for group in range(groups):
         last = 0
@@ -172,18 +183,19 @@ def _of_groups(footer: bytes, at: int, columns: list[_Column]) -> Layout:
         at += 1
     if len(rows) != groups or len(filled) != groups:
         raise ValueError("a row group lacks fields")
-    start, size, codec, values = table.transpose(2, 0, 1)
+    start, size, codec, values, plain_size = table.transpose(2, 0, 1)
     return Layout(
         rows=tuple(rows),
         start=start,
         stop=start + size,
+        plain_size=plain_size,
         codec=np.where(values == np.array(rows, np.int64)[:, None], codec, -1),
         nullable=tuple(column.nullable for column in columns),
         stored=tuple(column.stored for column in columns),
     )
 
 
-_NONE = (0, 0, -1, 0)
+_NONE = (0, 0, -1, 0, 0)
 
 
 class _ChunkReader:
@@ -197,8 +209,8 @@ class _ChunkReader:
         self._rest = b"\xff"
         """What stood behind the sizes of an earlier chunk, to its end."""
 
-    def read(self, at: int, column: _Column) -> tuple[tuple[int, int, int, int], int]:
-        """Return (start, bytes, codec or -1, values) of the chunk at `at`, and where it ends."""
+    def read(self, at: int, column: _Column) -> tuple[tuple[int, ...], int]:
+        """Return start, bytes, codec or -1, values, plain bytes of a chunk, and where it ends."""
         footer = self._footer
         head = _HEAD.match(footer, at)
         if head is None or column.stored is None or not footer.startswith(column.path, head.end()):
@@ -208,10 +220,11 @@ class _ChunkReader:
             return self._slowly(at, column)
         if not footer.startswith(self._rest, sizes.end()):
             found = self._slowly(at, column)
-            self._rest = footer[sizes.end() : found[1]]
+            if found[0][2] >= 0:
+                self._rest = footer[sizes.end() : found[1]]
             return found
         _, physical, *encodings = head.groups(b"")
-        codec, values, _, size, start = sizes.groups()
+        codec, values, plain_size, size, start = sizes.groups()
         plain = set(b"".join(encodings)) <= _PLAIN_BYTES and physical[0] >> 1 == column.physical
         codec_number = codec[0] >> 1
         return (
@@ -219,21 +232,22 @@ class _ChunkReader:
             signed(size, 0)[0],
             codec_number if plain and codec_number in _CODECS else -1,
             signed(values, 0)[0],
+            signed(plain_size, 0)[0],
         ), sizes.end() + len(self._rest)
 
-    def _slowly(self, at: int, column: _Column) -> tuple[tuple[int, int, int, int], int]:
+    def _slowly(self, at: int, column: _Column) -> tuple[tuple[int, ...], int]:
         footer = self._footer
         chunk, stop = fields_of(footer, at)
-        if 3 not in chunk or 8 in chunk or 9 in chunk or 1 in chunk or column.stored is None:
-            return _NONE, stop  # encrypted, in another file, or no numbers
+        if 3 not in chunk or 8 in chunk or 9 in chunk or 1 in chunk or column.leaves > 1:
+            return _NONE, stop  # encrypted, in another file, or one of several
         meta, _ = fields_of(footer, chunk[3].start)
         encodings = {number(footer, item) for item in items_of(footer, meta[2].start)[0]}
         codec = number(footer, meta[4])
-        same = number(footer, meta[1]) == column.physical
-        if 11 in meta or not encodings <= _PLAIN or codec not in _CODECS or not same:
-            return _NONE, stop
-        sizes = [number(footer, meta[place]) for place in (9, 7)]
-        return (sizes[0], sizes[1], codec, number(footer, meta[5])), stop
+        plain = column.stored is not None and number(footer, meta[1]) == column.physical
+        plain = plain and 11 not in meta and encodings <= _PLAIN and codec in _CODECS
+        start = min(number(footer, meta[place]) for place in (9, 11) if place in meta)
+        size, values, plain_size = (number(footer, meta[place]) for place in (7, 5, 6))
+        return (max(start, 0), size, codec if plain else -1, values, plain_size), stop
 
 
 _PLAIN_BYTES = frozenset(2 * encoding for encoding in _PLAIN)

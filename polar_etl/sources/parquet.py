@@ -195,7 +195,8 @@ class _Columns:
             self._open[-1][1].advance(some)
             self._left -= some
             taken += some
-        return _Window(rows, self._places, [columns for _, columns in self._open], self._source)
+        parts = [columns for _, columns in self._open] if rows else []
+        return _Window(rows, self._places, parts, self._source)
 
     def _open_next(self) -> None:
         index, low, high = self._ahead.popleft()
@@ -229,9 +230,7 @@ class _Window:
         if len(self.parts) == 1:
             return self.parts[0].pieces(places)
         by_part = [part.pieces(places) for part in self.parts]
-        return [
-            [piece for pieces in some for piece in pieces] for some in zip(*by_part, strict=True)
-        ]
+        return [[piece for pieces in by_part for piece in pieces[i]] for i in range(len(names))]
 
     def column(self, name: str) -> pa.ChunkedArray:
         """Return a column of any type."""

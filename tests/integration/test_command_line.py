@@ -406,7 +406,7 @@ def test_a_signal_outside_of_batches_is_answered_as_documented(tmp_path, number,
         assert cli.wait_until(lambda: bool(os.listdir(tmp_path)), process)
         process.send_signal(number)
         stopped = cli.outcome_of(process).expect(code)
-    assert "nothing is left half-done" in stopped.stderr
+    assert "what is finished is safe" in stopped.stderr
     assert os.listdir(tmp_path) == []
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import fcntl
-import io
 import json
 import os
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from support import tables, trees
 
 import polar_etl as pe
+from polar_etl.manifest import Manifest
+from polar_etl.scaler import Scaler
 
 HOW = ("--rows-per-part", 500)
 
@@ -184,15 +186,11 @@ def test_parts_of_another_shape_are_refused(run_cli, finished):
 def test_moments_that_make_another_scaler_are_refused(run_cli, finished):
     before = trees.parts(finished / "out")
     (finished / "out" / "part-00001.parquet").unlink()
-    with closing(sqlite3.connect(trees.state_of(finished / "out") / "manifest.db")) as manifest:
-        (state,) = manifest.execute("SELECT state FROM moments").fetchone()
-        with np.load(io.BytesIO(state)) as arrays:
-            moments = dict(arrays)
-        moments["sum"] = np.nextafter(moments["sum"], np.inf)
-        changed = io.BytesIO()
-        np.savez(changed, **moments)
-        manifest.execute("UPDATE moments SET state = ?", (changed.getvalue(),))
-        manifest.commit()
+    with Manifest.open(trees.state_of(finished / "out") / "manifest.db") as manifest:
+        width = len(Scaler.load(trees.state_of(finished / "out") / "scaler.json").features)
+        rows, moments = manifest.moments(width)[0]
+        changed = replace(moments, sum=np.nextafter(moments.sum, np.inf))
+        manifest.record_moments([], {0: (rows, changed)})
     refused = run_cli("normalize", "in.parquet", "out", *HOW).expect(5)
     assert "another scaler" in refused.stderr
     assert trees.parts(finished / "out").items() < before.items()
