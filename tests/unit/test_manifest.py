@@ -100,9 +100,11 @@ def test_parts_can_be_forgotten_and_moments_stay(path):
 def test_moments_survive_bit_for_bit(path):
     state = moments_of([0.1, 1e300, np.nan], [5e-324, np.inf, -0.0], [None, 1.0, None])
     with Manifest.open(path) as manifest:
-        manifest.record_moments(BATCH, 10, Moments.empty(3))
-        manifest.record_moments(replace(BATCH, batch=1), 20, state)
-        manifest.record_moments(replace(BATCH, batch=2, file=5), 30, state)
+        manifest.record_moments([BATCH], {1: (10, Moments.empty(3))})
+        manifest.record_moments(
+            [replace(BATCH, batch=1), replace(BATCH, batch=2, file=5)],
+            {1: (20, state), 5: (30, state)},
+        )
     with Manifest.open(path) as manifest:
         found = manifest.moments(3)
         assert len(manifest.batches("moments")) == 3
@@ -281,20 +283,20 @@ class TestDamage:
     @pytest.mark.parametrize("state", [b"", b"PK\x03\x04", b"x" * 500, "text", 7])
     def test_moments_that_are_none(self, path, read_only, state):
         with Manifest.open(path) as manifest:
-            manifest.record_moments(BATCH, 10, Moments.empty(1))
+            manifest.record_moments([BATCH], {1: (10, Moments.empty(1))})
         change(path, "UPDATE moments SET state = ?", state)
 
         self.refuse(path, read_only)
 
     def test_moments_cut_short(self, path, read_only):
         with Manifest.open(path) as manifest:
-            manifest.record_moments(BATCH, 10, Moments.empty(1))
+            manifest.record_moments([BATCH], {1: (10, Moments.empty(1))})
         change(path, "UPDATE moments SET state = substr(state, 1, 300)")
 
         self.refuse(path, read_only)
 
     def test_moments_of_another_width(self, path, read_only):
         with Manifest.open(path) as manifest:
-            manifest.record_moments(BATCH, 10, Moments.empty(2))
+            manifest.record_moments([BATCH], {1: (10, Moments.empty(2))})
 
         self.refuse(path, read_only, width=3)
