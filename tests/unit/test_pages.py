@@ -405,6 +405,13 @@ def test_levels(data, values, there):
     assert read_pages(content, (len(content), 3), nullable=True) == there
 
 
+@pytest.mark.parametrize("data", [b"\xff" * 200, b"\x02\x01" * 100, b"\x80" * 9 + b"\x01" * 200])
+def test_levels_in_many_runs_or_none_are_unusual(data):
+    content = page(100, levels(data) + doubles(*range(100)))
+
+    assert read_pages(content, (len(content), 100), nullable=True) is None
+
+
 @pytest.mark.parametrize("length", [4, 12, 2**31, 2**32 - 1])
 def test_levels_that_are_longer_than_their_page_are_unusual(length):
     content = page(3, length.to_bytes(4, "little") + b"\x06\x01")

@@ -74,7 +74,7 @@ def test_lists_are_read_as_written(items):
     written = [thrift.as_varint(len(item)) + item for item in items]
     data = thrift.as_list(thrift.BINARY, written)
 
-    found, stop = thrift.items_of(data + b"rest")
+    found, stop = thrift.items_of(data + b"rest", 0)
 
     assert stop == len(data)
     assert [data[item.start : item.stop] for item in found] == written
@@ -85,7 +85,7 @@ def test_any_bytes_are_a_struct_or_a_value_error(data):
     for read in (thrift.fields_of, thrift.items_of):
         for given_ in (data, memoryview(data)):
             try:
-                read(given_)
+                read(given_, 0)
             except ValueError:
                 continue
 
@@ -96,7 +96,7 @@ def test_lists_that_are_longer_than_their_bytes_are_refused_at_once(kind, count)
     data = bytes([0xF0 | kind]) + thrift.as_varint(count) + bytes(100)
 
     with pytest.raises(ValueError):
-        thrift.items_of(data)
+        thrift.items_of(data, 0)
     with pytest.raises(ValueError):
         thrift.fields_of(bytes([0x19]) + data + bytes(1))
 
