@@ -109,8 +109,8 @@ class FileColumns:
         """Let PyArrow read these columns, from the present row on."""
         if places:
             if layout := self._file.layout:
-                for group, place in product(self._groups, places):
-                    layout.require_page_sizes(group, place, self._descriptor)
+                for group, leaf in product(self._groups, self._leaves(places)):
+                    layout.require_page_sizes(group, leaf, self._descriptor)
             tables = _behind(self._row, self._tables(places))
             self._arrow.append((places, Cutter(tables)))
 

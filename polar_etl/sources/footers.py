@@ -166,7 +166,8 @@ def _measure(
     largest = max(filled, key=lambda i: groups[i].num_rows)
     sampled = sorted({*pages, *texts})
     if layout:
-        _require_page_sizes(file, opened.schema_arrow, layout, largest, sampled)
+        for leaf in sampled:
+            layout.require_page_sizes(largest, leaf, file.fileno())
     for batch in _first_rows(opened, largest, sampled, 1):
         del batch
     found = values = 0
@@ -187,19 +188,6 @@ def _measure(
     if values > _SUSPICIOUS * size:
         size = values
     return size * len(variable) // max(len(texts), 1), found
-
-
-def _require_page_sizes(
-    file: BinaryIO, schema: pa.Schema, layout: Layout, group: int, sampled: Sequence[int]
-) -> None:
-    """Check the pages of those sampled leaves that are columns by themselves."""
-    leaf = 0
-    wanted = set(sampled)
-    for place, column in enumerate(schema):
-        count = leaves(column.type)
-        if count == 1 and leaf in wanted:
-            layout.require_page_sizes(group, place, file.fileno())
-        leaf += count
 
 
 def _page_size(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> int:

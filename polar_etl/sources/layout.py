@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +35,7 @@ _SIZES = re.compile(rb"\x15([\x00-\x0e])\x16%b\x16%b\x16%b\x26%b" % ((_NUMBER,) 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The chunks of one file; the arrays have shape (row groups, columns of the schema)."""
+    """The chunks of one file; the arrays have shape (row groups, leaves of the schema)."""
 
     rows: tuple[int, ...]
     """Rows of each row group."""
@@ -44,6 +45,8 @@ class Layout:
     """Bytes of the chunks before compression, headers included."""
     codec: npt.NDArray[np.int64]
     """Number of the codec; -1 where a chunk is none of plain numbers."""
+    leaves: tuple[int, ...]
+    """Of each column: its first leaf."""
     nullable: tuple[bool, ...]
     """Of each column: whether levels stand before its values."""
     stored: tuple[np.dtype[np.generic] | None, ...]
@@ -52,25 +55,27 @@ class Layout:
     def plain(self) -> list[int]:
         """Return the columns that hold plain numbers wherever they hold any rows."""
         filled = np.array(self.rows, np.int64) > 0
-        return np.flatnonzero((self.codec[filled] >= 0).all(axis=0)).tolist()
+        codec = self.codec[filled][:, list(self.leaves)]
+        return np.flatnonzero((codec >= 0).all(axis=0)).tolist()
 
-    def require_page_sizes(self, group: int, column: int, file: int) -> None:
+    def require_page_sizes(self, group: int, leaf: int, file: int) -> None:
         """Check that no page of a chunk claims more memory than the whole chunk needs.
 
         Raises:
             UnusualError: One does.
         """
-        start, stop = int(self.start[group, column]), int(self.stop[group, column])
-        require_sizes(file, start, stop, int(self.plain_size[group, column]))
+        start, stop = int(self.start[group, leaf]), int(self.stop[group, leaf])
+        require_sizes(file, start, stop, int(self.plain_size[group, leaf]))
 
     def chunk(self, group: int, column: int) -> Chunk | None:
         """Return where a column's plain values stand, None if PyArrow must read them."""
-        stored, codec = self.stored[column], int(self.codec[group, column])
+        leaf = self.leaves[column]
+        stored, codec = self.stored[column], int(self.codec[group, leaf])
         if codec < 0 or stored is None:
             return None
         return Chunk(
-            start=int(self.start[group, column]),
-            stop=int(self.stop[group, column]),
+            start=int(self.start[group, leaf]),
+            stop=int(self.stop[group, leaf]),
             rows=self.rows[group],
             codec=_CODECS[codec],
             nullable=self.nullable[column],
@@ -157,9 +162,10 @@ def _of_groups(footer: bytes, at: int, columns: list[_Column]) -> Layout:
     chunks = _ChunkReader(footer)
     groups, at = list_at(footer, at)
     rows: list[int] = []
-    if groups * len(columns) > len(footer):
+    leaves = sum(column.leaves for column in columns)
+    if groups * leaves > len(footer):
         raise ValueError("it has not the bytes for so many row groups")
-    table = np.empty((groups, len(columns), 5), np.int64)
+    table = np.empty((groups, leaves, 5), np.int64)
     filled = set()
     for group in range(groups):
         last = 0
@@ -167,13 +173,13 @@ def _of_groups(footer: bytes, at: int, columns: list[_Column]) -> Layout:
             last, kind, at = head_of(footer, at, last)
             if last == 1:
                 count, at = list_at(footer, at)
-                if count != sum(column.leaves for column in columns):
+                if count != leaves:
                     raise ValueError("a row group lacks columns")
                 found = []
                 for column in columns:
                     for _ in range(column.leaves):
                         chunk, at = chunks.read(at, column)
-                    found.append(chunk)
+                        found.append(chunk)
                 table[group] = found
                 filled.add(group)
             else:
@@ -190,6 +196,7 @@ def _of_groups(footer: bytes, at: int, columns: list[_Column]) -> Layout:
         stop=start + size,
         plain_size=plain_size,
         codec=np.where(values == np.array(rows, np.int64)[:, None], codec, -1),
+        leaves=tuple(accumulate((column.leaves for column in columns[:-1]), initial=0)),
         nullable=tuple(column.nullable for column in columns),
         stored=tuple(column.stored for column in columns),
     )
@@ -238,8 +245,8 @@ class _ChunkReader:
     def _slowly(self, at: int, column: _Column) -> tuple[tuple[int, ...], int]:
         footer = self._footer
         chunk, stop = fields_of(footer, at)
-        if 3 not in chunk or 8 in chunk or 9 in chunk or 1 in chunk or column.leaves > 1:
-            return _NONE, stop  # encrypted, in another file, or one of several
+        if 3 not in chunk or 8 in chunk or 9 in chunk or 1 in chunk:
+            return _NONE, stop  # encrypted, or in another file
         meta, _ = fields_of(footer, chunk[3].start)
         encodings = {number(footer, item) for item in items_of(footer, meta[2].start)[0]}
         codec = number(footer, meta[4])

@@ -15,6 +15,7 @@ from polar_etl.columns import pieces_of
 from polar_etl.moments import merge_all
 from polar_etl.scaler import Scaler
 from tests.properties.strategies import FINITE, columns, cuts, numbers
+from tests.unit.arrays import applied
 from tests.unit.exact import SPACING, bits, decimal, exact, moments_of, right_digits
 
 BLOCK = block_rows(1)
@@ -228,9 +229,9 @@ def test_every_value_is_within_2_ulp_of_the_quotient(column, ddof):
     unit = Fraction(2) ** int(how.exponent[0])
     mean, std = Fraction(how.mean[0]) * unit, Fraction(how.std[0]) * unit
 
-    (double,) = how.apply([pieces_of(column)], len(column))
+    (double,) = applied(how, [column])
     single = Scaler(("x",), ("double",), fitted.moments, ddof, "ignore", "float32")
-    (float32,) = single.standardizer().apply([pieces_of(column)], len(column))
+    (float32,) = applied(single.standardizer(), [column])
 
     doubles = double.drop_null().to_numpy()
     rounded = float32.drop_null().to_numpy()
@@ -250,7 +251,7 @@ def test_subnormals_are_standardized_though_float64_cannot_hold_their_mean():
     column = pa.chunked_array([[5e-324, 1e-323]])
     fitted = Scaler(("x",), ("double",), moments_of(column))
 
-    (found,) = fitted.standardizer().apply([pieces_of(column)], 2)
+    (found,) = applied(fitted.standardizer(), [column])
 
     assert found.to_pylist() == [-1.0, 1.0]
 

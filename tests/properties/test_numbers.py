@@ -9,11 +9,11 @@ import pyarrow as pa
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from polar_etl.columns import pieces_of
 from polar_etl.moments import NO_ROW, Moments, merge_all
 from polar_etl.scaler import Scaler
 from polar_etl.standardize import Standardizer
 from tests.properties.strategies import FINITE, columns, cuts, pieces
+from tests.unit.arrays import applied
 from tests.unit.exact import SPACING, bits, decimal, exact, moments_of, right_digits, ulps_off
 
 NEAREST = 0.5 + 2**-6
@@ -157,7 +157,7 @@ def test_standardizing_is_the_formula_bit_for_bit(column, mean, std, single, dat
     )
     again = pieces(column.combine_chunks(), data.draw(cuts(len(column))))
 
-    (found,) = how.apply([pieces_of(again)], len(again))
+    (found,) = applied(how, [again])
 
     found.validate(full=True)
     out = np.float32 if single else np.float64
@@ -173,7 +173,7 @@ def test_standardizing_is_the_formula_bit_for_bit(column, mean, std, single, dat
 def test_standardizing_what_was_fitted_gives_values_of_moderate_size(column, inf, dtype, ddof):
     scaler = Scaler(("x",), (str(column.type),), moments_of(column), ddof, inf, dtype)
 
-    (found,) = scaler.standardizer().apply([pieces_of(column)], len(column))
+    (found,) = applied(scaler.standardizer(), [column])
 
     found.validate(full=True)
     count = int(scaler.moments.count[0])
@@ -199,7 +199,7 @@ def test_standardized_values_have_mean_0_and_deviation_1(values, ddof):
     assume(std > max(map(abs, values)) * 1e-6)
     assume(std > 1e-300)
 
-    (found,) = scaler.standardizer().apply([pieces_of(pa.chunked_array([values]))], len(values))
+    (found,) = applied(scaler.standardizer(), [pa.chunked_array([values])])
 
     true = exact(found.to_pylist())
     assert abs(true.mean) < 1e-9

@@ -1,18 +1,22 @@
 """A vector column is as good as its dimensions in columns of their own, bit by bit."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
 from polar_etl.blocks import observe
 from polar_etl.features import Features
 from polar_etl.moments import merge_all
-from polar_etl.parts import PartFormat
-from polar_etl.passes import PartsStage, output_schema
+from polar_etl.parts import PartWriter, part_name
+from polar_etl.passes import Encoder
 from polar_etl.scaler import Scaler
+from polar_etl.sources.base import TableWindow
 from tests.properties.strategies import KINDS, cuts, numbers, pieces
 from tests.unit.exact import bits
 
@@ -47,15 +51,20 @@ def vectors(draw: st.DrawFn) -> tuple[pa.ChunkedArray, pa.Table]:
 
 
 def fitted(table: pa.Table, features: Features, kind: str, inf: str, dtype: str | None) -> Scaler:
-    moments = merge_all(observe(features.pieces(table), len(table), 0), len(features))
+    moments = merge_all(observe(features.pieces(TableWindow(table)), len(table), 0), len(features))
     kinds = (kind,) * len(features.columns)
     return Scaler(features.columns, kinds, moments, 0, inf, dtype, features.vectors)
 
 
 def normalized(table: pa.Table, scaler: Scaler) -> pa.Table:
-    form = PartFormat(output_schema(table.schema, scaler), scaler.columns, 1)
-    stage = PartsStage(scaler.features, scaler.standardizer(), form, writer=None)
-    return stage._normalized(table)
+    """Return what reads back of the table as one part."""
+    encoder = Encoder.of(table.schema, scaler, 1)
+    encoded = encoder.encode(TableWindow(table), table.column_names)
+    with tempfile.TemporaryDirectory() as folder:
+        writer = PartWriter(Path(folder), Path(folder), part_name(0), encoder.form)
+        writer.append(len(table), [encoded])
+        writer.commit()
+        return pq.read_table(Path(folder) / part_name(0))
 
 
 def raw(array: pa.Array) -> tuple[bytes, bytes]:

@@ -316,6 +316,17 @@ class TestTransform:
         assert_frame_equal(by_file, by_stream, check_exact=True)
         assert os.listdir(tmp_path / "file") == os.listdir(tmp_path / "stream")
 
+    def test_empty_batches_of_a_stream_make_no_parts(self, path, tmp_path):
+        table = pq.read_table(path)
+        nothing = pa.RecordBatch.from_pylist([], table.schema)
+        batches = [nothing, *table.slice(0, 12_000).to_batches(), nothing, nothing]
+        stream = pa.RecordBatchReader.from_batches(table.schema, batches)
+
+        pe.transform(stream, tmp_path / "out", scaler=pe.fit(path), rows_per_part=6_000)
+
+        parts = [tmp_path / "out" / name for name in sorted(os.listdir(tmp_path / "out"))]
+        assert [pq.read_metadata(part).num_rows for part in parts] == [6_000, 6_000]
+
     def test_is_what_normalize_does(self, path, tmp_path):
         pe.normalize(path, tmp_path / "one")
         pe.transform(path, tmp_path / "two", scaler=pe.fit(path))

@@ -23,8 +23,9 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["events"],
     ["memory"],
     ["stop"],
-    ["durable", "double"],
-    ["columns"],
+    ["durable", "double", "thrift", "scratch"],
+    ["columns", "encoding"],
+    ["pages"],
     ["features"],
     ["moments"],
     ["blocks"],
@@ -32,7 +33,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["scaler"],
     ["sources"],
     ["sources.schemas"],
-    ["sources.base"],
+    ["sources.base", "sources.layout"],
     ["sources.decoding"],
     ["sources.parquet"],
     ["sources.streams"],
@@ -66,7 +67,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
 ]
 PLACE = {name: place for place, room in enumerate(ROOMS) for name in room}
 MAY_BE_MISSING = {"duckdb", "sklearn", "pandas", "dask", "pyspark"}
-AT_TOP_LEVEL = {"numpy", "pyarrow", "psutil", "xxhash", "typer", "rich", "polars"}
+AT_TOP_LEVEL = {"numpy", "pyarrow", "psutil", "xxhash", "typer", "rich", "polars", "zstandard"}
 
 
 def name_of(path: Path) -> str:
@@ -158,15 +159,36 @@ def test_no_module_imports_an_optional_library_when_it_is_loaded(name):
         ("rich", set()),
         ("psutil", {"memory", "pipeline"}),
         ("xxhash", {"parts"}),
+        ("zstandard", {"pages", "encoding"}),
     ],
 )
 def test_a_library_is_imported_only_where_it_belongs(library, allowed):
     assert {name for name in MODULES if library in foreign(name)} <= allowed
 
 
-@pytest.mark.parametrize("name", ["errors", "events", "stop", "durable", "lock", "workspace", ""])
+@pytest.mark.parametrize(
+    "name", ["errors", "events", "stop", "durable", "thrift", "lock", "workspace", ""]
+)
 def test_rooms_that_need_nothing_but_the_standard_library(name):
     assert foreign(name) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("thrift", set()),
+        ("scratch", set()),
+        ("pages", {"thrift", "columns", "scratch"}),
+        ("encoding", {"thrift"}),
+        ("sources.layout", {"pages", "thrift"}),
+    ],
+)
+def test_rooms_that_need_few_others(name, allowed):
+    assert inner(imported(MODULES[name])) - {""} <= allowed
+
+
+def test_scratch_needs_numpy_alone():
+    assert foreign("scratch") == {"numpy"}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,12 +1,19 @@
-"""Infinite values are refused with the place where to look."""
+"""Batches are recorded in groups; infinite values are refused with the place where to look."""
+
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from polar_etl import fitting
 from polar_etl.errors import InputError
+from polar_etl.events import BatchFinished
+from polar_etl.features import Features
 from polar_etl.fitting import refuse_infinities
 from polar_etl.moments import Moments
-from tests.unit.exact import moments_of
+from polar_etl.passes import BatchMoments
+from tests.unit.exact import bits, moments_of
 
 FINE = moments_of([1.0, 2.0, 3.0], [4.0, np.nan, 6.0])
 BAD = moments_of([1.0, 2.0, -np.inf], [np.inf, np.inf, 6.0])
@@ -51,3 +58,63 @@ def test_few_of_many_columns_are_named():
 
 def test_names_are_shown_without_control_characters():
     assert "\x1b" not in refusal([BAD], ("\x1b[31m", "\x1b[32m"))
+
+
+class Recorded:
+    """A manifest that only remembers, and what its run needs."""
+
+    def __init__(self) -> None:
+        self.transactions: list[tuple[list[int], dict[int, tuple[int, int]]]] = []
+        self.events: list[BatchFinished] = []
+        schema = pa.schema({"x": pa.float64(), "t": pa.string()})
+        self.run = SimpleNamespace(
+            source=SimpleNamespace(schema=schema),
+            observe_memory=lambda: (5, 9),
+            listen=self.events.append,
+        )
+
+    def record_moments(self, rows, states) -> None:
+        numbers = [row.batch for row in rows]
+        assert [event.batch for event in self.events if event.batch in numbers] == []
+        self.transactions.append(
+            (numbers, {file: (rows, int(m.count[0])) for file, (rows, m) in states.items()})
+        )
+
+
+def batch(file: int, first: int, values: list[float]) -> BatchMoments:
+    return BatchMoments(file, first, len(values), [moments_of(values)], 0.5)
+
+
+@pytest.mark.parametrize("seconds", [-1, 1000])
+def test_batches_are_recorded_before_they_are_told_of(monkeypatch, seconds):
+    """One by one, or many with one wait for the disk; the rest on leaving."""
+    monkeypatch.setattr(fitting, "_SECONDS_BETWEEN_RECORDS", seconds)
+    recorded, progress = Recorded(), {0: (2, moments_of([1.0, 2.0]))}
+
+    with fitting._Recorder(recorded.run, recorded, Features(("x",)), progress, 7) as recorder:
+        recorder.add(batch(0, 2, [3.0]))
+        recorder.add(batch(1, 0, [4.0, 5.0]))
+        assert len(recorded.events) == (2 if seconds < 0 else 0)
+
+    one_by_one = [([7], {0: (3, 3)}), ([8], {1: (2, 2)})]
+    assert recorded.transactions == (
+        one_by_one if seconds < 0 else [([7, 8], {0: (3, 3), 1: (2, 2)})]
+    )
+    assert [(event.batch, event.rows, event.rss) for event in recorded.events] == [
+        (7, 1, 5),
+        (8, 2, 5),
+    ]
+    assert bits(progress[0][1]) == bits(moments_of([1.0, 2.0]).merge(moments_of([3.0])))
+
+
+def test_what_was_merged_is_recorded_when_the_run_ends_in_an_error():
+    recorded = Recorded()
+
+    def run() -> None:
+        with fitting._Recorder(recorded.run, recorded, Features(("x",)), {}, 0) as recorder:
+            recorder.add(batch(0, 0, [3.0]))
+            raise KeyError("stopped")
+
+    with pytest.raises(KeyError, match="stopped"):
+        run()
+    assert recorded.transactions == [([0], {0: (1, 1)})]

@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from polar_etl.executors.local import ordered_map
+from polar_etl.executors.local import in_step, ordered_map
 
 PATIENCE = 60  # seconds; only a deadlock waits so long
 
@@ -195,3 +195,11 @@ def test_items_are_let_go():
         most = max(most, len(alive))
 
     assert most <= 5
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_results_in_step_come_together_and_whole(count):
+    found = list(in_step(iter(range(23)), count))
+
+    assert [x for some in found for x in some] == list(range(23 // count * count))
+    assert all(len(some) == count for some in found)

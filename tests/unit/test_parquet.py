@@ -1,12 +1,15 @@
 """Parquet files: any window of rows, decoded in any way, is the same rows."""
 
 import os
+from contextlib import closing
+from itertools import cycle
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from polar_etl.columns import fill, validity
 from polar_etl.errors import InputError
 from polar_etl.sources.base import Reading
 from polar_etl.sources.parquet import ParquetSource
@@ -41,17 +44,32 @@ WAYS = [
 ]
 
 
+def read(source, first, stop, how, names=None, lengths=(100,), kept=None) -> pa.Table:
+    """Return rows of a source, window by window."""
+    names = source.schema.names if names is None else names
+    found = []
+    with closing(source.columns(names, first, stop, how, kept)) as columns:
+        for length in cycle(lengths):
+            if first >= stop:
+                break
+            window = columns.next(min(length, stop - first))
+            assert window.rows == min(length, stop - first)
+            found.append(pa.table([window.column(name) for name in names], names=list(names)))
+            first += window.rows
+    schema = pa.schema([source.schema.field(name) for name in names])
+    return pa.concat_tables([schema.empty_table(), *found])
+
+
 @pytest.mark.parametrize("how", WAYS, ids=str)
 @pytest.mark.parametrize(
     "window", [(0, ROWS), (0, 1), (999, 1_000), (129, 131), (200, 777), (5, 5)]
 )
-def test_any_window_read_in_any_way_is_the_same_rows(path, how, window):
+def test_any_rows_read_in_any_way_are_the_same_rows(path, how, window):
     source = ParquetSource.open([path])
 
-    found = list(source.read(0, *window, None, how))
-
-    rows = pa.concat_tables([source.schema.empty_table(), *found])
-    assert rows.equals(table().slice(window[0], window[1] - window[0]))
+    for length in (7, 130, 10_000):
+        found = read(source, *window, how, lengths=[length])
+        assert found.equals(table().slice(window[0], window[1] - window[0]))
 
 
 @pytest.mark.parametrize("how", WAYS[:4], ids=str)
@@ -59,9 +77,78 @@ def test_any_window_read_in_any_way_is_the_same_rows(path, how, window):
 def test_columns_can_be_chosen(path, columns, how):
     source = ParquetSource.open([path])
 
-    found = pa.concat_tables(source.read(0, 100, 900, columns, how))
+    found = read(source, 100, 900, how, columns)
 
     assert found.equals(table().select(columns).slice(100, 800))
+
+
+def test_columns_may_be_asked_for_in_any_order(path):
+    source = ParquetSource.open([path])
+
+    found = read(source, 100, 900, WAYS[0], ["last", "text", "i"])
+
+    assert found.equals(table().select(["last", "text", "i"]).slice(100, 800))
+
+
+@pytest.mark.parametrize("lengths", [[3000], [1], [999, 1, 1, 998, 1001], [1500, 1500], [17, 983]])
+@pytest.mark.parametrize("how", [WAYS[0], WAYS[5]], ids=str)
+def test_rows_of_several_files_come_as_if_they_were_one(path, tmp_path, how, lengths):
+    other = tmp_path / "other.parquet"
+    pq.write_table(table().take(pa.array(range(ROWS))[::-1]), other, use_dictionary=False)
+    empty = tmp_path / "empty.parquet"
+    pq.write_table(table().slice(0, 0), empty)
+    source = ParquetSource.open([path, str(empty), str(other), path])
+    expected = pa.concat_tables([table(), pq.read_table(other), table()])
+
+    for first, stop in ((0, 3 * ROWS), (500, 2500), (1000, 2000), (2999, 3000)):
+        found = read(source, first, stop, how, lengths=lengths)
+        assert found.combine_chunks().equals(expected.slice(first, stop - first).combine_chunks())
+
+
+@pytest.mark.parametrize("how", [WAYS[0], WAYS[5]], ids=str)
+def test_numbers_come_as_pieces(path, how):
+    source = ParquetSource.open([path, path])
+    names = ["i", "last", "x"]
+    twice = pa.concat_tables([table(), table()])
+    with closing(source.columns(source.schema.names, 300, 1700, how)) as columns:
+        for first in range(300, 1700, 700):
+            window = columns.next(700)
+            found = window.pieces(names)
+            for name, pieces in zip(names, found, strict=True):
+                expected = twice[name].slice(first, 700)
+                target = np.empty(700)
+                fill(target, pieces, 0)
+                valid = validity(pieces, 0, 700)
+                there = expected.is_valid().to_numpy()
+                assert (np.ones(700, bool) if valid is None else valid).tolist() == there.tolist()
+                assert (target[there] == expected.drop_null().to_numpy()).all()
+
+
+@pytest.mark.parametrize("names", [["x"], ["i", "x"]])
+def test_a_window_without_rows_has_every_column(path, names):
+    source = ParquetSource.open([path])
+    with closing(source.columns(source.schema.names, 5, 5, WAYS[0])) as columns:
+        window = columns.next(0)
+        found = window.pieces(names)
+        text = window.column("text")
+
+    assert window.rows == 0
+    assert len(found) == len(names)
+    assert sum(len(piece.values) for pieces in found for piece in pieces) == 0
+    assert (text.type, len(text)) == (pa.string(), 0)
+
+
+def test_closing_lets_go_of_all_files(path):
+    source = ParquetSource.open([path, path])
+    before = os.listdir("/proc/self/fd")
+    columns = source.columns(["x", "text"], 0, 2 * ROWS, WAYS[0])
+    columns.next(ROWS + 5)
+    assert len(os.listdir("/proc/self/fd")) > len(before)
+
+    columns.close()
+    columns.close()
+
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_files_are_described_without_reading_them(path):
@@ -91,7 +178,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_input_error(path):
     pq.write_table(table(10), path)
 
     with pytest.raises(InputError, match="changed"):
-        list(source.read(0, 0, ROWS, None, WAYS[0]))
+        read(source, 0, ROWS, WAYS[0])
 
 
 @pytest.mark.parametrize(
@@ -120,7 +207,7 @@ def test_damaged_pages_are_an_input_error(tmp_path, how):
     source = ParquetSource.open([str(path)])
 
     with pytest.raises(InputError, match=r"x\.parquet"):
-        list(source.read(0, 0, ROWS, None, how))
+        read(source, 0, ROWS, how)
 
 
 def test_files_of_different_schemas_are_refused_by_name(path, tmp_path):
@@ -136,4 +223,4 @@ def test_a_file_without_rows(tmp_path):
     source = ParquetSource.open([str(tmp_path / "x.parquet")])
 
     assert source.files[0].rows == 0
-    assert list(source.read(0, 0, 0, None, WAYS[0])) == []
+    assert read(source, 0, 0, WAYS[0]).equals(table(0))

@@ -1,5 +1,6 @@
 """One part: whole or not there, the same bytes for the same rows, checksums in every page."""
 
+import errno
 import os
 
 import numpy as np
@@ -8,7 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from polar_etl.parts import PartFormat, PartWriter, digest_of, is_part_name, leaf_paths, part_name
+from polar_etl import parts
+from polar_etl.encoding import Encoded, PartFormat
+from polar_etl.parts import PartWriter, digest_of, is_part_name, part_name
+from tests.unit.arrays import encoded
 
 ROWS = 5_000
 
@@ -47,12 +51,25 @@ def folders(tmp_path):
     return out, scratch
 
 
-def write(folders, data: pa.Table, name: str = part_name(0), *, level: int = 1, groups: int = 1):
-    writer = PartWriter(*folders, name, form_of(data, level))
+def write(
+    folders,
+    data: pa.Table,
+    name: str = part_name(0),
+    *,
+    level: int = 1,
+    groups: int = 1,
+    shares: int = 1,
+):
+    form = form_of(data, level)
+    writer = PartWriter(*folders, name, form)
     size = -(-len(data) // groups)
     for first in range(0, len(data), max(size, 1)):
-        writer.write(data.slice(first, size))
+        append(writer, form, data.slice(first, size), shares)
     return writer.commit()
+
+
+def append(writer: PartWriter, form: PartFormat, data: pa.Table, shares: int = 1) -> None:
+    writer.append(len(data), encoded(form, data, shares))
 
 
 def test_what_is_committed_reads_back_the_same(folders):
@@ -77,7 +94,7 @@ def test_a_receipt_tells_the_truth(folders):
     assert receipt.digest == xxhash.xxh3_128(path.read_bytes()).hexdigest() == digest_of(path)
 
 
-def test_every_write_is_a_row_group(folders):
+def test_every_slab_is_a_row_group(folders):
     write(folders, table(), groups=3)
 
     metadata = pq.read_metadata(folders[0] / part_name(0))
@@ -105,8 +122,11 @@ def test_normalized_columns_have_neither_dictionary_nor_statistics(folders):
         assert chunks[name].statistics.has_min_max
 
 
-def test_the_same_table_gives_the_same_bytes(folders):
-    digests = {write(folders, table(), part_name(i)).digest for i in range(3)}
+def test_the_same_table_gives_the_same_bytes_in_any_shares(folders):
+    digests = {
+        write(folders, table(), part_name(i), shares=shares).digest
+        for i, shares in enumerate((1, 1, 2, 5, 100))
+    }
 
     assert len(digests) == 1
 
@@ -152,8 +172,9 @@ def test_nothing_but_the_part_is_left(folders):
 
 
 def test_there_is_no_part_before_the_commit(folders):
-    writer = PartWriter(*folders, part_name(0), form_of(table()))
-    writer.write(table())
+    form = form_of(table())
+    writer = PartWriter(*folders, part_name(0), form)
+    append(writer, form, table())
 
     assert os.listdir(folders[0]) == []
     writer.commit()
@@ -162,9 +183,10 @@ def test_there_is_no_part_before_the_commit(folders):
 
 @pytest.mark.parametrize("writes", [0, 1, 3])
 def test_an_aborted_part_leaves_nothing(folders, writes):
-    writer = PartWriter(*folders, part_name(0), form_of(table()))
+    form = form_of(table())
+    writer = PartWriter(*folders, part_name(0), form)
     for _ in range(writes):
-        writer.write(table())
+        append(writer, form, table())
 
     writer.abort()
     writer.abort()
@@ -173,9 +195,11 @@ def test_an_aborted_part_leaves_nothing(folders, writes):
 
 
 def test_a_part_aborted_after_a_failure_leaves_nothing(folders):
-    writer = PartWriter(*folders, part_name(0), form_of(table()))
-    with pytest.raises((ValueError, pa.ArrowException)):
-        writer.write(pa.table({"another": [1]}))
+    form = form_of(table())
+    writer = PartWriter(*folders, part_name(0), form)
+    append(writer, form, table())
+    with pytest.raises(TypeError):
+        writer.append(1, [Encoded([b"content", "text"], ())])
 
     writer.abort()
 
@@ -185,16 +209,18 @@ def test_a_part_aborted_after_a_failure_leaves_nothing(folders):
 def test_a_format_that_parquet_does_not_know_leaves_nothing(folders):
     schema = pa.schema({"x": pa.float64(), "u": pa.dense_union([pa.field("a", pa.int8())])})
 
+    writer = PartWriter(*folders, part_name(0), PartFormat(schema, ("x",), 1))
     with pytest.raises(pa.ArrowException):
-        PartWriter(*folders, part_name(0), PartFormat(schema, ("x",), 1))
+        writer.commit()
 
     assert os.listdir(folders[0]) == os.listdir(folders[1]) == []
 
 
 def test_an_earlier_part_stays_until_the_commit_and_is_replaced_whole(folders):
     before = write(folders, table(100))
-    writer = PartWriter(*folders, part_name(0), form_of(table()))
-    writer.write(table())
+    form = form_of(table())
+    writer = PartWriter(*folders, part_name(0), form)
+    append(writer, form, table())
 
     assert digest_of(folders[0] / part_name(0)) == before.digest
     after = writer.commit()
@@ -204,9 +230,10 @@ def test_an_earlier_part_stays_until_the_commit_and_is_replaced_whole(folders):
 
 @pytest.mark.parametrize("writes", [0, 1])
 def test_a_part_without_rows_can_be_read(folders, writes):
-    writer = PartWriter(*folders, part_name(0), form_of(table()))
+    form = form_of(table())
+    writer = PartWriter(*folders, part_name(0), form)
     for _ in range(writes):
-        writer.write(table(0))
+        append(writer, form, table(0))
 
     assert writer.commit().rows == 0
     assert pq.read_table(folders[0] / part_name(0)).schema.equals(table().schema)
@@ -261,22 +288,77 @@ def test_names_of_parts_sort_in_row_order():
     assert names == sorted(names)
 
 
-def test_leaf_paths_are_those_of_the_other_columns(folders):
-    data = table(10)
-    write(folders, data)
-    schema = pq.read_metadata(folders[0] / part_name(0)).schema
-    all_paths = [schema.column(i).path for i in range(len(schema))]
-
-    assert leaf_paths(form_of(data)) == [path for path in all_paths if path not in ("x", "y")]
-    assert leaf_paths(PartFormat(data.select(["x"]).schema, ("x",), 1)) == []
-
-
 @pytest.mark.parametrize("name", ["a.b", "list.element", "x ", "ü", "*"])
 def test_odd_names_of_columns(folders, name):
     data = pa.table({"x": [1.0], name: ["text"], f"{name}.y": [[1, 2]]})
 
-    writer = PartWriter(*folders, part_name(0), PartFormat(data.schema, ("x",), 1))
-    writer.write(data)
+    form = PartFormat(data.schema, ("x",), 1)
+    writer = PartWriter(*folders, part_name(0), form)
+    append(writer, form, data)
     writer.commit()
 
     assert pq.read_table(folders[0] / part_name(0)).equals(data)
+
+
+class Calls:
+    """Which system calls a commit makes, and one of them that fails."""
+
+    def __init__(self, monkeypatch, fails: str | None = None) -> None:
+        self.made: list[str] = []
+        self._fails = fails
+        for name in ("fsync", "replace", "writev"):
+            monkeypatch.setattr(os, name, self._watched(name, getattr(os, name)))
+        monkeypatch.setattr(
+            parts, "sync_directory", self._watched("fsync of the directory", lambda path: None)
+        )
+
+    def _watched(self, name, call):
+        def watched(*arguments):
+            self.made.append(name)
+            if name == self._fails:
+                raise OSError(errno.EIO, "no luck")
+            return call(*arguments)
+
+        return watched
+
+
+def test_a_part_has_its_name_only_once_its_contents_are_on_disk(folders, monkeypatch):
+    form = form_of(table())
+    writer = PartWriter(*folders, part_name(0), form)
+    append(writer, form, table())
+    calls = Calls(monkeypatch)
+
+    writer.commit()
+
+    assert calls.made == ["writev", "fsync", "replace", "fsync of the directory"]
+
+
+@pytest.mark.parametrize("call", ["writev", "fsync", "replace"])
+def test_a_commit_that_fails_leaves_what_was_there(folders, monkeypatch, call):
+    before = write(folders, table(100))
+    form = form_of(table())
+    writer = PartWriter(*folders, part_name(0), form)
+    append(writer, form, table())
+    calls = Calls(monkeypatch, call)
+
+    with pytest.raises(OSError, match="no luck"):
+        writer.commit()
+
+    assert calls.made.count(call) == 1
+    assert os.listdir(folders[0]) == [part_name(0)]
+    assert os.listdir(folders[1]) == []
+    assert digest_of(folders[0] / part_name(0)) == before.digest
+
+
+@pytest.mark.parametrize("most", [1, 7, 1000])
+def test_writes_that_are_cut_short_go_on(folders, monkeypatch, most):
+    """A disk may take fewer bytes than it was given."""
+    data = table(200)
+    expected = write(folders, data, part_name(1))
+    call = os.writev
+    monkeypatch.setattr(
+        os, "writev", lambda file, some: call(file, [memoryview(b"".join(some))[:most]])
+    )
+
+    assert write(folders, data).digest == expected.digest
+    assert digest_of(folders[0] / part_name(0)) == expected.digest

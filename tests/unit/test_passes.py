@@ -1,26 +1,30 @@
 """Batches to moments, slabs to parts; what passes through is not changed."""
 
-import os
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from polar_etl.blocks import block_rows
-from polar_etl.errors import InputError, RunFailedError
+from polar_etl.errors import InputError
 from polar_etl.features import Features
 from polar_etl.moments import merge_all
-from polar_etl.parts import PartFormat, PartWriter, part_name
+from polar_etl.parts import PartWriter, part_name
 from polar_etl.passes import (
+    VALUES_AT_A_TIME,
     Batch,
-    PartsStage,
+    BatchMoments,
+    EncodedSlab,
+    Encoder,
     Slab,
     collect_moments,
+    groups_of,
     output_schema,
     passed_through,
 )
 from polar_etl.scaler import Scaler
+from polar_etl.sources.base import TableWindow
+from tests.unit.arrays import TableColumns
 from tests.unit.exact import bits, moments_of
 
 
@@ -44,53 +48,65 @@ def test_moments_of_a_batch():
     rows = block_rows(2) * 2 + 5
     data = table(rows)
 
-    result = collect_moments(Batch(3, 7 * block_rows(2), data), Features(("y", "x")))
+    columns, features = TableColumns(data), Features(("y", "x"))
+
+    result = collect_moments(Batch(3, 7 * block_rows(2), rows, columns, features, 0, 2))
 
     assert (result.file, result.first_row, result.rows) == (3, 7 * block_rows(2), rows)
     assert [int(block.count[0]) for block in result.blocks] == [block_rows(2)] * 2 + [5]
     assert bits(merge_all(result.blocks, 2)) == bits(moments_of(data["y"], data["x"]))
 
 
-@pytest.fixture
-def folders(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "tmp").mkdir()
-    return tmp_path / "out", tmp_path / "tmp"
+def test_shares_of_a_batch_give_the_moments_of_the_whole():
+    """Blocks are as long as all features say, however they are shared out."""
+    rows = block_rows(2) + 5
+    data = table(rows)
+    features = Features(("x", "y"))
+    shares = [
+        collect_moments(
+            Batch(0, 0, rows, TableColumns(data), features.select((name,)), number, len(features))
+        )
+        for number, name in enumerate(features.columns)
+    ]
+
+    found = BatchMoments.beside(shares)
+
+    whole = collect_moments(Batch(0, 0, rows, TableColumns(data), features, 0, len(features)))
+    assert (found.file, found.first_row, found.rows) == (0, 0, rows)
+    assert found.seconds == sum(share.seconds for share in shares)
+    assert [bits(block) for block in found.blocks] == [bits(block) for block in whole.blocks]
 
 
-def stage(folders, data: pa.Table) -> PartsStage:
-    scaler = fitted(data, ("x", "y"))
-    form = PartFormat(output_schema(data.schema, scaler), scaler.columns, 1)
-    return PartsStage(
-        features=scaler.features,
-        standardizer=scaler.standardizer(),
-        form=form,
-        writer=lambda index: PartWriter(*folders, part_name(index), form),
-    )
+@pytest.mark.parametrize("rows", [0, 1, 1 << 18, 1 << 20, 1 << 24])
+def test_columns_are_worked_on_a_few_at_a_time_and_in_order(rows):
+    names = [f"c{i}" for i in range(50)]
+
+    found = list(groups_of(names, rows))
+
+    assert [name for some in found for name in some] == names
+    assert all(len(some) == 1 or len(some) * rows <= VALUES_AT_A_TIME for some in found)
 
 
-def test_slabs_become_row_groups_of_parts(folders):
+def read_back(encoder: Encoder, tmp_path, slabs: list[EncodedSlab]) -> pa.Table:
+    writer = PartWriter(tmp_path, tmp_path, part_name(0), encoder.form)
+    for slab in slabs:
+        writer.append(slab.slab.rows, [slab.encoded])
+    writer.commit()
+    return pq.read_table(tmp_path / part_name(0))
+
+
+def test_slabs_are_standardized_and_encoded_in_the_order_of_their_columns(tmp_path):
     data = table()
-    made = stage(folders, data)
+    encoder = Encoder.of(data.schema, fitted(data, ("x", "y")), 1)
+    columns = TableColumns(data)
 
-    results = [
-        made.write(Slab(0, False, data.slice(0, 40))),
-        made.write(Slab(1, False, data.slice(60, 10))),
-        made.write(Slab(0, True, data.slice(40, 20))),
-        made.write(Slab(1, True, data.slice(70, 30))),
+    slabs = [
+        encoder.encode_slab(Slab(0, rows, last, columns, data.column_names, 0))
+        for rows, last in ((40, False), (60, True))
     ]
 
-    assert [(result.part, result.rows) for result in results] == [
-        (0, 40),
-        (1, 10),
-        (0, 20),
-        (1, 30),
-    ]
-    assert [r.receipt.name if r.receipt else None for r in results] == [
-        *(None, None, part_name(0), part_name(1))
-    ]
-    assert pq.read_metadata(folders[0] / part_name(0)).num_row_groups == 2
-    found = pa.concat_tables([pq.read_table(folders[0] / part_name(i)) for i in range(2)])
+    found = read_back(encoder, tmp_path, slabs)
+    assert pq.read_metadata(tmp_path / part_name(0)).num_row_groups == 2
     x = np.arange(100.0)
     assert found.column_names == data.column_names
     assert found["text"].to_pylist() == data["text"].to_pylist()
@@ -99,32 +115,32 @@ def test_slabs_become_row_groups_of_parts(folders):
     assert found.schema.field("y").type == pa.float32()
 
 
-def test_after_a_failure_no_part_is_begun_in_its_middle(folders):
+def test_a_share_of_the_columns_has_the_bytes_that_it_has_in_the_whole():
+    data = table(1000)
+    encoder = Encoder.of(data.schema, fitted(data, ("y", "x")), 1)
+
+    whole = encoder.encode(TableWindow(data), data.column_names)
+    shares = [encoder.encode(TableWindow(data), [name]) for name in data.column_names]
+
+    assert b"".join(whole.content) == b"".join(b"".join(share.content) for share in shares)
+    assert whole.chunks == tuple(chunk for share in shares for chunk in share.chunks)
+
+
+def test_a_window_that_lacks_a_column_fails(tmp_path):
     data = table()
-    made = stage(folders, data)
-    made.write(Slab(0, False, data))
+    encoder = Encoder.of(data.schema, fitted(data, ("x", "y")), 1)
 
     with pytest.raises(KeyError):
-        made.write(Slab(1, False, data.drop_columns(["x"])))
-    for part in (0, 1, 2):
-        with pytest.raises(RunFailedError, match="earlier"):
-            made.write(Slab(part, True, data))
-    made.abort()
-
-    assert os.listdir(folders[0]) == os.listdir(folders[1]) == []
+        encoder.encode(TableWindow(data.drop_columns(["x"])), data.column_names)
 
 
-def test_abort_drops_what_was_begun_and_keeps_what_was_committed(folders):
-    data = table()
-    made = stage(folders, data)
-    made.write(Slab(0, True, data))
-    made.write(Slab(1, False, data))
+def test_a_slab_without_rows(tmp_path):
+    data = table(0)
+    encoder = Encoder.of(data.schema, fitted(table(3), ("x", "y")), 1)
 
-    made.abort()
-    made.abort()
+    slab = encoder.encode_slab(Slab(0, 0, True, TableColumns(data), data.column_names, 0))
 
-    assert os.listdir(folders[0]) == [part_name(0)]
-    assert os.listdir(folders[1]) == []
+    assert read_back(encoder, tmp_path, [slab]).num_rows == 0
 
 
 class TestOutputSchema:

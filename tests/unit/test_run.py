@@ -1,44 +1,72 @@
-"""Rows kept by the first pass for the second: from the start of the source, without gaps."""
+"""Columns in shares of about one size, side by side."""
+
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from polar_etl.run import Cache
-
-
-def tables(*lengths: int) -> list[pa.Table]:
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    return [
-        pa.table({"x": pa.array(range(a, a + n), pa.int64())})
-        for a, n in zip(starts, lengths, strict=True)
-    ]
+from polar_etl.run import Run
+from polar_etl.sources.base import Kept
+from tests.unit.arrays import TableColumns
 
 
-def drained(cache: Cache) -> list[int]:
-    return [x for table in cache.drain() for x in table["x"].to_pylist()]
+def run_of(schema: pa.Schema, shares: int, opened: list | None = None, fails_at: int = -1) -> Run:
+    opened = [] if opened is None else opened
+
+    def columns(names, first, stop, how, kept):
+        if len(opened) == fails_at:
+            raise OSError("no luck")
+        opened.append(TableColumns(schema.empty_table().select(names)))
+        return opened[-1]
+
+    return Run(
+        source=SimpleNamespace(schema=schema, columns=columns),
+        plan=SimpleNamespace(shares=shares, reading=None),
+        sampler=None,
+        stop=None,
+        listen=None,
+        kept=Kept(0),
+    )
 
 
-def test_what_is_kept_comes_back_in_order_once():
-    cache = Cache(10**6)
-    for table in tables(3, 4, 5):
-        cache.keep(table)
-
-    assert cache.rows == 12
-    assert drained(cache) == list(range(12))
-    assert drained(cache) == []
+KINDS = st.sampled_from([pa.int8(), pa.float64(), pa.string(), pa.list_(pa.float32(), 100)])
 
 
-@pytest.mark.parametrize("room", range(0, 120, 8))
-def test_no_more_is_kept_than_there_is_room_and_nothing_after_a_gap(room):
-    cache = Cache(room)
-    for table in tables(3, 9, 1, 1):  # a row takes 8 bytes
-        cache.keep(table)
+@given(st.lists(KINDS, max_size=30), st.integers(1, 8))
+def test_every_column_is_in_one_share_and_in_order(kinds, shares):
+    schema = pa.schema([(f"c{i}", kind) for i, kind in enumerate(kinds)])
 
-    rows = cache.rows
-    found = drained(cache)
+    with run_of(schema, shares).shares(schema.names, 0, 0) as found:
+        assert len(found) <= shares
+        assert all(share.names for share in found)
+        assert [name for share in found for name in share.names] == schema.names
 
-    assert found == list(range(rows))
-    assert 8 * rows <= room
-    assert rows in (0, 3, 12, 13, 14)
-    assert (rows >= 3) == (room >= 24)
-    assert (rows == 14) == (room >= 112)
+
+@pytest.mark.parametrize("columns", [1, 2, 7, 100])
+@pytest.mark.parametrize("shares", [1, 2, 4])
+def test_shares_are_alike(columns, shares):
+    schema = pa.schema([(f"c{i}", pa.float32()) for i in range(columns)])
+
+    with run_of(schema, shares).shares(schema.names, 0, 0) as found:
+        sizes = [len(share.names) for share in found]
+
+    assert len(sizes) == min(columns, shares)
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_all_are_closed_even_after_an_error():
+    schema = pa.schema([(f"c{i}", pa.float32()) for i in range(4)])
+    opened: list[TableColumns] = []
+    with run_of(schema, 4, opened).shares(schema.names, 0, 0):
+        assert not any(columns.closed for columns in opened)
+    assert [columns.closed for columns in opened] == [True] * 4
+
+    opened = []
+    with (
+        pytest.raises(OSError, match="no luck"),
+        run_of(schema, 4, opened, 2).shares(schema.names, 0, 0),
+    ):
+        pass
+    assert [columns.closed for columns in opened] == [True] * 2

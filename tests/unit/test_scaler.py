@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import polar_etl as pe
-from polar_etl.columns import pieces_of
 from polar_etl.errors import InputError, UsageError
 from polar_etl.moments import Moments
 from polar_etl.scaler import Scaler, output_type
+from tests.unit.arrays import applied
 from tests.unit.exact import bits, chunked, exact, moments_of, right_digits
 
 
@@ -23,8 +23,7 @@ def scaler_of(table: pa.Table, **options: object) -> Scaler:
 
 
 def standardized(scaler: Scaler, table: pa.Table) -> dict[str, pa.Array]:
-    pieces = [pieces_of(table.column(name)) for name in scaler.columns]
-    found = scaler.standardizer().apply(pieces, len(table))
+    found = applied(scaler.standardizer(), [table.column(name) for name in scaler.columns])
     return dict(zip(scaler.columns, found, strict=True))
 
 
@@ -423,6 +422,6 @@ class TestRequire:
 def test_transforming_other_rows_uses_the_fitted_statistics():
     scaler = scaler_of(pa.table({"x": [1.0, 3.0]}))
 
-    found = scaler.standardizer().apply([pieces_of(chunked([5.0, 2.0]))], 2)[0]
+    (found,) = applied(scaler.standardizer(), [chunked([5.0, 2.0])])
 
     assert found.to_pylist() == [3.0, 0.0]

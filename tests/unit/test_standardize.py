@@ -1,6 +1,8 @@
 """The arithmetic: (x - mean) / std in Float64, rounded once at the end."""
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal, localcontext
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from polar_etl.columns import pieces_of
 from polar_etl.scaler import Scaler
+from tests.unit.arrays import applied
 from tests.unit.exact import chunked, decimal, exact, moments_of
 
 
@@ -17,7 +20,7 @@ def standardized(*columns: pa.ChunkedArray, **options: object) -> list[pa.Array]
     names = tuple(f"c{i}" for i in range(len(columns)))
     kinds = tuple(str(column.type) for column in columns)
     scaler = Scaler(names, kinds, moments_of(*columns), **options)
-    return scaler.standardizer().apply([pieces_of(c) for c in columns], len(columns[0]))
+    return applied(scaler.standardizer(), columns)
 
 
 def one(values: object, **options: object) -> pa.Array:
@@ -167,48 +170,31 @@ def test_pieces_change_no_bit():
     assert standardized(chunked(values, cuts))[0].equals(one(values))
 
 
-class TestInPlace:
-    """Where a column stands in one writable piece, its results take its place."""
+@pytest.mark.parametrize("kind", ["f4", "f8", "i4"])
+def test_the_input_is_left_alone(kind):
+    values = np.arange(50).astype(kind)
+    how = Scaler(("x",), (str(pa.array(values).type),), moments_of(values)).standardizer()
 
-    KINDS = ("f2", "f4", "f8", "i4", "i8", "u8")
+    (found,) = applied(how, [chunked(values)])
 
-    @staticmethod
-    def column(kind: str, *, gaps: bool) -> pa.ChunkedArray:
-        """Return a column as PyArrow decodes it: in a buffer that may be written."""
-        values = (np.random.default_rng(1).standard_normal(70_000) * 20 + 50).astype(kind)
-        column = pa.array(values, mask=np.arange(70_000) % 7 == 0 if gaps else None)
-        return pa.chunked_array([column.take(pa.array(np.arange(70_000)))])
+    assert found.to_pylist() != list(range(50))
+    assert (values == np.arange(50)).all()
 
-    @pytest.mark.parametrize("dtype", [None, "float32"])
-    @pytest.mark.parametrize("gaps", [False, True])
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_gives_the_same_bits(self, kind, gaps, dtype):
-        column, twin = self.column(kind, gaps=gaps), self.column(kind, gaps=gaps)
-        how = Scaler(("x",), (str(column.type),), moments_of(column), dtype=dtype).standardizer()
 
-        (expected,) = how.apply([pieces_of(column)], len(column))
-        (found,) = how.apply([pieces_of(twin)], len(twin), in_place=True)
+def test_results_are_scratch_of_each_thread():
+    """What one thread yields stays while others work."""
+    columns = [chunked(np.arange(1000.0) * (i + 1)) for i in range(4)]
+    how = Scaler(("x",), ("double",), moments_of(columns[0])).standardizer()
+    expected = [applied(how, [column])[0] for column in columns]
+    together = threading.Barrier(len(columns), timeout=60)
 
-        assert found.equals(expected)
+    def task(column: pa.ChunkedArray) -> list[float]:
+        ((values, valid),) = how.apply([pieces_of(column)], 1000)
+        together.wait()
+        assert valid is None
+        return values.tolist()
 
-    def test_leaves_the_rows_of_others_alone(self):
-        column = self.column("f8", gaps=False)
-        before = column.to_numpy().copy()
-        how = Scaler(("x",), ("double",), moments_of(column)).standardizer()
+    with ThreadPoolExecutor(len(columns)) as pool:
+        found = list(pool.map(task, columns))
 
-        how.apply([pieces_of(column.slice(100, 50))], 50, in_place=True)
-
-        after = column.to_numpy()
-        assert (after[100:150] != before[100:150]).all()
-        assert (after[:100] == before[:100]).all()
-        assert (after[150:] == before[150:]).all()
-
-    def test_what_may_not_be_written_is_not(self):
-        values = np.arange(50.0)
-        values.flags.writeable = False
-        column = pa.chunked_array([pa.array(values)])
-        how = Scaler(("x",), ("double",), moments_of(column)).standardizer()
-
-        how.apply([pieces_of(column)], 50, in_place=True)
-
-        assert (values == np.arange(50.0)).all()
+    assert found == [array.to_pylist() for array in expected]

@@ -1,0 +1,149 @@
+"""Slabs to parts: in order, each on disk before it is told of, nothing left behind."""
+
+import os
+import threading
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from polar_etl.encoding import PartFormat
+from polar_etl.parts import PartWriter, part_name
+from polar_etl.passes import EncodedSlab, Slab
+from polar_etl.writing import PartsWriter, Written
+from tests.unit.arrays import TableColumns, encoded
+
+PATIENCE = 60  # seconds; only a deadlock waits so long
+SCHEMA = pa.schema({"x": pa.float64(), "text": pa.string()})
+FORM = PartFormat(SCHEMA, ("x",), 1)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "tmp").mkdir()
+    return SimpleNamespace(out=tmp_path / "out", scratch=tmp_path / "tmp")
+
+
+def slab(part: int, first: int, rows: int, *, last: bool, shares: int = 1) -> list[EncodedSlab]:
+    values = [float(i) for i in range(first, first + rows)]
+    table = pa.table({"x": values, "text": [str(x) for x in values]}, SCHEMA)
+    return [
+        EncodedSlab(Slab(part, rows, last, TableColumns(table), SCHEMA.names, number), share, 0.25)
+        for number, share in enumerate(encoded(FORM, table, shares))
+    ]
+
+
+def listed(folders) -> tuple[list[str], list[str]]:
+    return sorted(os.listdir(folders.out)), sorted(os.listdir(folders.scratch))
+
+
+@pytest.mark.parametrize("shares", [1, 2])
+def test_slabs_become_row_groups_of_parts(folders, shares):
+    found: list[Written] = []
+    with PartsWriter(folders, FORM) as writer:
+        found += writer.append(slab(0, 0, 40, last=False, shares=shares))
+        found += writer.append(slab(0, 40, 20, last=True, shares=shares))
+        found += writer.append(slab(1, 60, 30, last=True, shares=shares))
+        found += writer.finish()
+
+    assert [(some.part, some.receipt.name, some.receipt.rows) for some in found] == [
+        (0, part_name(0), 60),
+        (1, part_name(1), 30),
+    ]
+    assert [some.seconds for some in found] == [0.5 * shares, 0.25 * shares]
+    assert listed(folders) == ([part_name(0), part_name(1)], [])
+    metadata = pq.read_metadata(folders.out / part_name(0))
+    assert [metadata.row_group(i).num_rows for i in range(2)] == [40, 20]
+    parts = [pq.read_table(folders.out / part_name(i)) for i in range(2)]
+    assert pa.concat_tables(parts)["x"].to_pylist() == [float(i) for i in range(90)]
+
+
+def test_parts_are_told_of_in_order_and_once_they_are_there(folders):
+    told = []
+    with PartsWriter(folders, FORM) as writer:
+        for part in range(30):
+            for written in writer.append(slab(part, part, 1, last=True)):
+                assert (folders.out / written.receipt.name).exists()
+                told.append(written.part)
+        told += [written.part for written in writer.finish()]
+
+    assert told == list(range(30))
+
+
+def test_a_part_that_takes_long_does_not_let_later_ones_be_told_before(folders, monkeypatch):
+    commit, second_done = PartWriter.commit, threading.Event()
+
+    def slow(self):
+        if self._final.name == part_name(0):
+            assert second_done.wait(PATIENCE)
+        receipt = commit(self)
+        second_done.set()
+        return receipt
+
+    monkeypatch.setattr(PartWriter, "commit", slow)
+    with PartsWriter(folders, FORM) as writer:
+        told = list(writer.append(slab(0, 0, 1, last=True)))
+        told += writer.append(slab(1, 1, 1, last=True))
+        told += writer.finish()
+
+    assert [written.part for written in told] == [0, 1]
+
+
+def test_no_more_than_a_few_parts_wait_for_the_disk(folders, monkeypatch):
+    waiting = most = 0
+    submitted = PartsWriter._next
+
+    def counted(self):
+        nonlocal most
+        most = max(most, len(self._waiting))
+        return submitted(self)
+
+    monkeypatch.setattr(PartsWriter, "_next", counted)
+    with PartsWriter(folders, FORM) as writer:
+        for part in range(40):
+            waiting += len(list(writer.append(slab(part, part, 1, last=True))))
+        waiting += len(list(writer.finish()))
+
+    assert waiting == 40
+    assert most <= 5
+
+
+def test_unfinished_parts_are_dropped(folders):
+    with PartsWriter(folders, FORM) as writer:
+        list(writer.append(slab(0, 0, 5, last=True)))
+        list(writer.append(slab(1, 5, 5, last=False)))
+
+    assert listed(folders) == ([part_name(0)], [])
+
+
+def test_an_error_drops_what_is_unfinished_and_keeps_what_was_committed(folders):
+    def write() -> None:
+        with PartsWriter(folders, FORM) as writer:
+            list(writer.append(slab(0, 0, 5, last=True)))
+            list(writer.append(slab(1, 5, 5, last=False)))
+            raise KeyError("outside")
+
+    with pytest.raises(KeyError, match="outside"):
+        write()
+
+    assert listed(folders) == ([part_name(0)], [])
+
+
+def test_a_commit_that_fails_is_an_error_and_leaves_nothing(folders, monkeypatch):
+    def fails(source: object, target: object) -> None:
+        raise OSError("no luck")
+
+    monkeypatch.setattr(os, "replace", fails)
+
+    def write() -> None:
+        with PartsWriter(folders, FORM) as writer:
+            list(writer.append(slab(0, 0, 5, last=True)))
+            list(writer.append(slab(1, 5, 5, last=False)))
+            list(writer.finish())
+
+    with pytest.raises(OSError, match="no luck"):
+        write()
+
+    assert listed(folders) == ([], [])
