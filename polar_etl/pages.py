@@ -281,8 +281,8 @@ def require_sizes(file: int, start: int, stop: int, most: int) -> None:
             size, stored = (thrift.number(raw, fields[place]) for place in (2, 3))
         except (ValueError, KeyError, IndexError):
             raise UnusualError("a page header can't be read") from None
-        if not 0 <= size <= most or stored < 0:
-            raise UnusualError(f"a page claims {size:,} bytes of a column chunk of {most:,}")
+        if not 0 <= size <= most or not 0 <= stored <= stop - start - length:
+            raise UnusualError(f"a page claims {max(size, stored):,} bytes of {most:,}")
         start += length + stored
 
 
