@@ -1,4 +1,4 @@
-"""Parquet files, read as Arrow by PyArrow: untrusted bytes meet no other decoder."""
+"""Parquet files of one schema as one source of rows."""
 
 from __future__ import annotations
 
