@@ -33,6 +33,8 @@ _PLAIN, _RLE = 0, 3
 _HEADER = 256
 """Bytes fetched beyond what the rows are expected to take."""
 _LONGEST_HEADER = 1 << 16
+_SHORT_OF = 100
+"""Bytes by which old writers tell too little of a chunk: the dictionary page's header."""
 _LONGEST_USUAL = 64
 """Bytes of a usual header, at most."""
 _FETCHED = 1 << 20
@@ -273,17 +275,23 @@ def require_sizes(file: int, start: int, stop: int, most: int) -> None:
         UnusualError: A page does, or a header can't be read.
     """
     while start < stop:
-        raw = os.pread(file, _HEADER, start)
-        if len(raw) == _HEADER:  # statistics may be long
-            raw += os.pread(file, _LONGEST_HEADER, start + _HEADER)
-        try:
-            fields, length = thrift.fields_of(raw)
-            size, stored = (thrift.number(raw, fields[place]) for place in (2, 3))
-        except (ValueError, KeyError, IndexError):
-            raise UnusualError("a page header can't be read") from None
-        if not 0 <= size <= most or not 0 <= stored <= stop - start - length:
+        found = _sizes(os.pread(file, _HEADER, start))
+        found = found or _sizes(os.pread(file, _LONGEST_HEADER, start))  # statistics may be long
+        if found is None:
+            raise UnusualError("a page header can't be read")
+        length, size, stored = found
+        if not 0 <= size <= most or not 0 <= stored <= stop + _SHORT_OF - start - length:
             raise UnusualError(f"a page claims {max(size, stored):,} bytes of {most:,}")
         start += length + stored
+
+
+def _sizes(raw: bytes) -> tuple[int, int, int] | None:
+    """Return the bytes of a header, and of its page before and after compression."""
+    try:
+        fields, length = thrift.fields_of(raw)
+        return length, thrift.number(raw, fields[2]), thrift.number(raw, fields[3])
+    except (ValueError, KeyError, IndexError):
+        return None
 
 
 def read_together(

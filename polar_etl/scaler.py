@@ -42,7 +42,9 @@ _FLOATS = ("min", "max", "sum", "sum_low", "m2", "m2_low")
 
 def library_versions() -> dict[str, str]:
     """Return the versions that the bits of a result depend on."""
-    return {name: version(name) for name in ("polar-etl", "pyarrow", "numpy", "polars", "zstandard")}
+    return {
+        name: version(name) for name in ("polar-etl", "pyarrow", "numpy", "polars", "zstandard")
+    }
 
 
 @dataclass(frozen=True, eq=False)
