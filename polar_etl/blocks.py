@@ -90,8 +90,7 @@ def _observe_blocks(
             continue
         shape = (high - low, at.stop - at.start)
         tile = tiles[0, : shape[0] * shape[1] * length].reshape(shape[0], -1)
-        for row, pieces in zip(tile, columns[low:high], strict=True):
-            fill(row, pieces, start + at.start * length)
+        fill(tile, columns[low:high], start + at.start * length)
         flat = tile.reshape(-1, length)
         sums.reduce(low * blocks + at.start, flat, tiles[1, : flat.size].reshape(flat.shape))
     for index in np.flatnonzero(sums.irregular() | np.repeat(gaps, blocks)).tolist():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,25 +142,28 @@ def _windows(
             return
 
 
-def fill(target: Floats, pieces: Iterable[Piece], first: int) -> None:
-    """Write rows `first` … of a column into `target` as Float64, NaN where a null is.
+def fill(tile: Floats, columns: Sequence[Sequence[Piece]], first: int) -> None:
+    """Write rows `first` … of some columns into `tile` as Float64, NaN where a null is.
 
     Args:
-        target: Contiguous, shape `(rows,)`; says how many rows are written.
-        pieces: The column, which reaches at least to row `first + len(target)`.
-        first: Row of the column that becomes `target[0]`.
+        tile: Contiguous, shape `(columns, rows)`; says how many rows are written.
+        columns: They reach at least to row `first + rows`.
+        first: Row of the columns that comes first.
     """
-    windows = list(_windows(pieces, first, len(target)))
-    if len(windows) > 1 and len({piece.values.dtype for piece, _, _, _ in windows}) == 1:
+    rows = tile.shape[1]
+    windows = [
+        (piece, low, high, row[place : place + high - low])
+        for row, pieces in zip(tile, columns, strict=True)
+        for piece, low, high, place in _windows(pieces, first, rows)
+    ]
+    if len({piece.values.dtype for piece, _, _, _ in windows}) == 1:
         values = [piece.values[low:high] for piece, low, high, _ in windows]
-        np.concatenate(values, out=target, casting="unsafe")
+        np.concatenate(values, out=tile.reshape(-1), casting="unsafe")
     else:
-        for piece, low, high, place in windows:
-            into = target[place : place + high - low]
+        for piece, low, high, into in windows:
             np.copyto(into, piece.values[low:high], casting="unsafe")
-    for piece, low, high, place in windows:
+    for piece, low, high, into in windows:
         if piece.bitmaps:
-            into = target[place : place + high - low]
             np.copyto(into, np.nan, where=~piece.valid(low, high))
 
 

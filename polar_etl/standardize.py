@@ -54,14 +54,18 @@ class Standardizer:
             columns: The numeric columns, each as its pieces, `rows` values long.
             rows: How many rows all of them have.
         """
-        buffer = scratch("standardized", 8 * len(columns) * rows)
-        targets: list[npt.NDArray[np.floating]] = []
-        for number, single in enumerate(self.single.tolist()):
-            dtype = np.dtype(np.float32 if single else np.float64)
-            start = number * rows * 8
-            targets.append(buffer[start : start + rows * dtype.itemsize].view(dtype))
-        with np.errstate(all="ignore"):
-            self._compute(columns, np.arange(len(columns)), targets)
+        targets: list[npt.NDArray[np.floating]] = [np.empty(0)] * len(columns)
+        for single in (True, False):
+            index = np.flatnonzero(self.single == single)
+            if not len(index):
+                continue
+            dtype: np.dtype[np.floating] = np.dtype(np.float32 if single else np.float64)
+            buffer = scratch(f"standardized {dtype}", len(index) * rows * dtype.itemsize)
+            table = buffer.view(dtype).reshape(len(index), rows)
+            with np.errstate(all="ignore"):
+                self._compute(columns, index, table)
+            for column, row in zip(index.tolist(), table, strict=True):
+                targets[column] = row
         for column, target in enumerate(targets):
             valid = validity(columns[column], 0, rows)
             if self.inf_to_null[column]:
@@ -83,7 +87,7 @@ class Standardizer:
         numbers = np.frombuffer(data, dtype)
         with np.errstate(all="ignore"):
             table = numbers.reshape(-1, width).T
-            self._compute(vector_pieces(chunks, width), np.arange(width), list(table))
+            self._compute(vector_pieces(chunks, width), np.arange(width), table)
         valid = numbers_valid(chunks)
         if self.inf_to_null.any():
             kept = ~(np.isinf(table.T) & self.inf_to_null).reshape(-1)
@@ -95,27 +99,26 @@ class Standardizer:
         self,
         columns: Sequence[Sequence[Piece]],
         index: npt.NDArray[np.int64],
-        targets: Sequence[npt.NDArray[np.floating]],
+        table: npt.NDArray[np.floating],
     ) -> None:
-        """Write the standardized columns `index` into `targets`, tile by tile."""
-        rows = len(targets[0]) if targets else 0
+        """Write the standardized columns `index` as the rows of `table`, tile by tile."""
+        rows = table.shape[1]
         length = min(rows, _TILE_VALUES)
         many = max(_TILE_VALUES // max(length, 1), 1)
-        tiles = scratch_floats("values", many * length).reshape(many, length)
         special = self.constant | (self.exponent != 0)
         for low in range(0, len(index), many):
             group = index[low : low + many]
+            some = [columns[column] for column in group.tolist()]
             mean, std = self.mean[group, None], self.std[group, None]
             for first in range(0, rows, max(length, 1)):
-                tile = tiles[: len(group), : min(length, rows - first)]
-                for row, column in zip(tile, group.tolist(), strict=True):
-                    fill(row, columns[column], first)
-                    if special[column]:
-                        self._prepare(column, row)
+                here = min(length, rows - first)
+                tile = scratch_floats("values", len(group) * here).reshape(len(group), here)
+                fill(tile, some, first)
+                for place in np.flatnonzero(special[group]).tolist():
+                    self._prepare(int(group[place]), tile[place])
                 tile -= mean
                 tile /= std
-                for row, target in zip(tile, targets[low : low + many], strict=True):
-                    target[first : first + len(row)] = row
+                table[low : low + len(group), first : first + here] = tile
 
     def _prepare(self, column: int, values: Floats) -> None:
         """Bring the values of a special column to where `mean` and `std` are right for them."""

@@ -22,7 +22,7 @@ def column(array: pa.Array) -> pa.ChunkedArray:
 
 def filled(chunks: pa.ChunkedArray, first: int = 0, rows: int | None = None) -> np.ndarray:
     target = np.full(len(chunks) - first if rows is None else rows, 12345.0)
-    fill(target, pieces_of(chunks), first)
+    fill(target[None, :], [pieces_of(chunks)], first)
     return target
 
 
