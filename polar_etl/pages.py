@@ -8,7 +8,6 @@ left to PyArrow: `UnusualError` says so.
 from __future__ import annotations
 
 import os
-import re
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
@@ -22,19 +21,13 @@ import zstandard
 
 from polar_etl import thrift
 from polar_etl.columns import Bitmap, Piece
+from polar_etl.headers import HEADER, PageHeader, UnusualError, header_of
 from polar_etl.scratch import scratch
 
 Array = npt.NDArray[np.generic]
 Bools = npt.NDArray[np.bool_]
 Bytes = bytes | memoryview
 
-_DATA, _DATA_V2 = 0, 3
-_PLAIN, _RLE = 0, 3
-_HEADER = 256
-"""Bytes fetched beyond what the rows are expected to take."""
-_LONGEST_HEADER = 1 << 16
-_SHORT_OF = 100
-"""Bytes by which old writers tell too little of a chunk: the dictionary page's header."""
 _LONGEST_USUAL = 64
 """Bytes of a usual header, at most."""
 _FETCHED = 1 << 20
@@ -56,10 +49,6 @@ _STORED = {
     pa.float64(): ("DOUBLE", "f8"),
 }
 """By Arrow type: Parquet's physical type, and the dtype of its bytes."""
-
-
-class UnusualError(ValueError):
-    """A page is of a kind, or damaged in a way, that PyArrow must deal with."""
 
 
 def stored_dtype(kind: pa.DataType, physical: str) -> np.dtype[np.generic] | None:
@@ -107,10 +96,17 @@ class ColumnReader:
     Args:
         chunks: Where they stand, in row order.
         file: Descriptor of the file.
+        keep: Whether what is left of a page is kept; otherwise it is decoded again when it is
+            needed, which takes time instead of memory.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], file: int) -> None:
+    def __init__(self, chunks: Sequence[Chunk], file: int, *, keep: bool = True) -> None:
         self._file = file
+        self._keep = keep
+        self._last = 0
+        """Where the page that was read last stands."""
+        self._again = 0
+        """Rows of the next page that are taken already."""
         self._chunk = Chunk(0, 0, 0, "", False, chunks[0].stored)
         self._at = 0
         self._later = iter(chunks)
@@ -123,8 +119,8 @@ class ColumnReader:
         """Values of the page that are taken."""
 
     def _there(self) -> int:
-        """Return how many of the next rows are decoded already."""
-        return self._page.rows - self._row
+        """Return how many of the next rows are decoded already, less those that come again."""
+        return self._page.rows - self._row - self._again
 
     def span(self, rows: int) -> tuple[int, int]:
         """Return where in the file the next rows are likely to stand, as start and stop."""
@@ -136,7 +132,7 @@ class ColumnReader:
         self._turn_chunk()
         chunk = self._chunk
         size = -(-(chunk.stop - chunk.start) * min(rows, chunk.rows) // chunk.rows)
-        return self._at, min(self._at + min(size, _FETCHED) + _HEADER, chunk.stop)
+        return self._at, min(self._at + min(size, _FETCHED) + HEADER, chunk.stop)
 
     def pages(self, rows: int, fetched: memoryview) -> list[_Stored]:
         """Return the pages that the next rows need besides those that are decoded.
@@ -157,6 +153,7 @@ class ColumnReader:
             if len(raw) < whole:
                 raw = self._fetch(whole)
             found.append(_Stored(self._chunk, header, raw[header.length : whole]))
+            self._last = self._at
             self._at += whole
             self._left -= header.rows
             rows -= header.rows
@@ -168,8 +165,7 @@ class ColumnReader:
         behind = iter(pages)
         while rows:
             if self._row == self._page.rows:
-                self._page = next(behind)
-                self._row = self._taken = 0
+                self._turn(next(behind))
             page, first, taken = self._page, self._row, self._taken
             some = min(page.rows - first, rows)
             self._row += some
@@ -190,11 +186,21 @@ class ColumnReader:
         Pages are decompressed into one piece of memory, which lives as long as any of them.
         """
         page = self._page
-        if self._row == page.rows:
-            self._page = _Page(0, np.empty(0, self._chunk.stored), None)
-            self._row = self._taken = 0
-        elif several:
-            self._page = page._replace(values=page.values.copy())
+        if self._row < page.rows and self._keep:
+            if several:
+                self._page = page._replace(values=page.values.copy())
+            return
+        if self._row < page.rows:
+            self._at, self._again = self._last, self._row
+            self._left += page.rows
+        self._page = _Page(0, np.empty(0, self._chunk.stored), None)
+        self._row = self._taken = 0
+
+    def _turn(self, page: _Page) -> None:
+        """Go on to the next page, behind those of its rows that were taken before."""
+        self._page, self._row, self._again = page, self._again, 0
+        there = None if page.valid is None else page.valid[: self._row]
+        self._taken = self._row if there is None else int(np.count_nonzero(there))
 
     def skip(self, rows: int) -> None:
         """Leave out the next rows, without decompressing pages that hold no others.
@@ -204,10 +210,10 @@ class ColumnReader:
         """
         while rows:
             left = self._there()
-            if not left:
+            if left <= 0:
                 self._turn_chunk()
                 _, header = self._header(memoryview(b""))
-                if header.rows <= rows:
+                if header.rows <= rows and not self._again:
                     self._at += header.length + header.stored
                     self._left -= header.rows
                     rows -= header.rows
@@ -222,15 +228,12 @@ class ColumnReader:
             self._chunk = next(self._later)
             self._at, self._left = self._chunk.start, self._chunk.rows
 
-    def _header(self, raw: memoryview) -> tuple[memoryview, _Header]:
+    def _header(self, raw: memoryview) -> tuple[memoryview, PageHeader]:
         """Return the next header, and the bytes from its start on that were fetched."""
         left = self._chunk.stop - self._at
         if len(raw) < min(left, _LONGEST_USUAL):
-            raw = self._fetch(min(left, _HEADER))
-        try:
-            header = _header(raw)
-        except (ValueError, KeyError, IndexError) as error:
-            raise UnusualError(str(error)) from None
+            raw = self._fetch(min(left, HEADER))
+        header = header_of(raw)
         possible = 0 < header.rows <= self._left and header.stored >= 0
         whole = header.length + header.stored
         if not possible or whole > left or (whole == left) != (header.rows == self._left):
@@ -248,7 +251,7 @@ class _Stored(NamedTuple):
     """One page, as it stands in the file."""
 
     chunk: Chunk
-    header: _Header
+    header: PageHeader
     content: memoryview
 
 
@@ -258,40 +261,6 @@ def is_usual(chunk: Chunk, file: int) -> bool:
         return bool(_decoded(ColumnReader([chunk], file).pages(1, memoryview(b""))))
     except UnusualError:
         return False
-
-
-def require_sizes(file: int, start: int, stop: int, most: int) -> None:
-    """Check that no page of a column chunk claims more than the whole chunk has.
-
-    PyArrow takes as much memory as a header asks for before it looks at the page.
-
-    Args:
-        file: Descriptor of the file.
-        start: Where the chunk begins.
-        stop: Where it ends.
-        most: Bytes of the chunk before compression.
-
-    Raises:
-        UnusualError: A page does, or a header can't be read.
-    """
-    while start < stop:
-        found = _sizes(os.pread(file, _HEADER, start))
-        found = found or _sizes(os.pread(file, _LONGEST_HEADER, start))  # statistics may be long
-        if found is None:
-            raise UnusualError("a page header can't be read")
-        length, size, stored = found
-        if not 0 <= size <= most or not 0 <= stored <= stop + _SHORT_OF - start - length:
-            raise UnusualError(f"a page claims {max(size, stored):,} bytes of {most:,}")
-        start += length + stored
-
-
-def _sizes(raw: bytes) -> tuple[int, int, int] | None:
-    """Return the bytes of a header, and of its page before and after compression."""
-    try:
-        fields, length = thrift.fields_of(raw)
-        return length, thrift.number(raw, fields[2]), thrift.number(raw, fields[3])
-    except (ValueError, KeyError, IndexError):
-        return None
 
 
 def read_together(
@@ -346,75 +315,6 @@ def _decoded_apart(stored: Sequence[list[_Stored] | None]) -> list[list[_Page] |
         if len(stored) == 1:
             return [None]
         return [found for some in stored for found in _decoded_apart([some])]
-
-
-class _Header(NamedTuple):
-    """What a page header says of a data page."""
-
-    length: int
-    """Bytes of the header itself."""
-    rows: int
-    stored: int
-    """Bytes of the page in the file."""
-    size: int
-    """The same, decompressed."""
-    checksum: int | None
-    levels: int | None
-    """Bytes of levels before the compressed values; None: levels are compressed, too."""
-    compressed: bool
-
-
-_V = rb"([\x80-\xff]{0,4}[\x00-\x7f])"
-_USUAL = re.compile(
-    rb"\x15\x00\x15%b\x15%b(?:\x15%b\x1c|\x2c)\x15%b\x15\x00\x15\x06\x15.(?:\x1c\x00)?\x00\x00"
-    % ((_V,) * 4),
-    re.DOTALL,
-)
-"""A header as most writers write it: sizes, checksum, rows; plain values, levels in runs."""
-
-
-def _header(raw: memoryview) -> _Header:
-    usual = _USUAL.match(raw)
-    if usual is None:
-        return _unusual_header(raw)
-    size, stored, checksum, rows = usual.groups()
-    return _Header(
-        usual.end(),
-        thrift.signed(rows, 0)[0],
-        thrift.signed(stored, 0)[0],
-        thrift.signed(size, 0)[0],
-        thrift.signed(checksum, 0)[0] if checksum else None,
-        None,
-        True,
-    )
-
-
-def _unusual_header(raw: memoryview) -> _Header:
-    outer, length = thrift.fields_of(raw)
-    found = {place: thrift.number(raw, outer[place]) for place in (1, 2, 3, 4) if place in outer}
-    second = found.get(1) == _DATA_V2
-    if found.get(1) not in (_DATA, _DATA_V2) or (8 if second else 5) not in outer:
-        raise UnusualError("it is no data page")
-    inner, _ = thrift.fields_of(raw, outer[8 if second else 5].start)
-    levels, compressed = None, True
-    if second:
-        if thrift.number(raw, inner[6]):
-            raise UnusualError("it has repetition levels")
-        levels = thrift.number(raw, inner[5])
-        compressed = 7 not in inner or inner[7].kind == thrift.TRUE
-    elif thrift.number(raw, inner[3]) != _RLE:
-        raise UnusualError("its levels are encoded in another way")
-    if thrift.number(raw, inner[4 if second else 2]) != _PLAIN:
-        raise UnusualError("its values are not plain")
-    return _Header(
-        length=length,
-        rows=thrift.number(raw, inner[1]),
-        stored=found.get(3, -1),
-        size=found.get(2, -1),
-        checksum=found.get(4),
-        levels=levels,
-        compressed=compressed,
-    )
 
 
 def _decoded(pages: Sequence[_Stored]) -> list[_Page]:

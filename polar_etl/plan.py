@@ -37,6 +37,8 @@ _GROUP_COPIES = 5
 decompressed, standardized, as pages, and compressed."""
 _STATISTICS = 1500
 """Bytes of what a scaler, its file, and the manifest hold of one feature."""
+_FETCHED_APART = 2
+"""How often more, where pages are longer than what is expected to be needed of them."""
 _MOMENTS = 96
 """Bytes of one column's moments."""
 _STREAM = 24 * MIB
@@ -212,9 +214,9 @@ class _Way:
 def _ways(shape: Shape, slab: int, threads: int) -> list[_Way]:
     """Return all ways to go, from fast to small, by the time they take (measured on 2 cores)."""
     ways = [
-        (cost * slower, _Way(workers, in_flight, Reading(group_rows, stream_rows)))
-        for (cost, workers, in_flight), (slower, group_rows, stream_rows) in product(
-            _shares_of_work(threads), _readings(shape, slab)
+        (cost * slower * again, _Way(workers, in_flight, Reading(group_rows, stream_rows, keep)))
+        for (cost, workers, in_flight), (slower, group_rows, stream_rows), (again, keep) in product(
+            _shares_of_work(threads), _readings(shape, slab), _keeping(shape, slab)
         )
     ]
     return [way for _, way in sorted(ways, key=lambda pair: pair[0])]
@@ -227,6 +229,13 @@ def _shares_of_work(threads: int) -> Iterator[tuple[float, int, int]]:
         for ahead, waiting in ((4, 1.0), (2, 1.02), (1, 1.05), (0, 1.2)):
             yield sqrt(threads / workers) * waiting, workers, workers + ahead
         workers //= 2
+
+
+def _keeping(shape: Shape, slab: int) -> list[tuple[float, bool]]:
+    """Return (time taken, whether what is left of pages is kept)."""
+    width = max(shape.row_bytes // max(shape.columns, 1), 1)
+    times = ceil(shape.page_bytes / (slab * width))  # that a page is decoded for each pass
+    return [(1.0, True), (1.3 + 0.2 * times, False)]
 
 
 def _readings(shape: Shape, slab: int) -> list[tuple[float, int, int]]:
@@ -262,7 +271,7 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     worked = (
         ("statistics", objects + shape.normalized * _STATISTICS + ahead * moments),
         ("decoding", _decoding(shape, (batch, slab), way)),
-        ("arithmetic and encoding", _working(shape, min(slab, rows), together, threads)),
+        ("arithmetic and encoding", _working(shape, min(slab, rows), together, way)),
         (
             "encoded columns",
             int((in_flight + 1) * slab_bytes * min(_UNEVEN * _SLACK / shares, 1)),
@@ -306,7 +315,8 @@ def _decoding(shape: Shape, windows: tuple[int, int], way: _Way) -> int:
     window = min(max(windows), max(shape.rows, 1))
     plain = shape.columns - shape.arrow_columns
     cut = not shape.even_group or any(rows % shape.even_group for rows in windows)
-    found = min(plain * shape.page_bytes * cut, shape.rows * shape.row_bytes)
+    kept = plain * shape.page_bytes * (cut and way.reading.keep_pages)
+    found = min(kept, shape.rows * shape.row_bytes)
     if not shape.arrow_columns:
         return found
     group_rows, stream_rows = way.reading.group_rows, way.reading.stream_rows
@@ -323,13 +333,15 @@ def _decoding(shape: Shape, windows: tuple[int, int], way: _Way) -> int:
     return found + _vector_buffers(shape, decoded)
 
 
-def _working(shape: Shape, slab: int, together: int, threads: int) -> int:
+def _working(shape: Shape, slab: int, together: int, way: _Way) -> int:
     """Return what the threads need to get from decoded columns to the bytes of the output."""
     width = min(max(ceil(shape.row_bytes / max(shape.columns, 1)), 4), 8)
-    many = min(max(together // slab, 1), max(shape.normalized, 1))
+    scalars = shape.normalized - sum(size for size, _ in shape.vectors)
+    many = min(max(together // slab, 1), max(scalars, 0))
     group = many * max(slab * width, shape.page_bytes)
     passed = slab * (shape.passed_bytes + shape.vector_output_bytes) * _PASSED_COPIES
-    return threads * (_WORKER + _GROUP_COPIES * group) + int(passed * _SLACK)
+    copies = _GROUP_COPIES if way.reading.keep_pages else _GROUP_COPIES + _FETCHED_APART
+    return way.threads * (_WORKER + copies * group) + int(passed * _SLACK)
 
 
 def _vector_buffers(shape: Shape, rows: int) -> int:

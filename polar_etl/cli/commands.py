@@ -16,6 +16,32 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from polar_etl.cli.options import (
+    Check,
+    CheckInput,
+    Columns,
+    DDof,
+    DTypeOption,
+    Exclude,
+    Form,
+    Inf,
+    InfOption,
+    Inputs,
+    Json,
+    Level,
+    Level_,
+    LogFormat,
+    LogLevel,
+    MemoryLimit,
+    Out,
+    Overwrite,
+    PartSize,
+    Quiet,
+    RowsPerPart,
+    StateDir,
+    Threads,
+    option,
+)
 from polar_etl.cli.output import Output, configure_logging, outlive_stderr, progress
 from polar_etl.cli.signals import signals
 from polar_etl.errors import (
@@ -50,98 +76,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-
-
-class Inf(str, Enum):
-    """What to do with infinite values."""
-
-    error = "error"
-    ignore = "ignore"
-    null = "null"
-
-
-class DType(str, Enum):
-    """Output types."""
-
-    float32 = "float32"
-    float64 = "float64"
-
-
-class Check(str, Enum):
-    """What is compared of an input when a run resumes."""
-
-    footer = "footer"
-    full = "full"
-
-
-class LogFormat(str, Enum):
-    """Forms of messages."""
-
-    text = "text"
-    json = "json"
-
-
-class LogLevel(str, Enum):
-    """How much is said."""
-
-    debug = "debug"
-    info = "info"
-    warning = "warning"
-    error = "error"
-
-
-def _option(name: str, text: str, **more: Any) -> Any:
-    variable = "POLAR_ETL_" + name.lstrip("-").upper().replace("-", "_")
-    return typer.Option(name, help=text, envvar=variable, **more)
-
-
-Inputs = Annotated[
-    list[str], typer.Argument(help="Parquet files, directories, or globs in quotes.")
-]
-Out = Annotated[Path, typer.Argument(help="Directory of the parts.")]
-Columns = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads it at run time
-    _option("--columns", "Column to normalize: a name, glob or ^regex$. Can be repeated."),
-]
-Exclude = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    _option("--exclude", "Column to pass through: a name, glob or ^regex$. Can be repeated."),
-]
-DDof = Annotated[int, _option("--ddof", "0: population deviation; 1: sample deviation.")]
-InfOption = Annotated[Inf, _option("--inf", "Infinite values: refuse, pass on, or make null.")]
-DTypeOption = Annotated[
-    Optional[DType],  # noqa: UP045
-    _option("--dtype", "Output type; default: float32 from float32 and float16, else float64."),
-]
-MemoryLimit = Annotated[
-    Optional[str],  # noqa: UP045
-    _option("--memory-limit", "Such as 512MB, 2GiB or 50%; default: half of what there is."),
-]
-Threads = Annotated[
-    Optional[int],  # noqa: UP045
-    _option("--threads", "Default: as many as the processor has for this process."),
-]
-RowsPerPart = Annotated[
-    Optional[int],  # noqa: UP045
-    _option("--rows-per-part", "Rows of a part; default: about 32 MiB, more for wide tables."),
-]
-PartSize = Annotated[
-    Optional[str],  # noqa: UP045
-    _option("--part-size", "Decoded size of a part, such as 256MB, instead of rows."),
-]
-Level = Annotated[int, _option("--compression-level", "Level of zstd, -7 to 22.")]
-StateDir = Annotated[
-    Optional[Path],  # noqa: UP045
-    _option("--state-dir", "Where manifest and scaler are kept; default: OUT.polar-etl."),
-]
-Overwrite = Annotated[bool, _option("--overwrite", "Replace the output of an earlier run.")]
-CheckInput = Annotated[
-    Check, _option("--check-input", "When resuming, compare footers, or hash the full input.")
-]
-Json = Annotated[bool, _option("--json", "Print JSON Lines; the last one is the summary.")]
-Quiet = Annotated[bool, _option("--quiet", "Say nothing but errors and the result.")]
-Level_ = Annotated[LogLevel, _option("--log-level", "How much is said on stderr.")]
-Form = Annotated[LogFormat, _option("--log-format", "Form of what is said on stderr.")]
 
 
 def _version(asked: bool) -> None:
@@ -232,9 +166,7 @@ def normalize(
     state_dir: StateDir = None,
     overwrite: Overwrite = False,
     check_input: CheckInput = Check.footer,
-    dry_run: Annotated[
-        bool, _option("--dry-run", "Show the plan; read and write no data.")
-    ] = False,
+    dry_run: Annotated[bool, option("--dry-run", "Show the plan; read and write no data.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     log_level: Level_ = LogLevel.info,
@@ -360,7 +292,7 @@ def _refuse_foreign_target(path: Path) -> None:
 def transform(
     inputs: Inputs,
     out: Out,
-    scaler: Annotated[Path, _option("--scaler", "Scaler file that 'polar-etl fit' wrote.")],
+    scaler: Annotated[Path, option("--scaler", "Scaler file that 'polar-etl fit' wrote.")],
     memory_limit: MemoryLimit = None,
     threads: Threads = None,
     rows_per_part: RowsPerPart = None,
@@ -461,7 +393,7 @@ def status(
 def verify(
     out: Out,
     deep: Annotated[
-        bool, _option("--deep", "Decode every part, too; compare rows and moments.")
+        bool, option("--deep", "Decode every part, too; compare rows and moments.")
     ] = False,
     memory_limit: MemoryLimit = None,
     threads: Threads = None,
@@ -510,19 +442,19 @@ def _verify_deep(
 @app.command(epilog=_EPILOG)
 def generate(
     out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
-    chunks: Annotated[int, _option("--chunks", "Number of chunks.")] = 1,
-    rows: Annotated[int, _option("--rows", "Rows of each chunk.")] = 100_000,
-    cols: Annotated[int, _option("--cols", "Number of columns.")] = 50,
-    dtype: Annotated[str, _option("--dtype", "Type of all columns.")] = "float32",
-    seed: Annotated[int, _option("--seed", "The same seed gives the same table.")] = 0,
-    null_fraction: Annotated[float, _option("--null-fraction", "Share of nulls.")] = 0.0,
+    chunks: Annotated[int, option("--chunks", "Number of chunks.")] = 1,
+    rows: Annotated[int, option("--rows", "Rows of each chunk.")] = 100_000,
+    cols: Annotated[int, option("--cols", "Number of columns.")] = 50,
+    dtype: Annotated[str, option("--dtype", "Type of all columns.")] = "float32",
+    seed: Annotated[int, option("--seed", "The same seed gives the same table.")] = 0,
+    null_fraction: Annotated[float, option("--null-fraction", "Share of nulls.")] = 0.0,
     row_group_size: Annotated[
         Optional[int],  # noqa: UP045
-        _option("--row-group-size", "Rows of a row group; default: a chunk, at most 64 MiB."),
+        option("--row-group-size", "Rows of a row group; default: a chunk, at most 64 MiB."),
     ] = None,
     truth: Annotated[
         Optional[Path],  # noqa: UP045
-        _option("--truth", "Parquet file for mean and scale of every column."),
+        option("--truth", "Parquet file for mean and scale of every column."),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,

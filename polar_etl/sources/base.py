@@ -46,6 +46,8 @@ class Reading:
     """Row groups up to this size are decoded whole by PyArrow, small ones together; 0: none is."""
     stream_rows: int
     """Rows that PyArrow decodes at a time from inside larger row groups."""
+    keep_pages: bool = True
+    """Whether what is left of a page of plain numbers is kept, rather than decoded again."""
 
 
 class Window(Protocol):

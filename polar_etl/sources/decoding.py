@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from polar_etl.columns import Piece, array_of, pieces_of, validity
 from polar_etl.errors import InputError, PolarEtlError, RunFailedError, describe
-from polar_etl.pages import ColumnReader, UnusualError, read_together
+from polar_etl.headers import UnusualError
+from polar_etl.pages import ColumnReader, read_together
 from polar_etl.sources.base import Cutter, Reading
 from polar_etl.sources.layout import Layout
 
@@ -103,7 +104,9 @@ class FileColumns:
         layout = None if place in self._file.from_arrow else self._file.layout
         chunks = [layout and layout.chunk(group, place) for group in self._groups]
         whole = [chunk for chunk in chunks if chunk]
-        return ColumnReader(whole, self._descriptor) if len(whole) == len(chunks) else None
+        if len(whole) < len(chunks):
+            return None
+        return ColumnReader(whole, self._descriptor, keep=self._how.keep_pages)
 
     def _from_arrow(self, places: list[int]) -> None:
         """Let PyArrow read these columns, from the present row on."""

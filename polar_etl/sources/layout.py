@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from polar_etl.pages import Chunk, require_sizes, stored_dtype
+from polar_etl.headers import require_sizes
+from polar_etl.pages import Chunk, stored_dtype
 from polar_etl.thrift import Field, behind, fields_of, head_of, items_of, list_at, number, signed
 
 _PHYSICAL = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY",

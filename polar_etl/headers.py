@@ -1,0 +1,132 @@
+"""Headers of Parquet pages: what comes next, and how many bytes it takes."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+from polar_etl import thrift
+
+_DATA, _DATA_V2 = 0, 3
+_PLAIN, _RLE = 0, 3
+HEADER = 256
+"""Bytes that hold a header, as a rule."""
+_LONGEST_HEADER = 1 << 16
+_SHORT_OF = 100
+"""Bytes by which old writers tell too little of a chunk: the dictionary page's header."""
+
+
+class UnusualError(ValueError):
+    """A page is of a kind, or damaged in a way, that PyArrow must deal with."""
+
+
+class PageHeader(NamedTuple):
+    """What a page header says of a data page."""
+
+    length: int
+    """Bytes of the header itself."""
+    rows: int
+    stored: int
+    """Bytes of the page in the file."""
+    size: int
+    """The same, decompressed."""
+    checksum: int | None
+    levels: int | None
+    """Bytes of levels before the compressed values; None: levels are compressed, too."""
+    compressed: bool
+
+
+_V = rb"([\x80-\xff]{0,4}[\x00-\x7f])"
+_USUAL = re.compile(
+    rb"\x15\x00\x15%b\x15%b(?:\x15%b\x1c|\x2c)\x15%b\x15\x00\x15\x06\x15.(?:\x1c\x00)?\x00\x00"
+    % ((_V,) * 4),
+    re.DOTALL,
+)
+"""A header as most writers write it: sizes, checksum, rows; plain values, levels in runs."""
+
+
+def header_of(raw: memoryview) -> PageHeader:
+    """Return the header of a data page of plain values, which `raw` begins with.
+
+    Raises:
+        UnusualError: It is none.
+    """
+    usual = _USUAL.match(raw)
+    if usual is None:
+        try:
+            return _unusual_header(raw)
+        except (ValueError, KeyError, IndexError) as error:
+            raise UnusualError(str(error)) from None
+    size, stored, checksum, rows = usual.groups()
+    return PageHeader(
+        usual.end(),
+        thrift.signed(rows, 0)[0],
+        thrift.signed(stored, 0)[0],
+        thrift.signed(size, 0)[0],
+        thrift.signed(checksum, 0)[0] if checksum else None,
+        None,
+        True,
+    )
+
+
+def _unusual_header(raw: memoryview) -> PageHeader:
+    outer, length = thrift.fields_of(raw)
+    found = {place: thrift.number(raw, outer[place]) for place in (1, 2, 3, 4) if place in outer}
+    second = found.get(1) == _DATA_V2
+    if found.get(1) not in (_DATA, _DATA_V2) or (8 if second else 5) not in outer:
+        raise UnusualError("it is no data page")
+    inner, _ = thrift.fields_of(raw, outer[8 if second else 5].start)
+    levels, compressed = None, True
+    if second:
+        if thrift.number(raw, inner[6]):
+            raise UnusualError("it has repetition levels")
+        levels = thrift.number(raw, inner[5])
+        compressed = 7 not in inner or inner[7].kind == thrift.TRUE
+    elif thrift.number(raw, inner[3]) != _RLE:
+        raise UnusualError("its levels are encoded in another way")
+    if thrift.number(raw, inner[4 if second else 2]) != _PLAIN:
+        raise UnusualError("its values are not plain")
+    return PageHeader(
+        length=length,
+        rows=thrift.number(raw, inner[1]),
+        stored=found.get(3, -1),
+        size=found.get(2, -1),
+        checksum=found.get(4),
+        levels=levels,
+        compressed=compressed,
+    )
+
+
+def require_sizes(file: int, start: int, stop: int, most: int) -> None:
+    """Check that no page of a column chunk claims more than the whole chunk has.
+
+    PyArrow takes as much memory as a header asks for before it looks at the page.
+
+    Args:
+        file: Descriptor of the file.
+        start: Where the chunk begins.
+        stop: Where it ends.
+        most: Bytes of the chunk before compression.
+
+    Raises:
+        UnusualError: A page does, or a header can't be read.
+    """
+    while start < stop:
+        found = _sizes(os.pread(file, HEADER, start))
+        found = found or _sizes(os.pread(file, _LONGEST_HEADER, start))  # statistics may be long
+        if found is None:
+            raise UnusualError("a page header can't be read")
+        length, size, stored = found
+        if not 0 <= size <= most or not 0 <= stored <= stop + _SHORT_OF - start - length:
+            raise UnusualError(f"a page claims {max(size, stored):,} bytes of {most:,}")
+        start += length + stored
+
+
+def _sizes(raw: bytes) -> tuple[int, int, int] | None:
+    """Return the bytes of a header, and of its page before and after compression."""
+    try:
+        fields, length = thrift.fields_of(raw)
+        return length, thrift.number(raw, fields[2]), thrift.number(raw, fields[3])
+    except (ValueError, KeyError, IndexError):
+        return None
