@@ -40,6 +40,7 @@ SHAPES = st.builds(
     kind=st.sampled_from([pa.float16(), pa.float32(), pa.float64(), pa.int8()]),
     page_bytes=st.integers(0, 1 << 21),
     text_bytes=st.integers(0, 10**9),
+    from_arrow=st.sampled_from([0, 0, 1, 300]),
 )
 LIMITS = st.integers(10**7, 10**11)
 BASES = st.integers(0, 300 << 20)
@@ -73,7 +74,11 @@ def test_a_plan_keeps_its_limit_or_is_refused_with_one_that_does(
     assert found.in_flight >= found.threads
     assert found.batch_rows % block_rows(given_shape.normalized) == 0
     assert found.batch_rows > 0
-    assert 0 <= found.cached_bytes <= limit
+    assert found.shares >= 1
+    assert found.ahead >= 1
+    assert found.together >= 1
+    assert found.reading.stream_rows >= 1
+    assert all(size >= 0 for _, size in found.bill)
 
 
 @given(SHAPES, LIMITS, LIMITS, BASES, THREADS, THREADS, PARTS)

@@ -56,13 +56,14 @@ def fitted(table: pa.Table, features: Features, kind: str, inf: str, dtype: str 
     return Scaler(features.columns, kinds, moments, 0, inf, dtype, features.vectors)
 
 
-def normalized(table: pa.Table, scaler: Scaler) -> pa.Table:
+def normalized(table: pa.Table, scaler: Scaler, together: int) -> pa.Table:
     """Return what reads back of the table as one part."""
     encoder = Encoder.of(table.schema, scaler, 1)
-    encoded = encoder.encode(TableWindow(table), table.column_names)
+    encoded = encoder.encode(TableWindow(table), table.column_names, together)
     with tempfile.TemporaryDirectory() as folder:
         writer = PartWriter(Path(folder), Path(folder), part_name(0), encoder.form)
-        writer.append(len(table), [encoded])
+        writer.append(encoded)
+        writer.end_group(len(table))
         writer.commit()
         return pq.read_table(Path(folder) / part_name(0))
 
@@ -74,9 +75,12 @@ def raw(array: pa.Array) -> tuple[bytes, bytes]:
 
 
 @given(
-    vectors(), st.sampled_from(["ignore", "null"]), st.sampled_from([None, "float32", "float64"])
+    vectors(),
+    st.sampled_from(["ignore", "null"]),
+    st.sampled_from([None, "float32", "float64"]),
+    st.sampled_from([1, 8, 10**6]),
 )
-def test_a_vector_column_is_like_its_dimensions_as_columns(given_, inf, dtype):
+def test_a_vector_column_is_like_its_dimensions_as_columns(given_, inf, dtype, together):
     column, scalars = given_
     size, kind = scalars.num_columns, str(scalars.schema.field(0).type)
     table = pa.table({"v": column})
@@ -89,11 +93,11 @@ def test_a_vector_column_is_like_its_dimensions_as_columns(given_, inf, dtype):
     again = Scaler.from_json(scaler.to_json())
     assert again.to_json() == scaler.to_json()
     assert bits(again.moments)["sum"] == bits(scaler.moments)["sum"]
-    made = normalized(table, scaler).column("v").combine_chunks()
+    made = normalized(table, scaler, together).column("v").combine_chunks()
     made.validate(full=True)
     storage = made.storage if isinstance(made, pa.ExtensionArray) else made
     assert storage.is_null().to_pylist() == column.is_null().to_pylist()
-    expected = normalized(scalars, other)
+    expected = normalized(scalars, other, together)
     for place, name in enumerate(expected.column_names):
         flat = (
             storage.drop_null()

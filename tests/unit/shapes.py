@@ -17,12 +17,17 @@ def shape(
     kind: pa.DataType | None = None,
     page_bytes: int = 1 << 20,
     text_bytes: int = 0,
+    from_arrow: int = 0,
 ) -> Shape:
-    """Return the shape of `files` equal files, with a column of text if it has bytes."""
+    """Return the shape of `files` equal files, with a column of text if it has bytes.
+
+    PyArrow decodes the text, and as many of the other columns as `from_arrow` tells.
+    """
     kind = kind or pa.float32()
     schema = pa.schema([(f"c{i}", kind) for i in range(columns)])
     if text_bytes:
         schema = schema.append(pa.field("text", pa.string()))
+    by_arrow = {*range(min(from_arrow, columns)), *range(columns, len(schema))}
     whole, rest = divmod(rows, group_rows)
     groups = (group_rows,) * whole + ((rest,) if rest else ())
     file = SourceFile(
@@ -34,5 +39,6 @@ def shape(
         chunks=len(schema) * len(groups),
         variable_bytes=text_bytes,
         page_bytes=page_bytes,
+        from_arrow=frozenset(by_arrow),
     )
     return shape_of(schema, (file,) * files, Options().settings(schema))

@@ -5,8 +5,7 @@ from itertools import repeat
 import pyarrow as pa
 import pytest
 
-from polar_etl.pages import KeptPages
-from polar_etl.sources.base import Kept, SourceFile, TableWindow, cut
+from polar_etl.sources.base import SourceFile, TableWindow, cut
 
 
 def tables(*lengths: int) -> list[pa.Table]:
@@ -85,34 +84,3 @@ def test_a_table_is_a_window():
     assert [piece.values.tolist() for piece in y] == [[1, 2]]
     assert [piece.valid(0, 2).tolist() for piece in x] == [[True, False]]
     assert window.column("t").equals(table["t"])
-
-
-class TestKept:
-    """Room is for each column, over all files, from the first on."""
-
-    def test_a_column_has_the_room_that_earlier_files_have_left(self):
-        kept = Kept(100)
-
-        first = kept.of(0, [3, 7])
-        first[3].room -= 30
-        second = kept.of(1, [3, 7])
-
-        assert {place: pages.room for place, pages in second.items()} == {3: 70, 7: 100}
-        assert kept.of(0, [3])[3] is first[3]
-        assert kept.of(1, [7])[7] is second[7]
-
-    def test_nothing_is_kept_behind_a_gap(self):
-        kept = Kept(100)
-        kept.of(0, [0])
-
-        assert kept.of(2, [0])[0].room == 0
-
-    def test_a_later_file_may_be_the_first(self):
-        assert Kept(100).of(5, [0])[0].room == 100
-
-    def test_pages_without_room_are_not_kept_and_none_after_them(self):
-        pages = KeptPages(0)
-
-        pages.keep([], 0, 0)
-
-        assert not pages.pages

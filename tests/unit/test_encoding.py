@@ -9,10 +9,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from polar_etl.encoding import PartFormat, leaf_paths
+from polar_etl.encoding import PartFormat, leaf_paths, placed
 from polar_etl.parts import PartWriter, part_name
 from tests.support import tables
 from tests.unit.arrays import encoded
@@ -29,7 +29,9 @@ def mixed(rows: int) -> pa.Table:
 def write(folder: Path, form: PartFormat, slabs: list[pa.Table], shares: int = 1) -> Path:
     writer = PartWriter(folder, folder, part_name(0), form)
     for slab in slabs:
-        writer.append(len(slab), encoded(form, slab, shares))
+        for share in encoded(form, slab, shares):
+            writer.append(share)
+        writer.end_group(len(slab))
     writer.commit()
     return folder / part_name(0)
 
@@ -92,6 +94,7 @@ def slabs(draw: st.DrawFn) -> tuple[PartFormat, list[pa.Table]]:
     for name in draw(st.lists(st.sampled_from(sorted(OTHERS)), max_size=3, unique=True)):
         fields.append(pa.field(name, OTHERS[name].type))
         arrays.append(OTHERS[name].combine_chunks().take(pa.array(np.arange(rows) % 64)))
+    assume(fields)  # input without columns is refused
     order = draw(st.permutations(range(len(fields))))
     schema = pa.schema([fields[i] for i in order], draw(st.sampled_from([None, {"origin": "ü"}])))
     table = pa.Table.from_arrays([arrays[i] for i in order], schema=schema)
@@ -107,8 +110,7 @@ def test_any_slabs_read_back_the_same(tmp_path_factory, given_, shares):
 
     path = write(folder, form, parts, shares)
 
-    if table.num_columns:
-        same(verified(path), table, form.plain)
+    same(verified(path), table, form.plain)
     lengths = [len(part) for part in parts if len(part)]
     metadata = pq.read_metadata(path)
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == lengths
@@ -258,6 +260,19 @@ def test_chunks_do_not_depend_on_their_neighbours():
     assert b"".join(whole.content) == b"".join(b"".join(share.content) for share in apart)
     assert whole.chunks == tuple(chunk for share in apart for chunk in share.chunks)
     assert sum(chunk.size for chunk in whole.chunks) == sum(map(len, whole.content))
+
+
+def test_chunks_stand_one_behind_the_other_wherever_they_are_placed():
+    table = mixed(100)
+    (whole,) = encoded(PartFormat(table.schema, ("x", "y"), 1), table)
+
+    for start in (4, 1 << 40):
+        found = list(placed(whole, start))
+        ends = start + np.cumsum([chunk.size for chunk in whole.chunks])
+        assert [chunk.place for chunk in found] == [start, *ends[:-1].tolist()]
+        assert [(chunk.size, chunk.plain_size) for chunk in found] == [
+            (chunk.size, chunk.plain_size) for chunk in whole.chunks
+        ]
 
 
 def test_the_scratch_that_values_stand_in_may_be_used_again():

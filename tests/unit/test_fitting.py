@@ -66,6 +66,8 @@ class Recorded:
     def __init__(self) -> None:
         self.transactions: list[tuple[list[int], dict[int, tuple[int, int]]]] = []
         self.events: list[BatchFinished] = []
+        self.now = 1000.0
+        self.takes = 0.0
         schema = pa.schema({"x": pa.float64(), "t": pa.string()})
         self.run = SimpleNamespace(
             source=SimpleNamespace(schema=schema),
@@ -79,42 +81,88 @@ class Recorded:
         self.transactions.append(
             (numbers, {file: (rows, int(m.count[0])) for file, (rows, m) in states.items()})
         )
+        self.now += self.takes
 
 
 def batch(file: int, first: int, values: list[float]) -> BatchMoments:
     return BatchMoments(file, first, len(values), [moments_of(values)], 0.5)
 
 
-@pytest.mark.parametrize("seconds", [-1, 1000])
-def test_batches_are_recorded_before_they_are_told_of(monkeypatch, seconds):
+@pytest.fixture
+def recorded(monkeypatch) -> Recorded:
+    """Return a manifest by whose clock the recorder goes."""
+    found = Recorded()
+    monkeypatch.setattr(fitting, "time", SimpleNamespace(perf_counter=lambda: found.now))
+    return found
+
+
+@pytest.mark.parametrize("takes", [0.0, 1000.0])
+def test_batches_are_recorded_before_they_are_told_of(recorded, takes):
     """One by one, or many with one wait for the disk; the rest on leaving."""
-    monkeypatch.setattr(fitting, "_SECONDS_BETWEEN_RECORDS", seconds)
-    recorded, progress = Recorded(), {0: (2, moments_of([1.0, 2.0]))}
+    recorded.takes = takes
+    progress = {0: (2, moments_of([1.0, 2.0]))}
 
     with fitting._Recorder(recorded.run, recorded, Features(("x",)), progress, 7) as recorder:
         recorder.add(batch(0, 2, [3.0]))
-        recorder.add(batch(1, 0, [4.0, 5.0]))
-        assert len(recorded.events) == (2 if seconds < 0 else 0)
+        assert len(recorded.events) == 1
+        recorder.add(batch(0, 3, [4.0]))
+        recorder.add(batch(1, 0, [5.0, 6.0]))
+        assert len(recorded.events) == (1 if takes else 3)
 
-    one_by_one = [([7], {0: (3, 3)}), ([8], {1: (2, 2)})]
-    assert recorded.transactions == (
-        one_by_one if seconds < 0 else [([7, 8], {0: (3, 3), 1: (2, 2)})]
-    )
+    one_by_one = [([7], {0: (3, 3)}), ([8], {0: (4, 4)}), ([9], {1: (2, 2)})]
+    together = [([7], {0: (3, 3)}), ([8, 9], {0: (4, 4), 1: (2, 2)})]
+    assert recorded.transactions == (together if takes else one_by_one)
     assert [(event.batch, event.rows, event.rss) for event in recorded.events] == [
         (7, 1, 5),
-        (8, 2, 5),
+        (8, 1, 5),
+        (9, 2, 5),
     ]
-    assert bits(progress[0][1]) == bits(moments_of([1.0, 2.0]).merge(moments_of([3.0])))
+    expected = moments_of([1.0, 2.0]).merge(moments_of([3.0])).merge(moments_of([4.0]))
+    assert bits(progress[0][1]) == bits(expected)
 
 
-def test_what_was_merged_is_recorded_when_the_run_ends_in_an_error():
-    recorded = Recorded()
+def test_no_less_time_lies_between_records_than_the_last_one_took(recorded):
+    """So at most half of the time goes to the disk, however slow it is."""
+    recorded.takes = 10.0
+
+    with fitting._Recorder(recorded.run, recorded, Features(("x",)), {}, 0) as recorder:
+        recorder.add(batch(0, 0, [1.0]))
+        recorded.now += 9.5
+        recorder.add(batch(0, 1, [2.0]))
+        assert [numbers for numbers, _ in recorded.transactions] == [[0]]
+        recorded.now += 0.5
+        recorded.takes = 1.0
+        recorder.add(batch(0, 2, [3.0]))
+        assert [numbers for numbers, _ in recorded.transactions] == [[0], [1, 2]]
+        recorder.add(batch(0, 3, [4.0]))
+        recorded.now += 1.0
+        recorder.add(batch(0, 4, [5.0]))
+        assert [numbers for numbers, _ in recorded.transactions] == [[0], [1, 2], [3, 4]]
+
+    assert [numbers for numbers, _ in recorded.transactions] == [[0], [1, 2], [3, 4]]
+
+
+def test_batches_are_told_of_without_a_manifest():
+    recorded, progress = Recorded(), {}
+
+    with fitting._Recorder(recorded.run, None, Features(("x",)), progress, 0) as recorder:
+        recorder.add(batch(0, 0, [3.0]))
+        recorder.add(batch(0, 1, [4.0]))
+
+    assert [event.batch for event in recorded.events] == [0, 1]
+    assert progress[0][0] == 2
+
+
+@pytest.mark.parametrize("takes", [0.0, 1000.0])
+def test_what_was_merged_is_recorded_when_the_run_ends_in_an_error(recorded, takes):
+    recorded.takes = takes
 
     def run() -> None:
         with fitting._Recorder(recorded.run, recorded, Features(("x",)), {}, 0) as recorder:
             recorder.add(batch(0, 0, [3.0]))
+            recorder.add(batch(0, 1, [4.0]))
             raise KeyError("stopped")
 
     with pytest.raises(KeyError, match="stopped"):
         run()
-    assert recorded.transactions == [([0], {0: (1, 1)})]
+    assert recorded.transactions == [([0], {0: (1, 1)}), ([1], {0: (2, 2)})]

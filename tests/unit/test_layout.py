@@ -106,6 +106,22 @@ def agrees(content: bytes) -> int:
                 width = {"INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8}
                 assert chunk.stored.itemsize == width.get(theirs.physical_type, 2)
         leaf += 1
+    filled = [index for index, group in enumerate(groups) if group.num_rows]
+    assert found.plain() == [
+        place
+        for place in range(len(schema))
+        if all(found.chunk(index, place) is not None for index in filled)
+    ]
+    shape = (len(groups), metadata.num_columns)
+    assert {found.start.shape, found.stop.shape, found.codec.shape} == {shape}
+    assert (
+        found.plain_size.tolist()
+        == [
+            [group.column(leaf).total_uncompressed_size for leaf in range(metadata.num_columns)]
+            for group in groups
+        ]
+        or not groups
+    )
     return ours
 
 

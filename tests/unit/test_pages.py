@@ -1,6 +1,6 @@
 """Pages of plain numbers: what PyArrow reads, bit by bit, or `UnusualError`."""
 
-import os
+import io
 from contextlib import closing
 
 import numpy as np
@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from polar_etl import thrift
 from polar_etl.columns import Piece, validity
 from polar_etl.errors import InputError
+from polar_etl.headers import UnusualError, require_sizes
 from polar_etl.pages import (
     Chunk,
     ColumnReader,
-    KeptPages,
-    UnusualError,
+    is_usual,
     read_together,
     stored_dtype,
 )
-from polar_etl.sources.base import Kept, Reading
+from polar_etl.sources.base import Reading
 from polar_etl.sources.parquet import ParquetSource
 from tests.unit.plain import (
     KINDS,
@@ -35,7 +35,7 @@ from tests.unit.plain import (
     pyarrow_files,
 )
 
-HOW = Reading(threads=1, group_rows=0, stream_rows=64)
+HOW = Reading(group_rows=0, stream_rows=64)
 
 
 def raw(pieces: list[Piece], kind: pa.DataType, rows: int) -> tuple[bytes, bytes]:
@@ -156,60 +156,6 @@ def test_usual_pages_are_not_left_to_pyarrow(kind, version, codec, nulls):
     assert same_values(content, table, [1, 9_999, 20_000]) == (1 if nulls in (0.0, 1.0) else 0) or (
         nulls == 0.5
     )
-
-
-def kept_room(table: pa.Table) -> st.SearchStrategy[int]:
-    return st.sampled_from([0, 1, 64, 500, 2_000, 10**6])
-
-
-@given(pyarrow_files(), st.data())
-def test_kept_pages_are_not_read_again(file, data):
-    """What was kept may even be gone from the file."""
-    table, content = file
-    windows, again = data.draw(lengths(len(table))), data.draw(lengths(len(table)))
-    room = data.draw(kept_room(table))
-    kind, values = table.schema.field(0).type, table.column(0)
-    kept = KeptPages(room)
-    there = chunks(content, 0)
-    with opened(content) as descriptor:
-        reader = ColumnReader(there, descriptor, kept)
-        first = 0
-        for rows in windows:
-            (pieces,) = read_together([reader], rows, descriptor)
-            if pieces is None:
-                break
-            assert raw(pieces, kind, rows) == expected(values.slice(first, rows))
-            first += rows
-        size = sum(page.values.nbytes for page in kept.pages)
-        assert size <= room
-        if room == 10**6 and first == len(table):
-            assert sum(page.rows for page in kept.pages) == len(table)
-        if kept.pages:
-            os.pwrite(descriptor, bytes(kept.at - there[0].start), there[0].start)
-        second = ColumnReader(there, descriptor, kept)
-        first = 0
-        for rows in again:
-            (pieces,) = read_together([second], rows, descriptor)
-            if pieces is None:
-                assert values.null_count
-                break
-            assert raw(pieces, kind, rows) == expected(values.slice(first, rows))
-            first += rows
-
-    event("some kept" if size else "none kept")
-
-
-def test_kept_pages_may_go_farther_than_the_next_reading():
-    table = pa.table({"x": np.arange(1000.0)})
-    content = by_pyarrow(table, row_group_size=100)
-    kept = KeptPages(10**6)
-    with opened(content) as file:
-        read_together([ColumnReader(chunks(content, 0), file, kept)], 1000, file)
-
-        second = ColumnReader(chunks(content, 0)[:2], file, kept)
-
-        (pieces,) = read_together([second], 150, file)
-        assert np.concatenate([piece.values for piece in pieces]).tolist() == list(range(150))
 
 
 @given(
@@ -444,16 +390,85 @@ def test_numbers_that_are_stored_in_another_way_are_none_of_ours():
     assert stored_dtype(pa.float16(), "FIXED_LEN_BYTE_ARRAY") == np.dtype("<f2")
 
 
+@given(pyarrow_files() | polars_files())
+def test_pages_of_any_writer_claim_no_more_than_their_chunk_has(file):
+    _, content = file
+    metadata = pq.read_metadata(io.BytesIO(content))
+    there = layout(content)
+    with opened(content) as descriptor:
+        for group in range(metadata.num_row_groups):
+            for leaf in range(metadata.num_columns):
+                there.require_page_sizes(group, leaf, descriptor)
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"use_dictionary": True}, {"data_page_version": "2.0"}], ids=str
+)
+def test_pages_of_any_kind_claim_no_more_than_their_chunk_has(how):
+    texts = [f"{i % 50:0500d}" for i in range(2_000)]
+    table = pa.table({"text": texts, "list": [[i] * 3 for i in range(2_000)]})
+    content = by_pyarrow(table, data_page_size=5_000, row_group_size=700, **how)
+    there = layout(content)
+    with opened(content) as descriptor:
+        for group in range(3):
+            for leaf in range(2):
+                there.require_page_sizes(group, leaf, descriptor)
+
+
+@pytest.mark.parametrize("size", [2**31 - 1, 1 << 20, 17, -1])
+@pytest.mark.parametrize("first", [True, False])
+def test_pages_that_claim_more_than_their_chunk_has_are_unusual(size, first):
+    pages = [page(2, doubles(1, 2)), page(2, doubles(3, 4), size)]
+    content = b"".join(pages[:: -1 if first else 1])
+    with opened(content) as file, pytest.raises(UnusualError, match="claims"):
+        require_sizes(file, 0, len(content), 16)
+
+
+@pytest.mark.parametrize("stored", [2**31 - 1, 1 << 20, 16 + 101, -1])
+def test_pages_that_go_beyond_their_chunk_are_unusual(stored):
+    content = page(2, doubles(1, 2), stored=stored)
+    with opened(content + bytes(200)) as file, pytest.raises(UnusualError, match="claims"):
+        require_sizes(file, 0, len(content), 1000)
+
+
+def test_old_writers_may_leave_a_header_out_of_what_a_chunk_takes():
+    content = page(2, doubles(1, 2)) + page(2, doubles(3, 4))
+    with opened(content) as file:
+        require_sizes(file, 0, len(content) - 20, 32)
+
+
+@given(st.binary(min_size=1, max_size=60), st.integers(0, 100))
+def test_sizes_in_any_bytes_are_right_or_unusual(content, most):
+    with opened(content) as file:
+        try:
+            require_sizes(file, 0, len(content), most)
+        except UnusualError:
+            return
+
+
+def test_a_first_page_tells_whether_a_chunk_is_usual():
+    for content, usual in (
+        (page(2, doubles(1, 2)), True),
+        (page(2, doubles(1, 2), encoding=8), False),
+        (page(2, doubles(1, 2), kind=2), False),
+        (page(2, doubles(1, 2), 15), False),
+        (page(3, doubles(1, 2)), False),
+    ):
+        chunk = Chunk(0, len(content), 2, "UNCOMPRESSED", False, np.dtype("<f8"))
+        with opened(content) as file:
+            assert is_usual(chunk, file) is usual
+
+
 class TestThroughTheSource:
     """What is unusual, PyArrow reads; what is damaged is an error that says so."""
 
     @staticmethod
-    def read(path: str, windows: list[int], first: int = 0, kept: Kept | None = None) -> pa.Table:
+    def read(path: str, windows: list[int], first: int = 0) -> pa.Table:
         source = ParquetSource.open([path])
         names = source.schema.names
         found = [source.schema.empty_table()]
         stop = first + sum(windows)
-        with closing(source.columns(names, first, stop, HOW, kept)) as columns:
+        with closing(source.columns(names, first, stop, HOW)) as columns:
             for rows in windows:
                 window = columns.next(rows)
                 made = [window.column(name) for name in names]
@@ -476,22 +491,6 @@ class TestThroughTheSource:
         found = self.read(str(path), data.draw(lengths(len(table) - first)), first)
 
         assert self.equal(found, table.slice(first))
-
-    @given(
-        file=pyarrow_files() | polars_files(),
-        room=st.sampled_from([0, 50, 500, 10**6]),
-        data=st.data(),
-    )
-    def test_what_is_kept_changes_no_value(self, tmp_path_factory, file, room, data):
-        table, content = file
-        path = tmp_path_factory.getbasetemp() / "kept.parquet"
-        path.write_bytes(content)
-        kept = Kept(room)
-        some = data.draw(st.integers(0, len(table)))
-
-        for rows in (len(table), some):
-            found = self.read(str(path), data.draw(lengths(rows)), kept=kept)
-            assert self.equal(found, table.slice(0, rows))
 
     @given(
         file=pyarrow_files(write_page_checksum=True),

@@ -37,18 +37,17 @@ def path(tmp_path):
 
 
 WAYS = [
-    Reading(threads=threads, group_rows=group_rows, stream_rows=stream_rows)
-    for threads in (1, 2)
+    Reading(group_rows=group_rows, stream_rows=stream_rows)
     for group_rows in (0, 130, 300, ROWS)
     for stream_rows in (17, 256)
 ]
 
 
-def read(source, first, stop, how, names=None, lengths=(100,), kept=None) -> pa.Table:
+def read(source, first, stop, how, names=None, lengths=(100,)) -> pa.Table:
     """Return rows of a source, window by window."""
     names = source.schema.names if names is None else names
     found = []
-    with closing(source.columns(names, first, stop, how, kept)) as columns:
+    with closing(source.columns(names, first, stop, how)) as columns:
         for length in cycle(lengths):
             if first >= stop:
                 break
@@ -116,12 +115,12 @@ def test_numbers_come_as_pieces(path, how):
             found = window.pieces(names)
             for name, pieces in zip(names, found, strict=True):
                 expected = twice[name].slice(first, 700)
-                target = np.empty(700)
-                fill(target, pieces, 0)
+                target = np.empty((1, 700))
+                fill(target, [pieces], 0)
                 valid = validity(pieces, 0, 700)
                 there = expected.is_valid().to_numpy()
                 assert (np.ones(700, bool) if valid is None else valid).tolist() == there.tolist()
-                assert (target[there] == expected.drop_null().to_numpy()).all()
+                assert (target[0, there] == expected.drop_null().to_numpy()).all()
 
 
 @pytest.mark.parametrize("names", [["x"], ["i", "x"]])

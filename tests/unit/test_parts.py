@@ -69,7 +69,9 @@ def write(
 
 
 def append(writer: PartWriter, form: PartFormat, data: pa.Table, shares: int = 1) -> None:
-    writer.append(len(data), encoded(form, data, shares))
+    for share in encoded(form, data, shares):
+        writer.append(share)
+    writer.end_group(len(data))
 
 
 def test_what_is_committed_reads_back_the_same(folders):
@@ -194,12 +196,23 @@ def test_an_aborted_part_leaves_nothing(folders, writes):
     assert os.listdir(folders[0]) == os.listdir(folders[1]) == []
 
 
+def test_a_part_aborted_inside_a_row_group_leaves_nothing(folders):
+    form = form_of(table())
+    writer = PartWriter(*folders, part_name(0), form)
+    append(writer, form, table())
+    writer.append(encoded(form, table(), 5)[0])
+
+    writer.abort()
+
+    assert os.listdir(folders[0]) == os.listdir(folders[1]) == []
+
+
 def test_a_part_aborted_after_a_failure_leaves_nothing(folders):
     form = form_of(table())
     writer = PartWriter(*folders, part_name(0), form)
     append(writer, form, table())
     with pytest.raises(TypeError):
-        writer.append(1, [Encoded([b"content", "text"], ())])
+        writer.append(Encoded([b"content", "text"], ()))
 
     writer.abort()
 

@@ -11,7 +11,6 @@ from polar_etl.features import Features
 from polar_etl.moments import merge_all
 from polar_etl.parts import PartWriter, part_name
 from polar_etl.passes import (
-    VALUES_AT_A_TIME,
     Batch,
     BatchMoments,
     EncodedSlab,
@@ -22,6 +21,9 @@ from polar_etl.passes import (
     output_schema,
     passed_through,
 )
+from polar_etl.passes import (
+    moments_of as moments_of_window,
+)
 from polar_etl.scaler import Scaler
 from polar_etl.sources.base import TableWindow
 from tests.unit.arrays import TableColumns
@@ -31,6 +33,9 @@ from tests.unit.exact import bits, moments_of
 def fitted(table: pa.Table, names: tuple[str, ...], **options: object) -> Scaler:
     kinds = tuple(str(table.schema.field(name).type) for name in names)
     return Scaler(names, kinds, moments_of(*[table[name] for name in names]), **options)
+
+
+TOGETHER = 1 << 16
 
 
 def table(rows: int = 100) -> pa.Table:
@@ -44,13 +49,47 @@ def table(rows: int = 100) -> pa.Table:
     )
 
 
+def batch(
+    data: pa.Table,
+    features: Features,
+    first_row: int = 0,
+    *,
+    file: int = 0,
+    share: int = 0,
+    width: int | None = None,
+) -> Batch:
+    return Batch(
+        file=file,
+        first_row=first_row,
+        rows=len(data),
+        columns=TableColumns(data),
+        features=features,
+        share=share,
+        width=len(features) if width is None else width,
+        together=TOGETHER,
+    )
+
+
+def slab_of(
+    columns: TableColumns, rows: int, names: list[str], *, last: bool = True, ends: bool = True
+) -> Slab:
+    return Slab(
+        part=0,
+        rows=rows,
+        last=last,
+        ends=ends,
+        columns=columns,
+        names=names,
+        share=0,
+        together=TOGETHER,
+    )
+
+
 def test_moments_of_a_batch():
     rows = block_rows(2) * 2 + 5
     data = table(rows)
 
-    columns, features = TableColumns(data), Features(("y", "x"))
-
-    result = collect_moments(Batch(3, 7 * block_rows(2), rows, columns, features, 0, 2))
+    result = collect_moments(batch(data, Features(("y", "x")), 7 * block_rows(2), file=3))
 
     assert (result.file, result.first_row, result.rows) == (3, 7 * block_rows(2), rows)
     assert [int(block.count[0]) for block in result.blocks] == [block_rows(2)] * 2 + [5]
@@ -63,34 +102,48 @@ def test_shares_of_a_batch_give_the_moments_of_the_whole():
     data = table(rows)
     features = Features(("x", "y"))
     shares = [
-        collect_moments(
-            Batch(0, 0, rows, TableColumns(data), features.select((name,)), number, len(features))
-        )
+        collect_moments(batch(data, features.select((name,)), share=number, width=len(features)))
         for number, name in enumerate(features.columns)
     ]
 
     found = BatchMoments.beside(shares)
 
-    whole = collect_moments(Batch(0, 0, rows, TableColumns(data), features, 0, len(features)))
+    whole = collect_moments(batch(data, features))
     assert (found.file, found.first_row, found.rows) == (0, 0, rows)
     assert found.seconds == sum(share.seconds for share in shares)
     assert [bits(block) for block in found.blocks] == [bits(block) for block in whole.blocks]
 
 
+@pytest.mark.parametrize("together", [1, 1000, 1 << 17, 1 << 30])
+def test_how_many_values_are_worked_on_together_does_not_change_moments(together):
+    rows = block_rows(3) + 5
+    data, features = table(rows), Features(("x", "i", "y"))
+
+    found = moments_of_window(TableWindow(data), features, 0, 3, together)
+
+    whole = moments_of_window(TableWindow(data), features, 0, 3, 3 * rows)
+    assert [bits(block) for block in found] == [bits(block) for block in whole]
+    assert bits(merge_all(found, 3)) == bits(moments_of(data["x"], data["i"], data["y"]))
+
+
 @pytest.mark.parametrize("rows", [0, 1, 1 << 18, 1 << 20, 1 << 24])
-def test_columns_are_worked_on_a_few_at_a_time_and_in_order(rows):
+@pytest.mark.parametrize("values", [1, 1 << 18, 3 << 18, 1 << 22])
+def test_columns_are_worked_on_a_few_at_a_time_and_in_order(rows, values):
     names = [f"c{i}" for i in range(50)]
 
-    found = list(groups_of(names, rows))
+    found = list(groups_of(names, rows, values))
 
     assert [name for some in found for name in some] == names
-    assert all(len(some) == 1 or len(some) * rows <= VALUES_AT_A_TIME for some in found)
+    assert all(len(some) == 1 or len(some) * rows <= values for some in found)
+    assert all((len(some) + 1) * max(rows, 1) > values for some in found[:-1])  # no fewer either
 
 
 def read_back(encoder: Encoder, tmp_path, slabs: list[EncodedSlab]) -> pa.Table:
     writer = PartWriter(tmp_path, tmp_path, part_name(0), encoder.form)
     for slab in slabs:
-        writer.append(slab.slab.rows, [slab.encoded])
+        writer.append(slab.encoded)
+        if slab.slab.ends:
+            writer.end_group(slab.slab.rows)
     writer.commit()
     return pq.read_table(tmp_path / part_name(0))
 
@@ -101,7 +154,7 @@ def test_slabs_are_standardized_and_encoded_in_the_order_of_their_columns(tmp_pa
     columns = TableColumns(data)
 
     slabs = [
-        encoder.encode_slab(Slab(0, rows, last, columns, data.column_names, 0))
+        encoder.encode_slab(slab_of(columns, rows, data.column_names, last=last))
         for rows, last in ((40, False), (60, True))
     ]
 
@@ -119,11 +172,43 @@ def test_a_share_of_the_columns_has_the_bytes_that_it_has_in_the_whole():
     data = table(1000)
     encoder = Encoder.of(data.schema, fitted(data, ("y", "x")), 1)
 
-    whole = encoder.encode(TableWindow(data), data.column_names)
-    shares = [encoder.encode(TableWindow(data), [name]) for name in data.column_names]
+    whole = encoder.encode(TableWindow(data), data.column_names, TOGETHER)
+    shares = [encoder.encode(TableWindow(data), [name], TOGETHER) for name in data.column_names]
 
     assert b"".join(whole.content) == b"".join(b"".join(share.content) for share in shares)
     assert whole.chunks == tuple(chunk for share in shares for chunk in share.chunks)
+
+
+@pytest.mark.parametrize("together", [1, 1000, 2000, 1 << 30])
+def test_how_many_values_are_worked_on_together_does_not_change_bytes(together):
+    data = table(1000)
+    encoder = Encoder.of(data.schema, fitted(data, ("y", "i", "x")), 1)
+
+    found = encoder.encode(TableWindow(data), data.column_names, together)
+
+    whole = encoder.encode(TableWindow(data), data.column_names, TOGETHER)
+    assert b"".join(found.content) == b"".join(whole.content)
+    assert found.chunks == whole.chunks
+
+
+def test_shares_of_slabs_read_back_as_the_whole(tmp_path):
+    data = table()
+    names = data.column_names
+    encoder = Encoder.of(data.schema, fitted(data, ("x", "y")), 1)
+    cut = [names[:1], names[1:3], names[3:]]
+    shares = [(TableColumns(data.select(some)), some, some is cut[-1]) for some in cut]
+
+    slabs = [
+        encoder.encode_slab(slab_of(columns, rows, some, last=last, ends=ends))
+        for rows, last in ((40, False), (60, True))
+        for columns, some, ends in shares
+    ]
+    found = read_back(encoder, tmp_path, slabs)
+
+    columns = TableColumns(data)
+    whole = [encoder.encode_slab(slab_of(columns, rows, names)) for rows in (40, 60)]
+    assert found.equals(read_back(encoder, tmp_path, whole))
+    assert pq.read_metadata(tmp_path / part_name(0)).num_row_groups == 2
 
 
 def test_a_window_that_lacks_a_column_fails(tmp_path):
@@ -131,14 +216,14 @@ def test_a_window_that_lacks_a_column_fails(tmp_path):
     encoder = Encoder.of(data.schema, fitted(data, ("x", "y")), 1)
 
     with pytest.raises(KeyError):
-        encoder.encode(TableWindow(data.drop_columns(["x"])), data.column_names)
+        encoder.encode(TableWindow(data.drop_columns(["x"])), data.column_names, TOGETHER)
 
 
 def test_a_slab_without_rows(tmp_path):
     data = table(0)
     encoder = Encoder.of(data.schema, fitted(table(3), ("x", "y")), 1)
 
-    slab = encoder.encode_slab(Slab(0, 0, True, TableColumns(data), data.column_names, 0))
+    slab = encoder.encode_slab(slab_of(TableColumns(data), 0, data.column_names))
 
     assert read_back(encoder, tmp_path, [slab]).num_rows == 0
 

@@ -1,6 +1,7 @@
 """Plans: what is projected stays within the limit, or the run is refused with the remedy."""
 
 import re
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -13,10 +14,13 @@ from tests.unit.shapes import shape
 
 NARROW = shape(4_000_000, 50, 131_072)
 BIG_GROUPS = shape(1_500_000, 500, 1_048_576, page_bytes=1 << 16)
+BIG_GROUPS_BY_ARROW = shape(1_500_000, 500, 1_048_576, page_bytes=1 << 16, from_arrow=500)
 VERY_WIDE = shape(20_000, 10_000, 4_096)
 SHAPES = {
     "narrow": NARROW,
     "big groups": BIG_GROUPS,
+    "big groups by PyArrow": BIG_GROUPS_BY_ARROW,
+    "some by PyArrow": shape(4_000_000, 50, 131_072, from_arrow=3),
     "very wide": VERY_WIDE,
     "many files": shape(100_000, 20, 10_000, files=50),
     "text": shape(1_000_000, 10, 100_000, text_bytes=5 * 10**7),
@@ -80,7 +84,13 @@ def test_a_refusal_says_what_takes_the_memory_and_that_nothing_was_done():
     with pytest.raises(MemoryLimitError, match="Nothing was read or written") as caught:
         plan(VERY_WIDE, limit=BASE)
 
-    for name in ("interpreter", "decoded batches", "normalized columns"):
+    for name in (
+        "interpreter",
+        "footers",
+        "statistics",
+        "arithmetic and encoding",
+        "encoded columns",
+    ):
         assert name in str(caught.value)
 
 
@@ -90,10 +100,30 @@ def test_batches_of_the_first_pass_are_whole_blocks(given):
         assert plan(given, limit=limit).batch_rows % block_rows(given.normalized) == 0
 
 
-def test_big_row_groups_are_not_decoded_whole_where_memory_is_scarce():
-    found = plan(BIG_GROUPS, limit=10**9)
+@pytest.mark.parametrize("given", [BIG_GROUPS, SHAPES["one row group"]], ids=["wide", "long"])
+def test_big_row_groups_of_plain_numbers_fit_where_memory_is_scarce(given):
+    found = plan(given, limit=5 * 10**8)
+
+    assert found.projected < given.largest_group * given.row_bytes + BASE
+
+
+def test_big_row_groups_are_not_decoded_whole_by_pyarrow_where_memory_is_scarce():
+    found = plan(BIG_GROUPS_BY_ARROW, limit=10**9)
 
     assert found.reading.group_rows < 1_048_576
+    assert found.reading.stream_rows <= found.slab_rows
+
+
+def test_big_row_groups_are_decoded_whole_by_pyarrow_where_memory_is_plenty():
+    assert plan(BIG_GROUPS_BY_ARROW, limit=10**11).reading.group_rows >= 1_048_576
+
+
+@pytest.mark.parametrize("limit", [5 * 10**8, 10**11])
+def test_the_memory_for_plain_numbers_does_not_depend_on_row_groups(limit):
+    found = [plan(shape(4_000_000, 50, rows), limit=limit) for rows in (10_000, 131_072, 10**6)]
+
+    assert len({replace(each, bill=(), reading=None) for each in found}) == 1
+    assert len({tuple(line for line in each.bill if line[0] != "footers") for each in found}) == 1
 
 
 @pytest.mark.parametrize("rows", [1, 10, 1_000, 10**6, 10**9])
@@ -115,11 +145,21 @@ def test_a_plan_for_few_rows_is_small():
     assert plan(tiny).projected < BASE + (128 << 20)
 
 
-def test_only_room_within_the_limit_is_used_to_keep_rows():
-    for limit in (10**9, 2 * 10**9, 10**11):
-        found = plan(NARROW, limit=limit)
-        assert 0 <= found.cached_bytes <= 4_000_000 * 200
-        assert found.projected <= limit
+@pytest.mark.parametrize("given", SHAPES.values(), ids=SHAPES)
+def test_more_room_than_a_plan_can_use_is_not_asked_for(given):
+    assert plan(given, limit=10**11).projected <= plan(given, limit=10**12).projected < 4 * 10**9
+
+
+@pytest.mark.parametrize("given", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("threads", [1, 2, 16])
+def test_there_is_work_for_every_thread_and_no_more_shares_than_columns(given, threads):
+    found = plan(given, limit=10**11, threads=threads)
+
+    assert found.in_flight >= found.threads == threads
+    assert 1 <= found.shares <= given.columns + 1
+    assert found.shares >= min(threads, given.columns - given.arrow_columns)
+    assert found.ahead >= 2
+    assert found.together >= 1
 
 
 @pytest.mark.parametrize("size", [0, 1, 8, 200, 4_000, 40_000, 400_000, 10**9])

@@ -8,14 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polar_etl.run import Run
-from polar_etl.sources.base import Kept
 from tests.unit.arrays import TableColumns
 
 
 def run_of(schema: pa.Schema, shares: int, opened: list | None = None, fails_at: int = -1) -> Run:
     opened = [] if opened is None else opened
 
-    def columns(names, first, stop, how, kept):
+    def columns(names, first, stop, how):
         if len(opened) == fails_at:
             raise OSError("no luck")
         opened.append(TableColumns(schema.empty_table().select(names)))
@@ -27,7 +26,6 @@ def run_of(schema: pa.Schema, shares: int, opened: list | None = None, fails_at:
         sampler=None,
         stop=None,
         listen=None,
-        kept=Kept(0),
     )
 
 

@@ -29,10 +29,30 @@ def folders(tmp_path):
 def slab(part: int, first: int, rows: int, *, last: bool, shares: int = 1) -> list[EncodedSlab]:
     values = [float(i) for i in range(first, first + rows)]
     table = pa.table({"x": values, "text": [str(x) for x in values]}, SCHEMA)
+    found = encoded(FORM, table, shares)
+    assert len(found) == shares
     return [
-        EncodedSlab(Slab(part, rows, last, TableColumns(table), SCHEMA.names, number), share, 0.25)
-        for number, share in enumerate(encoded(FORM, table, shares))
+        EncodedSlab(
+            Slab(
+                part=part,
+                rows=rows,
+                last=last,
+                ends=number == shares - 1,
+                columns=TableColumns(table),
+                names=SCHEMA.names,
+                share=number,
+                together=1000,
+            ),
+            share,
+            0.25,
+        )
+        for number, share in enumerate(found)
     ]
+
+
+def append(writer: PartsWriter, shares: list[EncodedSlab]) -> list[Written]:
+    """Append all shares of a slab, and return what was told of."""
+    return [written for share in shares for written in writer.append(share)]
 
 
 def listed(folders) -> tuple[list[str], list[str]]:
@@ -43,9 +63,9 @@ def listed(folders) -> tuple[list[str], list[str]]:
 def test_slabs_become_row_groups_of_parts(folders, shares):
     found: list[Written] = []
     with PartsWriter(folders, FORM) as writer:
-        found += writer.append(slab(0, 0, 40, last=False, shares=shares))
-        found += writer.append(slab(0, 40, 20, last=True, shares=shares))
-        found += writer.append(slab(1, 60, 30, last=True, shares=shares))
+        found += append(writer, slab(0, 0, 40, last=False, shares=shares))
+        found += append(writer, slab(0, 40, 20, last=True, shares=shares))
+        found += append(writer, slab(1, 60, 30, last=True, shares=shares))
         found += writer.finish()
 
     assert [(some.part, some.receipt.name, some.receipt.rows) for some in found] == [
@@ -64,7 +84,7 @@ def test_parts_are_told_of_in_order_and_once_they_are_there(folders):
     told = []
     with PartsWriter(folders, FORM) as writer:
         for part in range(30):
-            for written in writer.append(slab(part, part, 1, last=True)):
+            for written in append(writer, slab(part, part, 1, last=True)):
                 assert (folders.out / written.receipt.name).exists()
                 told.append(written.part)
         told += [written.part for written in writer.finish()]
@@ -84,8 +104,8 @@ def test_a_part_that_takes_long_does_not_let_later_ones_be_told_before(folders, 
 
     monkeypatch.setattr(PartWriter, "commit", slow)
     with PartsWriter(folders, FORM) as writer:
-        told = list(writer.append(slab(0, 0, 1, last=True)))
-        told += writer.append(slab(1, 1, 1, last=True))
+        told = append(writer, slab(0, 0, 1, last=True))
+        told += append(writer, slab(1, 1, 1, last=True))
         told += writer.finish()
 
     assert [written.part for written in told] == [0, 1]
@@ -103,7 +123,7 @@ def test_no_more_than_a_few_parts_wait_for_the_disk(folders, monkeypatch):
     monkeypatch.setattr(PartsWriter, "_next", counted)
     with PartsWriter(folders, FORM) as writer:
         for part in range(40):
-            waiting += len(list(writer.append(slab(part, part, 1, last=True))))
+            waiting += len(append(writer, slab(part, part, 1, last=True)))
         waiting += len(list(writer.finish()))
 
     assert waiting == 40
@@ -112,17 +132,54 @@ def test_no_more_than_a_few_parts_wait_for_the_disk(folders, monkeypatch):
 
 def test_unfinished_parts_are_dropped(folders):
     with PartsWriter(folders, FORM) as writer:
-        list(writer.append(slab(0, 0, 5, last=True)))
-        list(writer.append(slab(1, 5, 5, last=False)))
+        append(writer, slab(0, 0, 5, last=True))
+        append(writer, slab(1, 5, 5, last=False))
 
     assert listed(folders) == ([part_name(0)], [])
+
+
+def test_a_part_that_lacks_a_share_is_unfinished(folders):
+    with PartsWriter(folders, FORM) as writer:
+        told = append(writer, slab(0, 0, 5, last=True, shares=2))
+        told += append(writer, slab(1, 5, 5, last=True, shares=2)[:1])
+        told += writer.finish()
+        assert [written.part for written in told] == [0]
+        assert listed(folders)[0] == [part_name(0)]
+
+    assert listed(folders) == ([part_name(0)], [])
+
+
+@pytest.mark.parametrize("shares", [1, 2])
+def test_shares_do_not_change_the_bytes(folders, shares):
+    with PartsWriter(folders, FORM) as writer:
+        told = append(writer, slab(0, 0, 40, last=False))
+        told += append(writer, slab(0, 40, 20, last=True))
+        told += append(writer, slab(1, 0, 40, last=False, shares=shares))
+        told += append(writer, slab(1, 40, 20, last=True, shares=shares))
+        told += writer.finish()
+
+    whole, shared = (written.receipt for written in told)
+    assert shared.digest == whole.digest
+
+
+@pytest.mark.parametrize("slabs", [0, 1])
+def test_a_part_without_rows_has_no_row_group(folders, slabs):
+    with PartsWriter(folders, FORM) as writer:
+        for _ in range(slabs):
+            append(writer, slab(0, 0, 3, last=False))
+        told = append(writer, slab(0, 3, 0, last=True))
+        told += writer.finish()
+
+    (written,) = told
+    assert written.receipt.rows == 3 * slabs
+    assert pq.read_metadata(folders.out / part_name(0)).num_row_groups == slabs
 
 
 def test_an_error_drops_what_is_unfinished_and_keeps_what_was_committed(folders):
     def write() -> None:
         with PartsWriter(folders, FORM) as writer:
-            list(writer.append(slab(0, 0, 5, last=True)))
-            list(writer.append(slab(1, 5, 5, last=False)))
+            append(writer, slab(0, 0, 5, last=True))
+            append(writer, slab(1, 5, 5, last=False))
             raise KeyError("outside")
 
     with pytest.raises(KeyError, match="outside"):
@@ -139,8 +196,8 @@ def test_a_commit_that_fails_is_an_error_and_leaves_nothing(folders, monkeypatch
 
     def write() -> None:
         with PartsWriter(folders, FORM) as writer:
-            list(writer.append(slab(0, 0, 5, last=True)))
-            list(writer.append(slab(1, 5, 5, last=False)))
+            append(writer, slab(0, 0, 5, last=True))
+            append(writer, slab(1, 5, 5, last=False))
             list(writer.finish())
 
     with pytest.raises(OSError, match="no luck"):
