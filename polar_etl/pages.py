@@ -141,6 +141,8 @@ class ColumnReader:
             rows: How many rows will be taken.
             fetched: The bytes of the file from `span` on, as far as they were fetched.
         """
+        if not rows:
+            return []
         rows -= self._there()
         found: list[_Stored] = []
         start = self._at

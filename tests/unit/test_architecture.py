@@ -275,6 +275,20 @@ def test_examples_in_docstrings_run(name, tmp_path, monkeypatch):
     assert result.failed == 0
 
 
+def test_the_readme_tells_of_every_room():
+    table = (PACKAGE.parent / "README.md").read_text().split("| room | owns |")[1].split("\n\n")[0]
+    named = {
+        name
+        for row in table.splitlines()
+        for name in re.findall(r"`([\w/]+)`", row.split("|")[:2][-1])
+    }
+
+    rooms = {f"{name.split('.')[0]}/" if "." in name else name for name in MODULES}
+    folders = {room for room in rooms if room.endswith("/")}
+    hidden = {"", "_on_polars", "__main__", *(folder[:-1] for folder in folders)}
+    assert named == rooms - hidden
+
+
 def test_the_crash_contract_names_tests_that_exist():
     root = PACKAGE.parent
     text = (root / "README.md").read_text().split("## Crash contract")[1].split("\n## ")[0]
