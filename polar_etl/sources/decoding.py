@@ -87,8 +87,12 @@ class FileColumns:
         self._arrow: list[tuple[list[int], Cutter]] = []
         self._decoded: dict[int, pa.ChunkedArray] = {}
         self._rows = 0
-        with explained(file.path):
-            self._from_arrow([place for place in places if place not in self._plain])
+        try:
+            with explained(file.path):
+                self._from_arrow([place for place in places if place not in self._plain])
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def path(self) -> str:
