@@ -157,7 +157,7 @@ def prepare(
         UsageError: A column does not exist or is not numeric.
         MemoryLimitError: The memory limit is too small.
     """
-    base = pipeline.resident_memory()
+    base = pipeline.memory_before_a_run()
     limits = options.limits()
     apart = [workspace.out, workspace.state] if workspace else []
     many = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs

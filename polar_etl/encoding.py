@@ -10,7 +10,7 @@ import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +33,8 @@ _PHYSICAL = {4: 4, 8: 5}
 _ZSTD = 6
 _SHORT = 1 << 14
 """Bytes of a piece of content below which writing it alone takes longer than copying it."""
+_SCHEMAS = 1 << 10
+"""Answers of Parquet that are kept: every slab asks the same ones again."""
 _OFFSETS = (9, 10, 11)
 """Fields of `ColumnMetaData` that hold places in the file."""
 
@@ -324,10 +326,12 @@ def _chunks_of(file: memoryview) -> Iterator[Chunk]:
         )
 
 
+@lru_cache(_SCHEMAS)
 def _leaves(column: pa.Field) -> int:
     return len(leaf_paths(pa.schema([column])))
 
 
+@lru_cache(_SCHEMAS)
 def leaf_paths(schema: pa.Schema) -> list[str]:
     """Return the Parquet paths of the leaves of a schema, in order.
 

@@ -129,7 +129,7 @@ def verify_deep(
 def _found_inside(
     workspace: Workspace, limits: pipeline.Limits, control: pipeline.Control
 ) -> Iterator[str]:
-    base = pipeline.resident_memory()
+    base = pipeline.memory_before_a_run()
     with _manifest(workspace) as manifest:
         rows = manifest.batches("parts")
         total = manifest.number("rows")

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 
 from polar_etl.durable import is_regular, write_atomically
@@ -25,7 +24,7 @@ from polar_etl.events import Listener, Warned, silent
 from polar_etl.features import Features, value_type
 from polar_etl.fitting import fit_files, refuse_infinities
 from polar_etl.manifest import Manifest
-from polar_etl.memory import PeakSampler, peak_of_process
+from polar_etl.memory import PeakSampler, peak_of_process, resident_memory
 from polar_etl.moments import Moments, merge_all
 from polar_etl.passes import Encoder
 from polar_etl.plan import Plan, Shape, make_plan
@@ -215,12 +214,12 @@ def rows_per_part(settings: Settings, shape: Shape) -> int | None:
     return settings.rows_per_part
 
 
-def resident_memory() -> int:
+def memory_before_a_run() -> int:
     """Return the resident bytes of this process, or what it usually has if that is more.
 
     So the smallest limit that a refusal names does not differ from run to run.
     """
-    return max(int(psutil.Process().memory_info().rss), _INTERPRETER)
+    return max(resident_memory(), _INTERPRETER)
 
 
 @contextmanager
