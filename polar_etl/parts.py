@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
 
+from polar_etl.direct import DirectFile
 from polar_etl.durable import create_temporary, sync_directory
 from polar_etl.encoding import MAGIC, Encoded, PartFormat, Placed, placed, row_group
 
 _NAME = re.compile(r"part-\d{5,9}\.parquet")
 _HASH_CHUNK = 1 << 22
-_PIECES = 64
-"""Pieces of content written with one system call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +54,6 @@ def digest_of(path: Path) -> str:
     return state.hexdigest()
 
 
-def _opened(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-
 class PartWriter:
     """Writes one part: row groups into a temporary file, which `commit` gives its name.
 
@@ -71,22 +64,21 @@ class PartWriter:
     def __init__(self, folder: Path, scratch: Path, name: str, form: PartFormat) -> None:
         self._final = folder / name
         self._form = form
-        self._rows = self._size = 0
+        self._rows = 0
         self._groups: list[bytes] = []
         self._chunks: list[Placed] = []
-        self._hash = xxhash.xxh3_128()
         self._temporary = create_temporary(scratch, name)
         try:
-            self._file = io.FileIO(self._temporary, "wb", opener=_opened)
-            self._write([MAGIC])
+            self._file = DirectFile(self._temporary)
+            self._file.append([MAGIC])
         except BaseException:
             self._temporary.unlink(missing_ok=True)
             raise
 
     def append(self, encoded: Encoded) -> None:
         """Append the next columns of a row group."""
-        self._chunks += placed(encoded, self._size)
-        self._write(encoded.content)
+        self._chunks += placed(encoded, self._file.size)
+        self._file.append(encoded.content)
 
     def end_group(self, rows: int) -> None:
         """End a row group of so many rows; without rows there is none."""
@@ -94,20 +86,6 @@ class PartWriter:
             self._groups.append(row_group(rows, len(self._groups), self._chunks))
             self._rows += rows
         self._chunks = []
-
-    def _write(self, contents: Sequence[bytes | memoryview]) -> None:
-        """Append some pieces, many of them with one system call."""
-        for piece in contents:
-            self._hash.update(piece)
-            self._size += len(piece)
-        for low in range(0, len(contents), _PIECES):
-            rest = [memoryview(piece) for piece in contents[low : low + _PIECES] if len(piece)]
-            while rest:
-                done = os.writev(self._file.fileno(), rest)
-                while rest and done >= len(rest[0]):
-                    done -= len(rest.pop(0))
-                if rest:
-                    rest[0] = rest[0][done:]
 
     def commit(self) -> Receipt:
         """Finish the file, bring it to disk, and give it its name; whatever fails, drop it."""
@@ -118,12 +96,12 @@ class PartWriter:
             raise
 
     def _commit(self) -> Receipt:
-        self._write([self._form.footer(self._rows, self._groups)])
-        os.fsync(self._file.fileno())  # a failure is final: never tried again
+        self._file.append([self._form.footer(self._rows, self._groups)])
+        digest = self._file.sync()
         self._file.close()
         os.replace(self._temporary, self._final)
         sync_directory(self._final.parent)
-        return Receipt(self._final.name, self._rows, self._size, self._hash.hexdigest())
+        return Receipt(self._final.name, self._rows, self._file.size, digest)
 
     def abort(self) -> None:
         """Leave nothing behind; never raises."""

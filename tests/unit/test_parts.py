@@ -319,7 +319,7 @@ class Calls:
     def __init__(self, monkeypatch, fails: str | None = None) -> None:
         self.made: list[str] = []
         self._fails = fails
-        for name in ("fsync", "replace", "writev"):
+        for name in ("fsync", "replace", "write"):
             monkeypatch.setattr(os, name, self._watched(name, getattr(os, name)))
         monkeypatch.setattr(
             parts, "sync_directory", self._watched("fsync of the directory", lambda path: None)
@@ -343,10 +343,10 @@ def test_a_part_has_its_name_only_once_its_contents_are_on_disk(folders, monkeyp
 
     writer.commit()
 
-    assert calls.made == ["writev", "fsync", "replace", "fsync of the directory"]
+    assert calls.made == ["write", "fsync", "replace", "fsync of the directory"]
 
 
-@pytest.mark.parametrize("call", ["writev", "fsync", "replace"])
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
 def test_a_commit_that_fails_leaves_what_was_there(folders, monkeypatch, call):
     before = write(folders, table(100))
     form = form_of(table())
@@ -368,10 +368,8 @@ def test_writes_that_are_cut_short_go_on(folders, monkeypatch, most):
     """A disk may take fewer bytes than it was given."""
     data = table(200)
     expected = write(folders, data, part_name(1))
-    call = os.writev
-    monkeypatch.setattr(
-        os, "writev", lambda file, some: call(file, [memoryview(b"".join(some))[:most]])
-    )
+    call = os.write
+    monkeypatch.setattr(os, "write", lambda file, some: call(file, some[:most]))
 
     assert write(folders, data).digest == expected.digest
     assert digest_of(folders[0] / part_name(0)) == expected.digest

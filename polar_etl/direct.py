@@ -1,0 +1,133 @@
+"""A file written once, from start to end, past the page cache where the file system lets us.
+
+What is synced to disk at once gains nothing from the cache. Copying it there takes as much
+processor time as compressing it does (measured), evicts what others keep there, and counts as
+memory of a container.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+_STAGED = 1 << 20
+"""Bytes written at a time: enough for the speed of the disk."""
+_SHORT = 1 << 12
+"""Bytes up to which a copy is over before another thread could have the interpreter."""
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """Bytes that are not in memory yet."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def read_into(self, room: npt.NDArray[np.uint8]) -> None:
+        """Fill `room` with the next of them."""
+
+
+class _Memory:
+    """Bytes copied by NumPy, which lets other threads have the interpreter meanwhile."""
+
+    def __init__(self, content: bytes | memoryview) -> None:
+        self._rest = np.frombuffer(content, np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._rest)
+
+    def read_into(self, room: npt.NDArray[np.uint8]) -> None:
+        room[:] = self._rest[: len(room)]
+        self._rest = self._rest[len(room) :]
+
+
+class DirectFile:
+    """An existing, empty file that is appended to.
+
+    Args:
+        path: Where it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor, self._direct = _opened(path)
+        self._staged = mmap.mmap(-1, _STAGED)  # aligned to pages, as the disk demands
+        self._filled = 0
+        self._hash = xxhash.xxh3_128()
+        self.size = 0
+        """Bytes appended so far."""
+
+    def append(self, pieces: Iterable[bytes | memoryview | Readable]) -> None:
+        """Append some bytes."""
+        for piece in pieces:
+            self.size += len(piece)
+            if isinstance(piece, Readable):
+                self._append_long(piece, len(piece))
+            elif len(piece) > min(_SHORT, _STAGED - self._filled):
+                self._append_long(_Memory(piece), len(piece))
+            else:
+                self._staged[self._filled : self._filled + len(piece)] = piece
+                self._filled += len(piece)
+
+    def _append_long(self, piece: Readable, left: int) -> None:
+        staged = np.frombuffer(self._staged, np.uint8)
+        while left:
+            room = staged[self._filled : self._filled + left]
+            piece.read_into(room)
+            self._filled += len(room)
+            left -= len(room)
+            if self._filled == _STAGED:
+                self._flush()
+
+    def _flush(self) -> None:
+        content = memoryview(self._staged)[: self._filled]
+        self._hash.update(content)
+        while content:
+            try:
+                content = content[os.write(self._descriptor, content) :]
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._direct:
+                    raise
+                self._go_through_cache()  # the file system wants another alignment
+        self._filled = 0
+
+    def _go_through_cache(self) -> None:
+        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        self._direct = False
+
+    def sync(self) -> str:
+        """Bring everything to disk, and return its XXH3-128 as hexadecimal text.
+
+        A failure is final: never called again.
+        """
+        if self._direct:
+            self._go_through_cache()  # the end of a file is not aligned
+        self._flush()
+        os.fsync(self._descriptor)
+        return self._hash.hexdigest()
+
+    def close(self) -> None:
+        """Let go of the file; what is not synced may be lost."""
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+
+def _opened(path: Path) -> tuple[int, bool]:
+    """Return a descriptor for writing, and whether it goes past the page cache."""
+    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | os.O_DIRECT), True
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    return os.open(path, flags), False
