@@ -27,7 +27,7 @@ Ints = npt.NDArray[np.int64]
 _LONGEST_BLOCK = 1 << 14
 _SHORTEST_BLOCK = 1 << 8
 _BLOCK_BYTES = 1 << 26
-_TILE_VALUES = 1 << 18
+_TILE_VALUES = 1 << 16
 """Values reduced at a time: enough that threads seldom wait for the interpreter, few enough for the
 processor's cache. Measured on 2 cores, a second thread gains nothing at 2^15, a third at 2^18."""
 _PARTIAL = 1 << 9

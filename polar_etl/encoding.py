@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from polar_etl import thrift
+from polar_etl.scratch import scratch
 from polar_etl.thrift import BINARY, I16, I32, I64, LIST, STRUCT, Field
 
 Bools = npt.NDArray[np.bool_]
@@ -28,6 +29,8 @@ Values = npt.NDArray[np.floating]
 
 MAGIC = b"PAR1"
 _PAGE_BYTES = 1 << 18
+_ROOM = 16
+"""Bytes left free before the values of a page: equal levels take up to 10."""
 _PHYSICAL = {4: 4, 8: 5}
 """Number of Parquet's type for floats of so many bytes."""
 _ZSTD = 6
@@ -64,7 +67,7 @@ def joined(chunks: Sequence[Chunk]) -> Encoded:
     """Return chunks side by side; short pieces of content become one, which is written faster."""
     content = [piece for chunk in chunks for piece in chunk.content]
     if sum(map(len, content)) < _SHORT * len(content):
-        content = [b"".join(content)]
+        content = [memoryview(b"".join(content))]
     return Encoded(content, tuple(chunk._replace(content=()) for chunk in chunks))
 
 
@@ -97,22 +100,23 @@ class PartFormat:
         return found
 
     def scalars(
-        self, names: Sequence[str], columns: Iterable[tuple[Values, Bools | None]]
+        self, names: Sequence[str], columns: Iterable[tuple[PagedColumn, Bools | None]]
     ) -> list[Chunk]:
         """Return normalized scalar columns as chunks.
 
         Args:
             names: Of the columns.
-            columns: Of each, its values, contiguous and of the column's type, and which of them are
-                not null; None if all are.
+            columns: Of each, its values, and which of them are not null; None if all are.
         """
         pages: list[tuple[int, Bytes]] = []
         counts = []
-        for name, (values, valid) in zip(names, columns, strict=True):
+        for name, (column, valid) in zip(names, columns, strict=True):
             nullable = self._described[name][1]
-            found = list(_pages(values, valid, nullable=nullable))
+            found = [
+                (len(page.values), _plain(page, valid, nullable=nullable)) for page in column.pages
+            ]
             pages += found
-            counts.append((len(values), len(found)))
+            counts.append((column.rows, len(found)))
         bodies = self._compressed([page for _, page in pages])
         done = iter(zip(pages, bodies, strict=True))
         return [
@@ -246,31 +250,107 @@ def row_group(rows: int, number: int, chunks: Sequence[Placed]) -> bytes:
     )
 
 
-def _pages(values: Values, valid: Bools | None, *, nullable: bool) -> Iterator[tuple[int, Bytes]]:
-    """Yield (rows, bytes) of each page, not yet compressed."""
-    length = max(_PAGE_BYTES // values.itemsize, 1)
-    for first in range(0, len(values), length):
-        some = values[first : first + length]
-        rows = len(some)
-        if nullable:
-            there = None if valid is None else valid[first : first + length]
-            levels = _levels(rows, there)
-            if there is not None:
-                some = some[there]
-            yield rows, b"".join((levels, some.data.cast("B")))
-        else:
-            yield rows, some.data.cast("B")
+class Page(NamedTuple):
+    """Values of one page of one column, with room for levels before them."""
+
+    first: int
+    """Its first row."""
+    values: Values
+    memory: memoryview
+    """`_ROOM` bytes, and the values."""
+
+
+class PagedColumn(NamedTuple):
+    """One column, cut into pages."""
+
+    rows: int
+    pages: Sequence[Page]
+
+
+class PagedColumns:
+    """Columns of one dtype, laid out as pages: values are written where they are compressed from.
+
+    They are this thread's scratch: good until the next ones are made.
+
+    Args:
+        columns: How many there are.
+        rows: Of each.
+        dtype: Of the values.
+    """
+
+    def __init__(self, columns: int, rows: int, dtype: np.dtype[np.floating]) -> None:
+        self._rows, self._dtype = rows, dtype
+        self._length = _PAGE_BYTES // dtype.itemsize
+        self._stride = rows * dtype.itemsize + -(-rows // self._length) * _ROOM
+        self._memory = scratch(f"pages {dtype}", columns * self._stride)
+
+    def put(self, column: int, first: int, values: npt.NDArray[np.float64]) -> None:
+        """Write some rows of some neighbouring columns, rounding them to the dtype.
+
+        Args:
+            column: The first of them.
+            first: The first row.
+            values: Shape `(columns, rows)`.
+        """
+        done = 0
+        while done < values.shape[1]:
+            page, row = divmod(first + done, self._length)
+            some = values[:, done : done + self._length - row]
+            there: Values = np.ndarray(
+                some.shape,
+                self._dtype,
+                self._memory.data,
+                self._place(column, page) + _ROOM + row * self._dtype.itemsize,
+                (self._stride, self._dtype.itemsize),
+            )
+            there[...] = some
+            done += some.shape[1]
+
+    def _place(self, column: int, page: int) -> int:
+        return column * self._stride + page * (self._length * self._dtype.itemsize + _ROOM)
+
+    def column(self, index: int) -> PagedColumn:
+        """Return one column."""
+        return PagedColumn(self._rows, list(self._pages(index)))
+
+    def _pages(self, column: int) -> Iterator[Page]:
+        for page, first in enumerate(range(0, self._rows, self._length)):
+            start = self._place(column, page)
+            rows = min(self._length, self._rows - first)
+            values = np.ndarray(rows, self._dtype, self._memory.data, start + _ROOM)
+            memory = self._memory.data[start : start + _ROOM + values.nbytes]
+            yield Page(first, values, memory)
+
+
+def _plain(page: Page, valid: Bools | None, *, nullable: bool) -> Bytes:
+    """Return the bytes of a page, not yet compressed."""
+    rows = len(page.values)
+    if not nullable:
+        return page.memory[_ROOM:]
+    there = None if valid is None else valid[page.first : page.first + rows]
+    levels = _levels(rows, there)
+    if there is not None:
+        return b"".join((levels, page.values[there].data.cast("B")))
+    start = _ROOM - len(levels)
+    page.memory[start:_ROOM] = levels
+    return page.memory[start:]
 
 
 def _levels(rows: int, valid: Bools | None) -> bytes:
     """Return the definition levels of a page: one run, of equal levels or of bits."""
     if valid is None or valid.all():
-        run = thrift.as_varint(rows << 1) + b"\x01"
-    elif not valid.any():
-        run = thrift.as_varint(rows << 1) + b"\x00"
-    else:
-        bits = np.packbits(valid, bitorder="little")
-        run = thrift.as_varint(len(bits) << 1 | 1) + bits.tobytes()
+        return equal_levels(rows, b"\x01")
+    if not valid.any():
+        return equal_levels(rows, b"\x00")
+    bits = np.packbits(valid, bitorder="little")
+    run = thrift.as_varint(len(bits) << 1 | 1) + bits.tobytes()
+    return len(run).to_bytes(4, "little") + run
+
+
+@lru_cache
+def equal_levels(rows: int, level: bytes) -> bytes:
+    """Return the definition levels of a page whose rows are all there, or none of them."""
+    run = thrift.as_varint(rows << 1) + level
     return len(run).to_bytes(4, "little") + run
 
 

@@ -11,14 +11,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from polar_etl.columns import Piece, array_of, fill, validity
+from polar_etl.encoding import PagedColumn, PagedColumns
 from polar_etl.features import fixed, numbers_valid, rows_valid, vector_pieces, vectors_of
-from polar_etl.scratch import scratch, scratch_floats
+from polar_etl.scratch import scratch_floats
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 InfPolicy = Literal["error", "ignore", "null"]
 
-_TILE_VALUES = 1 << 18
+_TILE_VALUES = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ class Standardizer:
 
     def apply(
         self, columns: Sequence[Sequence[Piece]], rows: int
-    ) -> Iterator[tuple[npt.NDArray[np.floating], Bools | None]]:
+    ) -> Iterator[tuple[PagedColumn, Bools | None]]:
         """Yield for each column its standardized values, and which of them are not null.
 
         The values are this thread's scratch: good until the next call. Instead of an array of bools
@@ -54,24 +55,21 @@ class Standardizer:
             columns: The numeric columns, each as its pieces, `rows` values long.
             rows: How many rows all of them have.
         """
-        targets: list[npt.NDArray[np.floating]] = [np.empty(0)] * len(columns)
-        for single in (True, False):
+        found: dict[int, PagedColumn] = {}
+        for single, dtype in ((True, np.dtype(np.float32)), (False, np.dtype(np.float64))):
             index = np.flatnonzero(self.single == single)
-            if not len(index):
-                continue
-            dtype: np.dtype[np.floating] = np.dtype(np.float32 if single else np.float64)
-            buffer = scratch(f"standardized {dtype}", len(index) * rows * dtype.itemsize)
-            table = buffer.view(dtype).reshape(len(index), rows)
+            paged = PagedColumns(len(index), rows, dtype)
             with np.errstate(all="ignore"):
-                self._compute(columns, index, table)
-            for column, row in zip(index.tolist(), table, strict=True):
-                targets[column] = row
-        for column, target in enumerate(targets):
-            valid = validity(columns[column], 0, rows)
+                for column, first, tile in self._tiles(columns, index, rows):
+                    paged.put(column, first, tile)
+            found |= {column: paged.column(at) for at, column in enumerate(index.tolist())}
+        for column, pieces in enumerate(columns):
+            valid = validity(pieces, 0, rows)
             if self.inf_to_null[column]:
-                finite = ~np.isinf(target)
-                valid = finite if valid is None else valid & finite
-            yield target, valid
+                finite = [~np.isinf(page.values) for page in found[column].pages]
+                kept = np.concatenate([np.empty(0, np.bool_), *finite])
+                valid = kept if valid is None else valid & kept
+            yield found[column], valid
 
     def apply_to_vectors(self, column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
         """Return a vector column, each dimension standardized as the feature of its place.
@@ -87,7 +85,9 @@ class Standardizer:
         numbers = np.frombuffer(data, dtype)
         with np.errstate(all="ignore"):
             table = numbers.reshape(-1, width).T
-            self._compute(vector_pieces(chunks, width), np.arange(width), table)
+            pieces = vector_pieces(chunks, width)
+            for low, first, tile in self._tiles(pieces, np.arange(width), len(column)):
+                table[low : low + tile.shape[0], first : first + tile.shape[1]] = tile
         valid = numbers_valid(chunks)
         if self.inf_to_null.any():
             kept = ~(np.isinf(table.T) & self.inf_to_null).reshape(-1)
@@ -95,22 +95,21 @@ class Standardizer:
         made = array_of(numbers, valid)
         return vectors_of(kind, made, width, rows_valid(chunks))
 
-    def _compute(
-        self,
-        columns: Sequence[Sequence[Piece]],
-        index: npt.NDArray[np.int64],
-        table: npt.NDArray[np.floating],
-    ) -> None:
-        """Write the standardized columns `index` as the rows of `table`, tile by tile."""
-        rows = table.shape[1]
-        length = min(rows, _TILE_VALUES)
-        many = max(_TILE_VALUES // max(length, 1), 1)
+    def _tiles(
+        self, columns: Sequence[Sequence[Piece]], index: npt.NDArray[np.int64], rows: int
+    ) -> Iterator[tuple[int, int, Floats]]:
+        """Yield (first place in `index`, first row, values) of tiles of the columns `index`.
+
+        Each is this thread's scratch, good until the next one is asked for.
+        """
+        length = max(min(rows, _TILE_VALUES), 1)
+        many = _TILE_VALUES // length
         special = self.constant | (self.exponent != 0)
         for low in range(0, len(index), many):
             group = index[low : low + many]
             some = [columns[column] for column in group.tolist()]
             mean, std = self.mean[group, None], self.std[group, None]
-            for first in range(0, rows, max(length, 1)):
+            for first in range(0, rows, length):
                 here = min(length, rows - first)
                 tile = scratch_floats("values", len(group) * here).reshape(len(group), here)
                 fill(tile, some, first)
@@ -118,7 +117,7 @@ class Standardizer:
                     self._prepare(int(group[place]), tile[place])
                 tile -= mean
                 tile /= std
-                table[low : low + len(group), first : first + here] = tile
+                yield low, first, tile
 
     def _prepare(self, column: int, values: Floats) -> None:
         """Bring the values of a special column to where `mean` and `std` are right for them."""

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from polar_etl.columns import Piece, array_of, is_valid, pieces_of
-from polar_etl.encoding import Encoded, PartFormat, joined
+from polar_etl.encoding import Encoded, PagedColumn, PagedColumns, PartFormat, joined
 from polar_etl.sources.base import TableWindow
 from polar_etl.standardize import Standardizer
 
@@ -14,10 +14,23 @@ from polar_etl.standardize import Standardizer
 def applied(how: Standardizer, columns: Sequence[pa.ChunkedArray]) -> list[pa.Array]:
     """Return the columns standardized, as arrays of their own: what is yielded is scratch."""
     found = []
-    for values, valid in how.apply([pieces_of(c) for c in columns], len(columns[0])):
-        assert values.flags.c_contiguous
-        found.append(array_of(values.copy(), None if valid is None else valid.copy()))
+    made = how.apply([pieces_of(c) for c in columns], len(columns[0]))
+    for (column, valid), single in zip(made, how.single, strict=True):
+        values = values_of(column).astype(np.float32 if single else np.float64)
+        found.append(array_of(values, None if valid is None else valid.copy()))
     return found
+
+
+def values_of(column: PagedColumn) -> np.ndarray:
+    """Return the values of all pages of a column."""
+    return np.concatenate([page.values for page in column.pages] or [np.empty(0)])
+
+
+def paged(values: np.ndarray) -> PagedColumn:
+    """Return a column as pages."""
+    made = PagedColumns(1, len(values), values.dtype)
+    made.put(0, 0, values[None, :])
+    return made.column(0)
 
 
 class TableColumns:
@@ -42,13 +55,13 @@ class TableColumns:
 def encoded(form: PartFormat, table: pa.Table, shares: int = 1) -> list[Encoded]:
     """Return a table as the chunks of a row group, its columns in several shares."""
     plain = [name for name in form.plain if name in table.column_names]
-    columns = []
+    chunks = {}
     for name in plain:
         column = pa.chunked_array(table[name].chunks, table[name].type).combine_chunks()
         (piece,) = pieces_of(pa.chunked_array([column])) or [Piece(np.empty(0))]
         values = piece.values.astype(column.type.to_pandas_dtype())
-        columns.append((values, is_valid(column) if column.null_count else None))
-    chunks = {n: [c] for n, c in zip(plain, form.scalars(plain, columns), strict=True)}
+        valid = is_valid(column) if column.null_count else None
+        chunks[name] = form.scalars([name], [(paged(values), valid)])
     chunks |= form.others({n: table[n] for n in table.column_names if n not in plain})
     names = table.column_names
     many = max(-(-len(names) // shares), 1)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from polar_etl.encoding import PartFormat, leaf_paths, placed
 from polar_etl.parts import PartWriter, part_name
 from tests.support import tables
-from tests.unit.arrays import encoded
+from tests.unit.arrays import encoded, paged
 from tests.unit.plain import column
 
 
@@ -277,11 +277,12 @@ def test_chunks_stand_one_behind_the_other_wherever_they_are_placed():
 
 def test_the_scratch_that_values_stand_in_may_be_used_again():
     form = PartFormat(pa.schema({"x": pa.float64()}), ("x",), 1)
-    values = np.arange(100_000.0)
-    (chunk,) = form.scalars(["x"], [(values, None)])
+    column = paged(np.arange(100_000.0))
+    (chunk,) = form.scalars(["x"], [(column, None)])
     content = b"".join(chunk.content)
 
-    values[:] = 0
+    for page in column.pages:
+        page.values[:] = 0
 
     assert b"".join(chunk.content) == content
 
@@ -291,7 +292,7 @@ def test_the_level_decides_how_small_it_becomes(level):
     values = np.repeat(np.random.default_rng(0).standard_normal(1000), 30)
     sizes = [
         PartFormat(pa.schema({"x": pa.float64()}), ("x",), some)
-        .scalars(["x"], [(values, None)])[0]
+        .scalars(["x"], [(paged(values), None)])[0]
         .size
         for some in (-7, level, 19)
     ]

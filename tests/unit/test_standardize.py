@@ -11,7 +11,7 @@ import pytest
 
 from polar_etl.columns import pieces_of
 from polar_etl.scaler import Scaler
-from tests.unit.arrays import applied
+from tests.unit.arrays import applied, values_of
 from tests.unit.exact import chunked, decimal, exact, moments_of
 
 
@@ -189,10 +189,10 @@ def test_results_are_scratch_of_each_thread():
     together = threading.Barrier(len(columns), timeout=60)
 
     def task(column: pa.ChunkedArray) -> list[float]:
-        ((values, valid),) = how.apply([pieces_of(column)], 1000)
+        ((made, valid),) = how.apply([pieces_of(column)], 1000)
         together.wait()
         assert valid is None
-        return values.tolist()
+        return values_of(made).tolist()
 
     with ThreadPoolExecutor(len(columns)) as pool:
         found = list(pool.map(task, columns))
