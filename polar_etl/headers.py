@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from polar_etl import thrift
@@ -46,6 +47,12 @@ _USUAL = re.compile(
 """A header as most writers write it: sizes, checksum, rows; plain values, levels in runs."""
 
 
+@lru_cache
+def _often(raw: bytes) -> int:
+    """Return a number that most pages of a file have in common."""
+    return thrift.signed(raw, 0)[0]
+
+
 def header_of(raw: memoryview) -> PageHeader:
     """Return the header of a data page of plain values, which `raw` begins with.
 
@@ -61,9 +68,9 @@ def header_of(raw: memoryview) -> PageHeader:
     size, stored, checksum, rows = usual.groups()
     return PageHeader(
         usual.end(),
-        thrift.signed(rows, 0)[0],
+        _often(rows),
         thrift.signed(stored, 0)[0],
-        thrift.signed(size, 0)[0],
+        _often(size),
         thrift.signed(checksum, 0)[0] if checksum else None,
         None,
         True,

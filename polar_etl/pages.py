@@ -21,6 +21,7 @@ import zstandard
 
 from polar_etl import thrift
 from polar_etl.columns import Bitmap, Piece
+from polar_etl.encoding import equal_levels
 from polar_etl.headers import HEADER, PageHeader, UnusualError, header_of
 from polar_etl.scratch import scratch
 
@@ -32,6 +33,8 @@ _LONGEST_USUAL = 64
 """Bytes of a usual header, at most."""
 _FETCHED = 1 << 20
 """Bytes fetched at one go."""
+_UNLIKE = 64
+"""Pages are fetched with so small a part more, because they differ in length."""
 _RUNS_PER_VALUE = 1 / 64
 """Bytes of levels per value up to which they are read here: one by one, in Python."""
 
@@ -111,6 +114,8 @@ class ColumnReader:
         self._at = 0
         self._later = iter(chunks)
         self._page = _Page(0, np.empty(0, self._chunk.stored), None)
+        self._usual = 1
+        """Rows of the page that was read last: most writers make all of them alike."""
         self._left = 0
         """Rows of the chunk that stand in pages behind."""
         self._row = 0
@@ -128,11 +133,12 @@ class ColumnReader:
         return self._likely(rows) if rows > 0 else (self._at, self._at)
 
     def _likely(self, rows: int) -> tuple[int, int]:
-        """Return where as many rows behind the open page are likely to stand."""
+        """Return where as many rows behind the open page are likely to stand, in whole pages."""
         self._turn_chunk()
         chunk = self._chunk
-        size = -(-(chunk.stop - chunk.start) * min(rows, chunk.rows) // chunk.rows)
-        return self._at, min(self._at + min(size, _FETCHED) + HEADER, chunk.stop)
+        rows = min(-(-rows // self._usual) * self._usual, self._left)
+        size = (chunk.stop - self._at) * rows // self._left
+        return self._at, min(self._at + min(size + size // _UNLIKE, _FETCHED) + HEADER, chunk.stop)
 
     def pages(self, rows: int, fetched: memoryview) -> list[_Stored]:
         """Return the pages that the next rows need besides those that are decoded.
@@ -158,6 +164,7 @@ class ColumnReader:
             self._last = self._at
             self._at += whole
             self._left -= header.rows
+            self._usual = header.rows
             rows -= header.rows
         return found
 
@@ -344,15 +351,17 @@ def _page(page: _Stored, values: memoryview) -> _Page:
     chunk, header, content = page
     rows, width, valid = header.rows, chunk.stored.itemsize, None
     if chunk.nullable and header.levels is None:
-        start = 4 + int.from_bytes(values[:4], "little")
-        valid = _valid(values[4:start], rows)
+        full = equal_levels(rows, b"\x01")
+        start = len(full)
+        if values[:start] != full:
+            start = 4 + int.from_bytes(values[:4], "little")
+            valid = _valid(values[4:start], rows)
         values = values[start:]
     elif chunk.nullable:
         valid = _valid(bytes(content[: header.levels]), rows)
     if len(values) != width * (rows if valid is None else int(np.count_nonzero(valid))):
         raise UnusualError("it holds another number of values")
-    found = np.frombuffer(values, chunk.stored)
-    return _Page(rows, found if found.flags.aligned else found.copy(), valid)
+    return _Page(rows, np.frombuffer(values, chunk.stored), valid)
 
 
 def _valid(levels: Bytes, rows: int) -> Bools | None:
