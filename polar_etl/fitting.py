@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Self
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from polar_etl.errors import InputError, StateMismatchError, describe
 from polar_etl.events import BatchFinished, PassFinished, PassStarted
-from polar_etl.executors.local import in_step, ordered_map
+from polar_etl.executors.local import in_step
 from polar_etl.features import Features
 from polar_etl.manifest import BatchRow, Manifest
 from polar_etl.moments import NO_ROW, Moments
@@ -45,10 +45,10 @@ def fit_files(run: Run, features: Features, manifest: Manifest | None) -> list[M
     )
     if features:
         with run.shares(features.columns, covered, total) as shares:
-            results = ordered_map(
+            begun = {file: rows for file, (rows, _) in progress.items()}
+            results = run.map(
                 collect_moments,
-                _batches(run, features, shares, progress),
-                threads=run.plan.threads,
+                lambda: _batches(run, features, shares, begun),
                 in_flight=run.plan.ahead * len(shares),
                 lane=lambda batch: batch.share,
             )
@@ -63,12 +63,12 @@ def fit_files(run: Run, features: Features, manifest: Manifest | None) -> list[M
 
 
 def _batches(
-    run: Run, features: Features, shares: Sequence[Share], progress: Progress
+    run: Run, features: Features, shares: Sequence[Share], begun: Mapping[int, int]
 ) -> Iterator[Batch]:
     """Yield what is not yet covered, file by file, in batches of whole blocks, share by share."""
     some = [features.select(share.names) for share in shares]
     for index, file in enumerate(run.source.files):
-        for first in range(progress.get(index, (0, None))[0], file.rows, run.plan.batch_rows):
+        for first in range(begun.get(index, 0), file.rows, run.plan.batch_rows):
             if run.stop.requested:
                 return
             rows = min(run.plan.batch_rows, file.rows - first)

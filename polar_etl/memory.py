@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import resource
 import threading
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -129,10 +130,14 @@ def limit_in_force(memory_limit: str | int | None) -> int:
 def resident_memory() -> int:
     """Return the resident bytes of this process now."""
     try:
-        with open("/proc/self/statm", "rb", buffering=0) as file:
-            return int(file.read().split()[1]) * _PAGE
+        return _resident("self")
     except FileNotFoundError:
         return int(psutil.Process().memory_info().rss)
+
+
+def _resident(process: int | str) -> int:
+    with open(f"/proc/{process}/statm", "rb", buffering=0) as file:
+        return int(file.read().split()[1]) * _PAGE
 
 
 class PeakSampler:
@@ -147,6 +152,7 @@ class PeakSampler:
         self.peak = 0
         self.exceeded = False
         self._interval = interval
+        self._children: frozenset[int] = frozenset()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="polar-etl-memory", daemon=True)
 
@@ -165,10 +171,21 @@ class PeakSampler:
         self._thread.join()
         self.sample()
 
+    def watch(self, child: int) -> None:
+        """Count the memory of a child process, too."""
+        self._children |= {child}
+
+    def forget(self, child: int) -> None:
+        """Count the memory of a child no more."""
+        self._children -= {child}
+
     def sample(self) -> int:
         """Return the resident bytes now, and remember them when they are the most so far."""
         try:
             rss = resident_memory()
+            for child in self._children:
+                with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                    rss += _resident(child)
         except OSError:  # no descriptor is left: whoever writes will say so
             return self.peak
         self.peak = max(self.peak, rss)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -112,16 +113,23 @@ def moments_of(
     return [Moments.beside(blocks) for blocks in zip(*found, strict=True)]
 
 
-@dataclass(frozen=True, slots=True)
-class Slab:
-    """Rows that become one row group of a part, of some of the columns."""
+class Place(NamedTuple):
+    """Where a share of a slab belongs in the output."""
 
     part: int
     rows: int
+    """Of the slab."""
     last: bool
     """Whether the part ends with this slab."""
     ends: bool
     """Whether this is the last share of the slab."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slab:
+    """Rows that become one row group of a part, of some of the columns."""
+
+    place: Place
     columns: Columns
     """The next of their rows are these."""
     names: Sequence[str]
@@ -135,7 +143,7 @@ class Slab:
 class EncodedSlab:
     """What became of a `Slab`."""
 
-    slab: Slab
+    place: Place
     encoded: Encoded
     seconds: float
 
@@ -157,8 +165,8 @@ class Encoder:
     def encode_slab(self, slab: Slab) -> EncodedSlab:
         """Return a slab's columns as bytes."""
         started = time.perf_counter()
-        encoded = self.encode(slab.columns.next(slab.rows), slab.names, slab.together)
-        return EncodedSlab(slab, encoded, time.perf_counter() - started)
+        encoded = self.encode(slab.columns.next(slab.place.rows), slab.names, slab.together)
+        return EncodedSlab(slab.place, encoded, time.perf_counter() - started)
 
     def encode(self, window: Window, names: Sequence[str], together: int) -> Encoded:
         """Return columns of a window as the chunks of a row group."""

@@ -89,6 +89,8 @@ class Limits:
     memory: int
     """Bytes."""
     threads: int
+    processes: bool = False
+    """Whether threads may be those of forked processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +206,7 @@ def plan_run(source: Source, settings: Settings, limits: Limits, base: int) -> P
         base=base,
         threads=limits.threads,
         rows_per_part=rows_per_part(settings, shape),
+        processes=limits.processes,
     )
 
 

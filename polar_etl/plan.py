@@ -32,6 +32,10 @@ _COLUMN_OBJECTS = 3_000
 """Bytes of Python objects for one column: its reader, its pieces, its statistics."""
 _WORKER = 8 * MIB
 """Tiles and the compressor of one thread."""
+_FORKED = 24 * MIB
+"""Bytes of the interpreter and its libraries that a forked process never touches (measured)."""
+_WORTH_FORKING = 128 * MIB
+"""Decoded bytes of a table from which processes save more time than forking them takes."""
 _GROUP_COPIES = 5
 """How often the columns that are worked on together are held: as they stand in the file,
 decompressed, standardized, as pages, and compressed."""
@@ -128,7 +132,9 @@ class Plan:
     batch_rows: int
     """Rows of a batch of the first pass: whole blocks."""
     threads: int
-    """Threads that decode and work on columns."""
+    """Threads that decode and work on columns, in all processes."""
+    processes: int
+    """Processes that have one such thread each; 1 if all are of this one."""
     shares: int
     """Runs of columns that batches and slabs are cut into, for the threads."""
     ahead: int
@@ -174,7 +180,13 @@ def slab_rows(output_bytes: int, vector_bytes: int = 0) -> int:
 
 
 def make_plan(
-    shape: Shape, *, limit: int, base: int, threads: int, rows_per_part: int | None
+    shape: Shape,
+    *,
+    limit: int,
+    base: int,
+    threads: int,
+    rows_per_part: int | None,
+    processes: bool = False,
 ) -> Plan:
     """Return the fastest plan whose projected peak stays within `limit`.
 
@@ -184,6 +196,7 @@ def make_plan(
         base: Bytes that the process uses already.
         threads: Largest number of threads.
         rows_per_part: Rows of a part; None for one output row group per part.
+        processes: Whether threads may be those of forked processes.
 
     Raises:
         MemoryLimitError: No plan fits; says what the smallest one needs, and for what.
@@ -192,7 +205,8 @@ def make_plan(
     part = rows_per_part or slab
     slab = min(slab, part)
     smallest: Plan | None = None
-    for way in _ways(shape, slab, threads):
+    forks = processes and shape.rows * shape.row_bytes >= _WORTH_FORKING
+    for way in _ways(shape, slab, threads, forks=forks):
         plan = _plan(shape, limit, base, slab, part, way)
         if plan.projected <= limit:
             return plan
@@ -207,27 +221,32 @@ class _Way:
     """One way to go, which takes more or less time and memory."""
 
     threads: int
+    processes: int
     in_flight: int
     reading: Reading
 
 
-def _ways(shape: Shape, slab: int, threads: int) -> list[_Way]:
+def _ways(shape: Shape, slab: int, threads: int, *, forks: bool) -> list[_Way]:
     """Return all ways to go, from fast to small, by the time they take (measured on 2 cores)."""
     ways = [
-        (cost * slower * again, _Way(workers, in_flight, Reading(group_rows, stream_rows, keep)))
-        for (cost, workers, in_flight), (slower, group_rows, stream_rows), (again, keep) in product(
-            _shares_of_work(threads), _readings(shape, slab), _keeping(shape, slab)
+        (work * read * again, _Way(*how, Reading(group_rows, stream_rows, keep)))
+        for (work, how), (read, group_rows, stream_rows), (again, keep) in product(
+            _shares_of_work(threads, forks=forks), _readings(shape, slab), _keeping(shape, slab)
         )
     ]
     return [way for _, way in sorted(ways, key=lambda pair: pair[0])]
 
 
-def _shares_of_work(threads: int) -> Iterator[tuple[float, int, int]]:
-    """Yield (time taken, threads, shares of slabs in flight)."""
+def _shares_of_work(threads: int, *, forks: bool) -> Iterator[tuple[float, tuple[int, int, int]]]:
+    """Yield the time taken, and (threads, processes, shares of slabs in flight)."""
     workers = threads
     while workers:
+        fewer = sqrt(threads / workers)
         for ahead, waiting in ((4, 1.0), (2, 1.02), (1, 1.05), (0, 1.2)):
-            yield sqrt(threads / workers) * waiting, workers, workers + ahead
+            yield fewer * waiting, (workers, 1, workers + ahead)
+        if forks and workers > 1:
+            yield 0.8 * fewer, (workers, workers, 2 * workers)
+            yield 0.9 * fewer, (workers, workers, workers)
         workers //= 2
 
 
@@ -282,8 +301,10 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     footers = shape.footer_chunks * (_FOOTER_CHUNK if shape.arrow_columns else _LAYOUT_CHUNK)
     footers += slabs_per_part * shape.columns * _OUTPUT_CHUNK
     opening = shape.footer_chunks * _OPENING_CHUNK - needed - lingering
+    forked = base - _FORKED + footers + objects + shape.normalized * _STATISTICS
     bill = (
         ("interpreter and libraries", base + _RUNTIME),
+        ("forked processes", (way.processes - 1) * forked),
         ("footers", max(footers, opening)),
         *worked,
         ("freed and not yet given back", lingering),
@@ -294,6 +315,7 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
         parts=max(1, ceil(shape.rows / part)),
         batch_rows=batch,
         threads=threads,
+        processes=min(way.processes, shares),
         shares=shares,
         ahead=ahead,
         in_flight=in_flight,

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
+from math import ceil
+from typing import NamedTuple, TypeVar
 
 from polar_etl.events import Listener
+from polar_etl.executors.forked import forked_map
+from polar_etl.executors.local import ordered_map
 from polar_etl.memory import PeakSampler
 from polar_etl.plan import Plan
 from polar_etl.sources.base import Columns, Source
 from polar_etl.sources.schemas import width
 from polar_etl.stop import Stop
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Share(NamedTuple):
@@ -43,6 +49,34 @@ class Run:
     def offsets(self) -> list[int]:
         """Rows before each file, and all rows last."""
         return list(accumulate((file.rows for file in self.source.files), initial=0))
+
+    def map(
+        self,
+        task: Callable[[Item], Result],
+        items: Callable[[], Iterator[Item]],
+        *,
+        in_flight: int,
+        lane: Callable[[Item], int],
+    ) -> Generator[Result, None, None]:
+        """Yield `task(item)` for every item, in order, in as many threads or processes as planned.
+
+        Args:
+            task: Called in a thread of this process, or of a forked one.
+            items: Returns the items anew.
+            in_flight: Largest number of items drawn whose results were not yet yielded.
+            lane: Items with the same lane run one after the other, in order.
+        """
+        if self.plan.processes > 1:
+            return forked_map(
+                task,
+                items,
+                processes=self.plan.processes,
+                in_flight=ceil(in_flight / self.plan.processes),
+                lane=lane,
+                sampler=self.sampler,
+            )
+        threads = self.plan.threads
+        return ordered_map(task, items(), threads=threads, in_flight=in_flight, lane=lane)
 
     @contextmanager
     def shares(self, names: Sequence[str], first: int, stop: int) -> Iterator[list[Share]]:

@@ -15,7 +15,7 @@ from polar_etl.executors.local import ordered_map
 from polar_etl.features import Features
 from polar_etl.moments import Moments
 from polar_etl.parts import Receipt
-from polar_etl.passes import Encoder, Slab, moments_of
+from polar_etl.passes import Encoder, Place, Slab, moments_of
 from polar_etl.plan import Plan
 from polar_etl.scaler import Scaler
 from polar_etl.sources.base import TableWindow, cut
@@ -99,11 +99,11 @@ def _slabs(source: StreamSource, plan: Plan) -> Iterator[Slab]:
     number = 0
     for table in tables:
         part, place = divmod(number, len(lengths))
-        yield Slab(
-            part, len(held), place == len(lengths) - 1, True, _Only(held), names, 0, plan.together
-        )
+        there = Place(part, len(held), last=place == len(lengths) - 1, ends=True)
+        yield Slab(there, _Only(held), names, 0, plan.together)
         held, number = table, number + 1
-    yield Slab(number // len(lengths), len(held), True, True, _Only(held), names, 0, plan.together)
+    there = Place(number // len(lengths), len(held), last=True, ends=True)
+    yield Slab(there, _Only(held), names, 0, plan.together)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,9 @@ from typing import NamedTuple, Self
 
 from polar_etl.encoding import PartFormat
 from polar_etl.events import BatchFinished, PassFinished, PassStarted, Warned
-from polar_etl.executors.local import ordered_map
 from polar_etl.manifest import BatchRow, Manifest
 from polar_etl.parts import PartWriter, Receipt, digest_of, part_name
-from polar_etl.passes import EncodedSlab, Encoder, Slab
+from polar_etl.passes import EncodedSlab, Encoder, Place, Slab
 from polar_etl.plan import Plan
 from polar_etl.run import Run, Share
 from polar_etl.sources.schemas import width
@@ -69,10 +68,9 @@ def _write_stretch(
     total = run.offsets[-1]
     first, stop = (part * run.plan.part_rows for part in (parts[0], parts[-1] + 1))
     with run.shares(run.source.schema.names, min(first, total), min(stop, total)) as shares:
-        results = ordered_map(
+        results = run.map(
             encoder.encode_slab,
-            _slabs(run, shares, parts),
-            threads=run.plan.threads,
+            lambda: _slabs(run, shares, parts),
             in_flight=run.plan.in_flight,
             lane=lambda slab: slab.share,
         )
@@ -108,10 +106,7 @@ def _slabs(run: Run, shares: Sequence[Share], parts: Sequence[int]) -> Iterator[
                 return
             for number, share in enumerate(shares):
                 yield Slab(
-                    part=part,
-                    rows=rows,
-                    last=last,
-                    ends=number == len(shares) - 1,
+                    Place(part, rows, last, ends=number == len(shares) - 1),
                     columns=share.columns,
                     names=share.names,
                     share=number,
@@ -160,18 +155,18 @@ class PartsWriter:
 
     def append(self, encoded: EncodedSlab) -> Iterator[Written]:
         """Append the next share of a slab; yield the parts that are on disk by now."""
-        slab = encoded.slab
+        place = encoded.place
         if self._open is None:
-            name = part_name(slab.part)
+            name = part_name(place.part)
             self._open = PartWriter(self._workspace.out, self._scratch, name, self._form)
             self._seconds = 0.0
         self._open.append(encoded.encoded)
         self._seconds += encoded.seconds
-        if slab.ends:
-            self._open.end_group(slab.rows)
-        if slab.ends and slab.last:
+        if place.ends:
+            self._open.end_group(place.rows)
+        if place.ends and place.last:
             future = self._pool.submit(self._open.commit)
-            self._waiting.append((slab.part, future, self._seconds))
+            self._waiting.append((place.part, future, self._seconds))
             self._open = None
         while self._waiting and (
             self._waiting[0][1].done() or len(self._waiting) > 2 * _COMMITTED_AT_A_TIME

@@ -121,7 +121,7 @@ def _options(**fields: Any) -> Any:
     from polar_etl.api import Options
 
     plain = {k: v.value if isinstance(v, Enum) else v for k, v in fields.items()}
-    return Options(**plain)
+    return Options(**plain, processes=True)  # nobody else has threads here
 
 
 def _run(output: Output, inputs: list[str], out: Path, options: Any, scaler: Any = None) -> None:

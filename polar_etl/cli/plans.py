@@ -43,6 +43,7 @@ def plan_fields(ready: Prepared) -> dict[str, Any]:
         "rows_per_part": plan.part_rows,
         "row_group_rows": plan.slab_rows,
         "threads": plan.threads,
+        "processes": plan.processes,
         "memory_limit": plan.limit,
         "projected_peak": plan.projected,
         "bill": dict(plan.bill),
@@ -73,7 +74,8 @@ def plan_lines(ready: Prepared) -> list[str]:
         f"batches     {fields['batches']}, of which {fields['parts']} write parts of "
         f"{fields['rows_per_part']:,} rows",
         f"memory      projected peak {format_size(ready.plan.projected)} of "
-        f"{format_size(ready.plan.limit)}, {fields['threads']} threads",
+        f"{format_size(ready.plan.limit)}, {fields['threads']} threads in "
+        f"{fields['processes']} processes",
     ]
     lines += [f"  {format_size(size):>8}  {name}" for name, size in ready.plan.bill]
     return lines

@@ -15,6 +15,7 @@ from polar_etl.passes import (
     BatchMoments,
     EncodedSlab,
     Encoder,
+    Place,
     Slab,
     collect_moments,
     groups_of,
@@ -74,10 +75,7 @@ def slab_of(
     columns: TableColumns, rows: int, names: list[str], *, last: bool = True, ends: bool = True
 ) -> Slab:
     return Slab(
-        part=0,
-        rows=rows,
-        last=last,
-        ends=ends,
+        Place(0, rows, last=last, ends=ends),
         columns=columns,
         names=names,
         share=0,
@@ -142,8 +140,8 @@ def read_back(encoder: Encoder, tmp_path, slabs: list[EncodedSlab]) -> pa.Table:
     writer = PartWriter(tmp_path, tmp_path, part_name(0), encoder.form)
     for slab in slabs:
         writer.append(slab.encoded)
-        if slab.slab.ends:
-            writer.end_group(slab.slab.rows)
+        if slab.place.ends:
+            writer.end_group(slab.place.rows)
     writer.commit()
     return pq.read_table(tmp_path / part_name(0))
 

@@ -10,9 +10,9 @@ import pytest
 
 from polar_etl.encoding import PartFormat
 from polar_etl.parts import PartWriter, part_name
-from polar_etl.passes import EncodedSlab, Slab
+from polar_etl.passes import EncodedSlab, Place
 from polar_etl.writing import PartsWriter, Written
-from tests.unit.arrays import TableColumns, encoded
+from tests.unit.arrays import encoded
 
 PATIENCE = 60  # seconds; only a deadlock waits so long
 SCHEMA = pa.schema({"x": pa.float64(), "text": pa.string()})
@@ -33,16 +33,7 @@ def slab(part: int, first: int, rows: int, *, last: bool, shares: int = 1) -> li
     assert len(found) == shares
     return [
         EncodedSlab(
-            Slab(
-                part=part,
-                rows=rows,
-                last=last,
-                ends=number == shares - 1,
-                columns=TableColumns(table),
-                names=SCHEMA.names,
-                share=number,
-                together=1000,
-            ),
+            Place(part, rows, last=last, ends=number == shares - 1),
             share,
             0.25,
         )

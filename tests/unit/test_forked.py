@@ -1,0 +1,215 @@
+"""An ordered map over forked processes: same results, same order, and none left behind."""
+
+import os
+import signal
+import threading
+from contextlib import closing
+
+import numpy as np
+import psutil
+import pytest
+
+from polar_etl.errors import InputError, RunFailedError
+from polar_etl.executors.forked import Incoming, forked_map
+from polar_etl.memory import PeakSampler
+
+
+def mapped(task, count=20, *, processes=3, in_flight=2, lanes=4, sampler=None):
+    return forked_map(
+        task,
+        lambda: iter(range(count)),
+        processes=processes,
+        in_flight=in_flight,
+        lane=lambda item: item % lanes,
+        sampler=sampler or PeakSampler(1 << 60),
+    )
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children()
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 7])
+@pytest.mark.parametrize("in_flight", [1, 4])
+@pytest.mark.parametrize("processes", [2, 3, 5])
+def test_results_come_in_order(processes, in_flight, lanes):
+    found = mapped(lambda x: x * x, processes=processes, in_flight=in_flight, lanes=lanes)
+
+    assert list(found) == [x * x for x in range(20)]
+    assert not children()
+
+
+def test_lanes_have_processes_of_their_own_and_this_is_one_of_them():
+    found = list(mapped(lambda item: (item % 4, os.getpid()), lanes=4, processes=4))
+
+    assert len({pid for _, pid in found}) == 4
+    assert len(set(found)) == 4
+    assert os.getpid() in {pid for _, pid in found}
+
+
+def test_items_of_a_lane_share_what_was_there_before():
+    """A child goes on from what its parent had, lane by lane, in order."""
+    state = {0: 100, 1: 200}
+
+    def task(item: int) -> int:
+        state[item % 2] += 1
+        return state[item % 2]
+
+    found = list(mapped(task, 8, processes=2, lanes=2))
+
+    assert found == [101, 201, 102, 202, 103, 203, 104, 204]
+
+
+def test_memory_is_received_where_it_is_wanted():
+    content = np.arange(1_000_000, dtype=np.uint32).tobytes()
+
+    def task(item: int) -> tuple[int, list[bytes | memoryview]]:
+        return item, [b"head", memoryview(content)[item:], memoryview(b"")]
+
+    for item, (head, long, empty) in mapped(task, 6, processes=2, lanes=2):
+        assert head == b"head"
+        assert len(long) == len(content) - item
+        assert len(empty) == 0
+        if isinstance(long, Incoming):
+            room = np.empty(len(long), np.uint8)
+            long.read_into(room[:1000])
+            long.read_into(room[1000:])
+            long = room
+        assert bytes(long) == content[item:]
+
+
+@pytest.mark.parametrize("item", [0, 1, 5])
+def test_errors_are_raised_here_as_they_are(item):
+    def task(found: int) -> int:
+        if found == item:
+            raise InputError(f"number {found} is bad")
+        return found
+
+    results = mapped(task)
+    with pytest.raises(InputError, match=f"number {item} is bad"), closing(results):
+        list(results)
+    assert not children()
+
+
+def test_a_child_that_is_killed_fails_the_run():
+    parent = os.getpid()
+
+    def task(item: int) -> int:
+        if item == 5 and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    with pytest.raises(RunFailedError, match="killed"):
+        list(mapped(task, processes=2, lanes=2))
+    assert not children()
+
+
+def test_signals_are_for_the_parent():
+    parent = os.getpid()
+
+    def task(item: int) -> int:
+        if os.getpid() != parent:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                os.kill(os.getpid(), number)
+        return item
+
+    assert list(mapped(task)) == list(range(20))
+
+
+def test_leaving_half_way_ends_the_children():
+    never = threading.Event()
+    parent = os.getpid()
+
+    def task(item: int) -> int:
+        if os.getpid() != parent and item > 2:
+            never.wait()
+        return item
+
+    with closing(mapped(task, processes=2, lanes=2)) as results:
+        assert next(results) == 0
+        assert next(results) == 1
+        assert len(children()) == 1
+    assert not children()
+
+
+def test_a_child_has_no_files_of_its_parent(tmp_path):
+    """Locks are freed when the process that took them ends."""
+    with open(tmp_path / "held", "w") as held:
+        number = held.fileno()
+        parent = os.getpid()
+
+        def task(item: int) -> bool:
+            try:
+                os.fstat(number)
+            except OSError:
+                return os.getpid() != parent
+            return os.getpid() == parent
+
+        assert all(mapped(task, processes=2, lanes=2))
+        assert not held.closed
+
+
+def test_a_child_dies_with_its_parent():
+    """Whoever kills the run with SIGKILL leaves nothing behind."""
+    receiver, sender = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        never = threading.Event()
+
+        def task(item: int) -> int:
+            never.wait()
+            return item
+
+        def watched() -> int:
+            sampler = PeakSampler(1 << 60)
+            sampler.watch = lambda child: os.write(sender, f"{child}\n".encode())
+            return next(mapped(task, processes=2, lanes=2, sampler=sampler))
+
+        try:
+            watched()
+        finally:
+            os._exit(1)
+    os.close(sender)
+    with os.fdopen(receiver) as told:
+        child = psutil.Process(int(told.readline()))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        child.wait(60)
+    assert not psutil.pid_exists(child.pid) or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_memory_of_children_counts():
+    sampler = PeakSampler(1 << 60)
+    alone = sampler.sample()
+    with closing(mapped(lambda x: x, processes=3, lanes=3, sampler=sampler)) as results:
+        next(results)
+        assert sampler.sample() > alone + (10 << 20)
+    assert sampler.sample() < alone + (10 << 20)
+
+
+def test_items_that_end_early_end_the_results():
+    """When a stop is asked for, no more items are drawn; what was drawn is yielded, or dropped."""
+    stop = []
+
+    def items():
+        for item in range(1000):
+            if stop:
+                return
+            yield item
+
+    found = []
+    results = forked_map(
+        lambda x: x,
+        items,
+        processes=2,
+        in_flight=2,
+        lane=lambda x: x % 2,
+        sampler=PeakSampler(1 << 60),
+    )
+    for item in results:
+        found.append(item)
+        if item == 9:
+            stop.append(True)
+    assert found == list(range(len(found)))
+    assert len(found) < 1000
+    assert not children()
