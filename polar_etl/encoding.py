@@ -7,7 +7,6 @@ What it says of a file's schema, and of the chunks that it encodes, is taken ove
 from __future__ import annotations
 
 import threading
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
+from zlib_ng import zlib_ng
 
 from polar_etl import thrift
 from polar_etl.scratch import scratch
@@ -138,7 +138,7 @@ class PartFormat:
         content: list[Bytes] = []
         size = plain_size = 0
         for (count, plain), body in pages:
-            checksum = zlib.crc32(body)
+            checksum = zlib_ng.crc32(body)
             header = _PAGE_HEADER % (
                 thrift.as_number(len(plain)),
                 thrift.as_number(len(body)),

@@ -47,10 +47,8 @@ _USUAL = re.compile(
 """A header as most writers write it: sizes, checksum, rows; plain values, levels in runs."""
 
 
-@lru_cache
-def _often(raw: bytes) -> int:
-    """Return a number that most pages of a file have in common."""
-    return thrift.signed(raw, 0)[0]
+_often = lru_cache(thrift.decoded)
+"""For numbers that most pages of a file have in common."""
 
 
 def header_of(raw: memoryview) -> PageHeader:
@@ -69,9 +67,9 @@ def header_of(raw: memoryview) -> PageHeader:
     return PageHeader(
         usual.end(),
         _often(rows),
-        thrift.signed(stored, 0)[0],
+        thrift.decoded(stored),
         _often(size),
-        thrift.signed(checksum, 0)[0] if checksum else None,
+        thrift.decoded(checksum) if checksum else None,
         None,
         True,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import zstandard
+from zlib_ng import zlib_ng
 
 from polar_etl import thrift
 from polar_etl.columns import Bitmap, Piece
@@ -334,7 +334,7 @@ def _decoded(pages: Sequence[_Stored]) -> list[_Page]:
     """
     packed: list[tuple[str, memoryview, int]] = []
     for chunk, header, content in pages:
-        if header.checksum is not None and zlib.crc32(content) != header.checksum & 0xFFFFFFFF:
+        if header.checksum is not None and zlib_ng.crc32(content) != header.checksum & 0xFFFFFFFF:
             raise UnusualError("its checksum is wrong")
         # A run of levels for each value would take 2 bytes: no page of plain numbers is larger.
         most = header.rows * (chunk.stored.itemsize + 2) + 64

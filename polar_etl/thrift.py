@@ -119,6 +119,14 @@ def signed(data: Bytes, at: int) -> tuple[int, int]:
     return value >> 1 ^ -(value & 1), at
 
 
+def decoded(raw: bytes) -> int:
+    """Return the signed number that `raw` is the whole of."""
+    value = 0
+    for byte in reversed(raw):
+        value = value << 7 | byte & 127
+    return value >> 1 ^ -(value & 1)
+
+
 def number(data: Bytes, field: Field) -> int:
     """Return the value of a field that holds a whole number."""
     return signed(data, field.start)[0]
@@ -131,12 +139,14 @@ def as_varint(value: int) -> bytes:
         >>> as_varint(300)
         b'\xac\x02'
     """
-    found = bytearray()
-    while value > 127:
-        found.append(value & 127 | 128)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
+    if value < 1 << 7:
+        return bytes((value,))
+    if value < 1 << 14:
+        return bytes((value & 127 | 128, value >> 7))
+    if value < 1 << 21:
+        return bytes((value & 127 | 128, value >> 7 & 127 | 128, value >> 14))
+    low = bytes((value & 127 | 128, value >> 7 & 127 | 128, value >> 14 & 127 | 128))
+    return low + as_varint(value >> 21)
 
 
 def as_number(value: int) -> bytes:

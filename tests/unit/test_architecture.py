@@ -70,7 +70,17 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
 ]
 PLACE = {name: place for place, room in enumerate(ROOMS) for name in room}
 MAY_BE_MISSING = {"duckdb", "sklearn", "pandas", "dask", "pyspark"}
-AT_TOP_LEVEL = {"numpy", "pyarrow", "psutil", "xxhash", "typer", "rich", "polars", "zstandard"}
+AT_TOP_LEVEL = {
+    "numpy",
+    "pyarrow",
+    "psutil",
+    "xxhash",
+    "typer",
+    "rich",
+    "polars",
+    "zstandard",
+    "zlib_ng",
+}
 
 
 def name_of(path: Path) -> str:
@@ -163,6 +173,7 @@ def test_no_module_imports_an_optional_library_when_it_is_loaded(name):
         ("psutil", {"memory", "pipeline"}),
         ("xxhash", {"direct", "parts"}),
         ("zstandard", {"pages", "encoding"}),
+        ("zlib_ng", {"pages", "encoding"}),
     ],
 )
 def test_a_library_is_imported_only_where_it_belongs(library, allowed):
