@@ -146,8 +146,8 @@ class Workspace:
     def promote(self) -> None:
         """Drop the earlier run, and put the draft in the place of its manifest.
 
-        A run that is to replace another one comes here when it has read its input once: until then
-        input that can't be used leaves the earlier output as it was.
+        A run that is to replace another one comes here when it has read all of its input once:
+        until then input that can't be used leaves the earlier output as it was.
         """
         if any(path.exists() for path in _family(self.draft)[1:]):
             raise RunFailedError("The manifest could not be closed.")

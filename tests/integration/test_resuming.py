@@ -11,6 +11,8 @@ from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support import tables, trees
 
@@ -327,24 +329,76 @@ def spoiled_in_the_middle(folder):
 
 
 def spoiled_at_the_end(folder):
+    tables.write(folder / "in.parquet", tables.floats(1000, 2))
     (folder / "in.parquet").write_bytes((folder / "in.parquet").read_bytes()[:-100])
 
 
-@pytest.mark.parametrize(
-    "spoil", [spoiled_by_an_infinity, spoiled_in_the_middle, spoiled_at_the_end]
-)
+def spoiled_in_the_last_text(folder):
+    text = pa.array([b"good"] * 999 + [b"\xff\xfe"]).view(pa.string())
+    table = tables.floats(1000, 2).append_column("text", text)
+    tables.write(folder / "in.parquet", table, row_group_size=300)
+
+
+def spoiled_in_the_last_page_of_bytes(folder):
+    source = folder / "in.parquet"
+    blobs = pa.array([bytes([i % 256]) * 40 for i in range(1000)])
+    table = tables.floats(1000, 2).append_column("blob", blobs)
+    tables.write(source, table, row_group_size=300, use_dictionary=False, compression="none")
+    chunk = pq.read_metadata(source).row_group(3).column(2)
+    content = bytearray(source.read_bytes())
+    content[chunk.data_page_offset : chunk.data_page_offset + 60] = b"\xff" * 60
+    source.write_bytes(content)
+
+
+SPOILED = [
+    spoiled_by_an_infinity,
+    spoiled_in_the_middle,
+    spoiled_at_the_end,
+    spoiled_in_the_last_text,
+    spoiled_in_the_last_page_of_bytes,
+]
+
+
+def assert_overwriting_changes_nothing(run_cli, folder, *command):
+    """Give a command whose input can't be used."""
+    before = trees.tree(folder)
+    run_cli(*command, "--overwrite").expect(4)
+    after = trees.tree(folder)
+    unlike = {name for name in before | after if after.get(name) != before.get(name)}
+    assert unlike <= {"out.polar-etl/lock"}
+    run_cli("verify", "out", "--deep").expect(0)
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
 def test_overwrite_with_input_that_can_not_be_used_leaves_the_output_as_it_was(
     run_cli, finished, spoil
 ):
     (finished / "in.parquet").rename(finished / "good.parquet")
-    before = trees.tree(finished)
-    tables.write(finished / "in.parquet", tables.floats(10, 2))
     spoil(finished)
-    run_cli("normalize", "in.parquet", "out", "--overwrite").expect(4)
-    after = trees.tree(finished)
-    unlike = {name for name in before | after if after.get(name) != before.get(name)}
-    assert unlike <= {"in.parquet", "out.polar-etl/lock"}
-    run_cli("verify", "out", "--deep").expect(0)
+    assert_overwriting_changes_nothing(run_cli, finished, "normalize", "in.parquet", "out")
+
+
+@pytest.mark.parametrize("spoil", SPOILED[1:])  # infinities pass
+@pytest.mark.parametrize("earlier", [pe.normalize, pe.transform])
+def test_transform_too_leaves_the_output_as_it_was(run_cli, tmp_path, spoil, earlier):
+    good = tables.write(tmp_path / "good.parquet", tables.floats(2000, 2))
+    scaler = pe.fit(good)
+    scaler.save(tmp_path / "scaler.json")
+    how = {"scaler": scaler} if earlier is pe.transform else {}
+    earlier(good, tmp_path / "out", rows_per_part=500, **how)
+    spoil(tmp_path)
+    command = ("transform", "in.parquet", "out", "--scaler", "scaler.json", "--rows-per-part", 200)
+    assert_overwriting_changes_nothing(run_cli, tmp_path, *command)
+
+
+def test_transform_overwrites_with_the_bytes_of_a_fresh_run(run_cli, finished):
+    run_cli("fit", "in.parquet", "scaler.json").expect(0)
+    rewrite_other_values(finished)
+    how = ("--scaler", "scaler.json", "--rows-per-part", 300)
+    run_cli("transform", "in.parquet", "fresh", *how).expect(0)
+    run_cli("transform", "in.parquet", "out", *how, "--overwrite").expect(0)
+    assert trees.result(finished / "out") == trees.result(finished / "fresh")
+    assert trees.leftovers(finished / "out") == []
 
 
 def test_overwrite_where_there_is_nothing(run_cli, tmp_path):
