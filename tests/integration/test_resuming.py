@@ -7,8 +7,12 @@ import json
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
+import time
 from contextlib import closing
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -496,15 +500,22 @@ def test_one_run_at_a_time(run_cli, tmp_path):
 
 
 def test_one_run_at_a_time_wherever_the_state_is(run_cli, tmp_path):
+    """The holder's lock file can't be found; the kernel knows who holds the directory itself."""
     tables.write(tmp_path / "in.parquet", {"x": [1.0, 2.0]})
     run_cli("normalize", "in.parquet", "out").expect(0)
     before = trees.tree(tmp_path)
-    out = os.open(tmp_path / "out", os.O_RDONLY)
-    fcntl.flock(out, fcntl.LOCK_EX)
-    for more in (["--state-dir", "elsewhere"], ["--state-dir", "elsewhere", "--overwrite"]):
-        run_cli("normalize", "in.parquet", "out", *more).expect(6)
-        assert trees.tree(tmp_path) == before
-    os.close(out)
+    hold = "import fcntl, os; fcntl.flock(os.open('out', 0), 2); print('held', flush=True); input()"
+    how = {"cwd": tmp_path, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    began = time.time()
+    with subprocess.Popen([sys.executable, "-c", hold], **how) as holder:
+        assert holder.stdout.readline() == "held\n"
+        for more in (["--state-dir", "elsewhere"], ["--state-dir", "elsewhere", "--overwrite"]):
+            refused = run_cli("normalize", "in.parquet", "out", *more).expect(6)
+            assert f"pid {holder.pid} on {os.uname().nodename}, since " in refused.stderr
+            since = datetime.fromisoformat(refused.stderr.split("since ")[1].split(", ")[0])
+            assert -2 <= since.timestamp() - began <= time.time() - began + 2
+            assert trees.tree(tmp_path) == before
+        holder.communicate("\n")
     run_cli("normalize", "in.parquet", "out", *more).expect(0)
 
 
