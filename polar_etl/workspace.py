@@ -101,9 +101,12 @@ class Workspace:
             RunFailedError: A directory can't be created or written.
         """
         try:
-            created = make_directory(self.state)
             if self.state.is_symlink():
-                raise StateMismatchError(f"{describe(str(self.state))} is a symbolic link.")
+                raise StateMismatchError(
+                    f"{describe(str(self.state))} is a symbolic link: remove it, or use another "
+                    "--state-dir."
+                )
+            created = make_directory(self.state)
             if self.state in created:
                 self.state.chmod(0o700)
             with OutputLock(self.state / "lock"), ExitStack() as stack:
