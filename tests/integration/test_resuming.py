@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
@@ -21,6 +22,7 @@ import pytest
 from support import tables, trees
 
 import polar_etl as pe
+from polar_etl.events import BatchFinished
 from polar_etl.manifest import Manifest
 from polar_etl.scaler import Scaler
 
@@ -403,6 +405,20 @@ def test_transform_overwrites_with_the_bytes_of_a_fresh_run(run_cli, finished):
     run_cli("transform", "in.parquet", "out", *how, "--overwrite").expect(0)
     assert trees.result(finished / "out") == trees.result(finished / "fresh")
     assert trees.leftovers(finished / "out") == []
+
+
+def test_the_input_is_checked_only_where_there_is_something_to_lose(finished):
+    def passes(out, **how):
+        told = []
+        pe.normalize(finished / "in.parquet", out, listener=told.append, overwrite=True, **how)
+        rows = Counter()
+        for event in told:
+            rows[event.pass_name] += event.rows if isinstance(event, BatchFinished) else 0
+        assert set(rows.values()) == {2000}
+        return list(rows)
+
+    assert passes(finished / "fresh") == ["moments", "parts"]
+    assert passes(finished / "out", ddof=1, rows_per_part=300) == ["moments", "check", "parts"]
 
 
 def test_overwrite_where_there_is_nothing(run_cli, tmp_path):
