@@ -65,7 +65,8 @@ class Options:
     state_dir: StrPath | None = None
     """Where manifest and scaler are kept; None: `OUT.polar-etl` beside the output."""
     overwrite: bool = False
-    """Whether an earlier run's output is replaced."""
+    """Whether an earlier run's output is replaced: once all of the input could be read, or, by a
+    stream, at once."""
     check_input: CheckInput = "footer"
     """What tells whether the input is still the same when a run resumes: path, size, mtime and
     footer of every file, or "full", their whole contents too."""

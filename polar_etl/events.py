@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-PassName = Literal["moments", "parts"]
-"""The two passes: collecting moments, writing parts."""
+PassName = Literal["moments", "parts", "check"]
+"""The two passes, collecting moments and writing parts, and what comes between them where parts of
+an earlier run are to be replaced: reading what no pass has read yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +25,14 @@ class PassStarted:
 
 @dataclass(frozen=True, slots=True)
 class BatchFinished:
-    """A batch is recorded in the manifest."""
+    """A batch is recorded in the manifest, or was checked."""
 
     pass_name: PassName
     batch: int
     rows: int
     bytes_out: int
     part: str | None
-    """Name of the part, or None in the pass that collects moments."""
+    """Name of the part, None where none is written."""
     rss: int
     """Resident bytes of the process tree just after the batch."""
     peak: int
@@ -40,7 +41,7 @@ class BatchFinished:
 
 @dataclass(frozen=True, slots=True)
 class PassFinished:
-    """All batches of a pass are recorded."""
+    """All batches of a pass are done."""
 
     pass_name: PassName
     seconds: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
@@ -84,7 +85,7 @@ def status_of(workspace: Workspace) -> Status:
 
 
 def verify(workspace: Workspace) -> Verdict:
-    """Hash every part again and hold it against the manifest.
+    """Hash every part, and the scaler, again and hold them against the manifest.
 
     Raises:
         StateMismatchError: There is no manifest, or a damaged one.
@@ -92,7 +93,10 @@ def verify(workspace: Workspace) -> Verdict:
     with _manifest(workspace) as manifest:
         rows = manifest.batches("parts")
         total = manifest.number("parts")
+        scaler = manifest.fact("scaler")
     problems = [f"{row.part}: {damage}" for row in rows if (damage := damage_of(workspace, row))]
+    if scaler is not None and (damage := _damage_of_scaler(workspace, scaler)):
+        problems.append(f"{workspace.scaler.name} in the state directory: {damage}")
     if len(rows) < total:
         problems.append(f"{total - len(rows)} of {total} parts are not written yet")
     known = {row.part for row in rows}
@@ -102,6 +106,16 @@ def verify(workspace: Workspace) -> Verdict:
         if name not in known
     ]
     return Verdict(str(workspace.out), len(rows), tuple(problems))
+
+
+def _damage_of_scaler(workspace: Workspace, digest: object) -> str | None:
+    """Return what is wrong with the scaler of a run, None if it is as the manifest says."""
+    path = workspace.scaler
+    if not is_regular(path):
+        return "missing"
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return None if found == digest else "its hash differs"
 
 
 def verify_deep(

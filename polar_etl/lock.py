@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -41,10 +42,26 @@ def directory_lock(path: Path) -> Iterator[None]:
     descriptor = os.open(path, flags)
     try:
         if not _lock(descriptor):
-            raise OutputLockedError(_REFUSAL.format("one with another --state-dir"))
+            found = _kernel_knows(descriptor)
+            raise OutputLockedError(_REFUSAL.format(f"{found}with another --state-dir"))
         yield
     finally:
         os.close(descriptor)
+
+
+def _kernel_knows(descriptor: int) -> str:
+    """Return who holds `flock` on an open file, "" if a process that can't be seen from here."""
+    try:
+        found = os.fstat(descriptor)
+        place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+        locks = map(str.split, Path("/proc/locks").read_text().splitlines())
+        pid = next(lock[4] for lock in locks if lock[1] == "FLOCK" and lock[5] == place)
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError, StopIteration):
+        return ""
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    since = datetime.fromtimestamp(booted + ticks / os.sysconf("SC_CLK_TCK"), UTC)
+    return f"pid {pid} on {socket.gethostname()}, since {since.isoformat(timespec='seconds')}, "
 
 
 class OutputLock:

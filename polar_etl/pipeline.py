@@ -35,7 +35,7 @@ from polar_etl.sources.schemas import has_variable_width, leaves, width
 from polar_etl.standardize import InfPolicy
 from polar_etl.stop import Stop
 from polar_etl.workspace import Workspace
-from polar_etl.writing import write_parts
+from polar_etl.writing import rehearse, write_parts
 
 _DECAY_MS = 200
 """How long jemalloc keeps freed memory. At 1,000, its default, runs peak up to a third higher; at
@@ -346,11 +346,15 @@ def normalize(
                     for name in ("projected_peak", "memory_limit", "parts", "rows"):
                         manifest.set_fact(name, facts[name])
                 before = len(manifest.batches("moments"))
+                read: set[str] = set()
                 if scaler is None:
                     files = fit_files(run, features, manifest)
                     paths = [file.path for file in source.files]
                     scaler = scaler_of(source.schema, settings, files, paths)
+                    read.update(features.columns)
                 if path == workspace.draft:
+                    encoder = Encoder.of(source.schema, scaler, settings.level)
+                    rehearse(run, encoder, [n for n in source.schema.names if n not in read])
                     stack.close()
                     workspace.promote()
                     manifest = stack.enter_context(Manifest.open(workspace.manifest))

@@ -101,9 +101,12 @@ class Workspace:
             RunFailedError: A directory can't be created or written.
         """
         try:
-            created = make_directory(self.state)
             if self.state.is_symlink():
-                raise StateMismatchError(f"{describe(str(self.state))} is a symbolic link.")
+                raise StateMismatchError(
+                    f"{describe(str(self.state))} is a symbolic link: remove it, or use another "
+                    "--state-dir."
+                )
+            created = make_directory(self.state)
             if self.state in created:
                 self.state.chmod(0o700)
             with OutputLock(self.state / "lock"), ExitStack() as stack:
@@ -146,8 +149,8 @@ class Workspace:
     def promote(self) -> None:
         """Drop the earlier run, and put the draft in the place of its manifest.
 
-        A run that is to replace another one comes here when it has read its input once: until then
-        input that can't be used leaves the earlier output as it was.
+        A run that is to replace another one comes here when it has read all of its input once:
+        until then input that can't be used leaves the earlier output as it was.
         """
         if any(path.exists() for path in _family(self.draft)[1:]):
             raise RunFailedError("The manifest could not be closed.")

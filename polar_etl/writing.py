@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import groupby
 from typing import NamedTuple, Self
 
@@ -61,26 +61,56 @@ def write_parts(run: Run, encoder: Encoder, manifest: Manifest, workspace: Works
     return len(intact)
 
 
+def rehearse(run: Run, encoder: Encoder, names: Sequence[str]) -> None:
+    """Do all for the columns `names` that writing parts does, but write nothing.
+
+    So input that can't be used is found while there is nothing to lose.
+    """
+    total = run.offsets[-1]
+    started = time.perf_counter()
+    row_bytes = sum(width(run.source.schema.field(name).type) for name in names)
+    run.listen(PassStarted("check", total, 0, row_bytes))
+    with _encoded(run, encoder, names, range(run.plan.parts)) as results:
+        for place in (encoded.place for encoded in results):
+            rss, peak = run.observe_memory()
+            if place.ends:
+                run.listen(BatchFinished("check", place.part, place.rows, 0, None, rss, peak))
+    run.stop.check()
+    run.listen(PassFinished("check", time.perf_counter() - started))
+
+
 def _write_stretch(
-    run: Run, encoder: Encoder, manifest: Manifest, workspace: Workspace, parts: list[int]
+    run: Run, encoder: Encoder, manifest: Manifest, workspace: Workspace, parts: Sequence[int]
 ) -> None:
     """Write some neighbouring parts, reading their rows in one go."""
+    with (
+        _encoded(run, encoder, run.source.schema.names, parts) as results,
+        PartsWriter(workspace, encoder.form) as writer,
+    ):
+        for encoded in results:
+            for written in writer.append(encoded):
+                _record(run, manifest, written)
+            run.observe_memory()
+        for written in writer.finish():
+            _record(run, manifest, written)
+
+
+@contextmanager
+def _encoded(
+    run: Run, encoder: Encoder, names: Sequence[str], parts: Sequence[int]
+) -> Iterator[Iterator[EncodedSlab]]:
+    """Yield the slabs of some columns of neighbouring parts as they are encoded."""
     total = run.offsets[-1]
     first, stop = (part * run.plan.part_rows for part in (parts[0], parts[-1] + 1))
-    with run.shares(run.source.schema.names, min(first, total), min(stop, total)) as shares:
+    with run.shares(names, min(first, total), min(stop, total)) as shares:
         results = run.map(
             encoder.encode_slab,
             lambda: _slabs(run, shares, parts),
             in_flight=run.plan.in_flight,
             lane=lambda slab: slab.share,
         )
-        with closing(results), PartsWriter(workspace, encoder.form) as writer:
-            for encoded in results:
-                for written in writer.append(encoded):
-                    _record(run, manifest, written)
-                run.observe_memory()
-            for written in writer.finish():
-                _record(run, manifest, written)
+        with closing(results):
+            yield results
 
 
 def _intact_parts(run: Run, manifest: Manifest, workspace: Workspace) -> set[int]:

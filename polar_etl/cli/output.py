@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("polar_etl")
 _SECONDS_BETWEEN_LINES = 5.0
-_TITLES = {"moments": "Collecting moments", "parts": "Writing parts"}
+_TITLES = {
+    "moments": "Collecting moments",
+    "check": "Checking the input",
+    "parts": "Writing parts",
+}
 
 
 class _JsonFormatter(logging.Formatter):

@@ -117,11 +117,13 @@ class _Child(Generic[Result]):
     def results(self) -> Generator[Result, None, None]:
         """Yield what the child has computed, and raise what it has raised.
 
-        Memory in a result is an `Incoming`, to be read before the next result is asked for.
+        Memory in a result is an `Incoming`; what of it is not read until the next result is asked
+        for is dropped.
         """
         while True:
+            unpickler = _Unpickler(self._file)
             try:
-                error, found = _Unpickler(self._file).load()
+                error, found = unpickler.load()
             except (EOFError, pickle.UnpicklingError):
                 raise _killed() from None
             if error is not None:
@@ -129,13 +131,16 @@ class _Child(Generic[Result]):
             if found is None:
                 return
             yield found
+            for memory in unpickler.memories:
+                memory.drop()
 
 
 class Incoming:
     """Bytes that a child is sending."""
 
     def __init__(self, file: io.BufferedReader, size: int) -> None:
-        self._file, self._size = file, size
+        self._file = file
+        self._size = self._left = size
 
     def __len__(self) -> int:
         return self._size
@@ -148,6 +153,12 @@ class Incoming:
         """
         if self._file.readinto(room.data) != len(room):
             raise _killed()
+        self._left -= len(room)
+
+    def drop(self) -> None:
+        """Let go of those that were not read."""
+        while self._left:
+            self.read_into(np.empty(min(self._left, _PIPE_BYTES), np.uint8))
 
 
 def _killed() -> RunFailedError:
@@ -213,8 +224,13 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, file: io.BufferedReader) -> None:
         super().__init__(file)
         self._file = file
+        self.memories: list[Incoming] = []
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what a name in a pickle stands for."""
         found = super().find_class(module, name)
-        return partial(Incoming, self._file) if found is Incoming else found
+        return self._incoming if found is Incoming else found
+
+    def _incoming(self, size: int) -> Incoming:
+        self.memories.append(Incoming(self._file, size))
+        return self.memories[-1]

@@ -73,6 +73,11 @@ def inspect(path: str) -> Inspected:
                 "number in its Arrow schema: write it again without the stored schema."
             )
         groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
+            raise InputError(
+                f"{describe(path)} is damaged: its footer tells of {metadata.num_rows} rows, "
+                f"and of {sum(groups)} in its row groups."
+            )
         chunks = metadata.num_columns * len(groups)
         del metadata, opened  # a gigabyte, where there are 600,000 column chunks
         from_arrow = _from_arrow(raw, layout, len(schema))

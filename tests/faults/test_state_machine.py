@@ -33,7 +33,7 @@ from polar_etl.workspace import Workspace
 HOW = {"rows_per_part": 150, "threads": 2}
 FILES, ROWS = 2, 500
 PARTS = -(-FILES * ROWS // HOW["rows_per_part"])
-EVENTS = 4 + FILES + PARTS
+EVENTS = 6 + FILES + 2 * PARTS
 PART = trees.COLUMNS.index("part")
 
 processes = multiprocessing.get_context("forkserver")
@@ -170,7 +170,11 @@ class Outputs(RuleBasedStateMachine):
         assert status.finished == self.finished
         told = {problem.partition(":")[0] for problem in verdict.problems}
         assert told >= self.damaged & recorded
-        assert bool(told) == bool(self.damaged & recorded or len(recorded) < PARTS)
+        scaler = self.workspace.scaler
+        wrong = not scaler.exists() or scaler.read_bytes() != self.expected[1]
+        if recorded:
+            assert wrong == any("scaler.json" in problem for problem in verdict.problems)
+        assert bool(told) == bool(self.damaged & recorded or len(recorded) < PARTS or wrong)
 
     @rule()
     def run_with_other_settings(self):

@@ -207,6 +207,17 @@ def test_directories_that_are_links_are_not_written_through(run_cli, tmp_path, n
         assert trees.tree(tmp_path / "elsewhere") == {"part-00003.parquet": b"precious"}
 
 
+@pytest.mark.parametrize("target", ["elsewhere", "nowhere"])
+def test_a_state_directory_that_is_a_link_is_named(run_cli, tmp_path, target):
+    tables.write(tmp_path / "in.parquet", tables.floats(10, 2))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "mine").symlink_to(target)
+    before = trees.tree(tmp_path)
+    refused = run_cli(*COMMAND, "--state-dir", "mine").expect(5)
+    assert "mine' is a symbolic link: remove it" in refused.stderr
+    assert trees.tree(tmp_path) == before
+
+
 FACTS = ("input", "settings", "versions", "parts", "rows", "format", "projected_peak", "finished")
 
 

@@ -7,14 +7,22 @@ import json
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
 from contextlib import closing
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support import tables, trees
 
 import polar_etl as pe
+from polar_etl.events import BatchFinished
 from polar_etl.manifest import Manifest
 from polar_etl.scaler import Scaler
 
@@ -327,24 +335,90 @@ def spoiled_in_the_middle(folder):
 
 
 def spoiled_at_the_end(folder):
+    tables.write(folder / "in.parquet", tables.floats(1000, 2))
     (folder / "in.parquet").write_bytes((folder / "in.parquet").read_bytes()[:-100])
 
 
-@pytest.mark.parametrize(
-    "spoil", [spoiled_by_an_infinity, spoiled_in_the_middle, spoiled_at_the_end]
-)
+def spoiled_in_the_last_text(folder):
+    text = pa.array([b"good"] * 999 + [b"\xff\xfe"]).view(pa.string())
+    table = tables.floats(1000, 2).append_column("text", text)
+    tables.write(folder / "in.parquet", table, row_group_size=300)
+
+
+def spoiled_in_the_last_page_of_bytes(folder):
+    source = folder / "in.parquet"
+    blobs = pa.array([bytes([i % 256]) * 40 for i in range(1000)])
+    table = tables.floats(1000, 2).append_column("blob", blobs)
+    tables.write(source, table, row_group_size=300, use_dictionary=False, compression="none")
+    chunk = pq.read_metadata(source).row_group(3).column(2)
+    content = bytearray(source.read_bytes())
+    content[chunk.data_page_offset : chunk.data_page_offset + 60] = b"\xff" * 60
+    source.write_bytes(content)
+
+
+SPOILED = [
+    spoiled_by_an_infinity,
+    spoiled_in_the_middle,
+    spoiled_at_the_end,
+    spoiled_in_the_last_text,
+    spoiled_in_the_last_page_of_bytes,
+]
+
+
+def assert_overwriting_changes_nothing(run_cli, folder, *command):
+    """Give a command whose input can't be used."""
+    before = trees.tree(folder)
+    run_cli(*command, "--overwrite").expect(4)
+    after = trees.tree(folder)
+    unlike = {name for name in before | after if after.get(name) != before.get(name)}
+    assert unlike <= {"out.polar-etl/lock"}
+    run_cli("verify", "out", "--deep").expect(0)
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
 def test_overwrite_with_input_that_can_not_be_used_leaves_the_output_as_it_was(
     run_cli, finished, spoil
 ):
     (finished / "in.parquet").rename(finished / "good.parquet")
-    before = trees.tree(finished)
-    tables.write(finished / "in.parquet", tables.floats(10, 2))
     spoil(finished)
-    run_cli("normalize", "in.parquet", "out", "--overwrite").expect(4)
-    after = trees.tree(finished)
-    unlike = {name for name in before | after if after.get(name) != before.get(name)}
-    assert unlike <= {"in.parquet", "out.polar-etl/lock"}
-    run_cli("verify", "out", "--deep").expect(0)
+    assert_overwriting_changes_nothing(run_cli, finished, "normalize", "in.parquet", "out")
+
+
+@pytest.mark.parametrize("spoil", SPOILED[1:])  # infinities pass
+@pytest.mark.parametrize("earlier", [pe.normalize, pe.transform])
+def test_transform_too_leaves_the_output_as_it_was(run_cli, tmp_path, spoil, earlier):
+    good = tables.write(tmp_path / "good.parquet", tables.floats(2000, 2))
+    scaler = pe.fit(good)
+    scaler.save(tmp_path / "scaler.json")
+    how = {"scaler": scaler} if earlier is pe.transform else {}
+    earlier(good, tmp_path / "out", rows_per_part=500, **how)
+    spoil(tmp_path)
+    command = ("transform", "in.parquet", "out", "--scaler", "scaler.json", "--rows-per-part", 200)
+    assert_overwriting_changes_nothing(run_cli, tmp_path, *command)
+
+
+def test_transform_overwrites_with_the_bytes_of_a_fresh_run(run_cli, finished):
+    run_cli("fit", "in.parquet", "scaler.json").expect(0)
+    rewrite_other_values(finished)
+    how = ("--scaler", "scaler.json", "--rows-per-part", 300)
+    run_cli("transform", "in.parquet", "fresh", *how).expect(0)
+    run_cli("transform", "in.parquet", "out", *how, "--overwrite").expect(0)
+    assert trees.result(finished / "out") == trees.result(finished / "fresh")
+    assert trees.leftovers(finished / "out") == []
+
+
+def test_the_input_is_checked_only_where_there_is_something_to_lose(finished):
+    def passes(out, **how):
+        told = []
+        pe.normalize(finished / "in.parquet", out, listener=told.append, overwrite=True, **how)
+        rows = Counter()
+        for event in told:
+            rows[event.pass_name] += event.rows if isinstance(event, BatchFinished) else 0
+        assert set(rows.values()) == {2000}
+        return list(rows)
+
+    assert passes(finished / "fresh") == ["moments", "parts"]
+    assert passes(finished / "out", ddof=1, rows_per_part=300) == ["moments", "check", "parts"]
 
 
 def test_overwrite_where_there_is_nothing(run_cli, tmp_path):
@@ -442,15 +516,22 @@ def test_one_run_at_a_time(run_cli, tmp_path):
 
 
 def test_one_run_at_a_time_wherever_the_state_is(run_cli, tmp_path):
+    """The holder's lock file can't be found; the kernel knows who holds the directory itself."""
     tables.write(tmp_path / "in.parquet", {"x": [1.0, 2.0]})
     run_cli("normalize", "in.parquet", "out").expect(0)
     before = trees.tree(tmp_path)
-    out = os.open(tmp_path / "out", os.O_RDONLY)
-    fcntl.flock(out, fcntl.LOCK_EX)
-    for more in (["--state-dir", "elsewhere"], ["--state-dir", "elsewhere", "--overwrite"]):
-        run_cli("normalize", "in.parquet", "out", *more).expect(6)
-        assert trees.tree(tmp_path) == before
-    os.close(out)
+    hold = "import fcntl, os; fcntl.flock(os.open('out', 0), 2); print('held', flush=True); input()"
+    how = {"cwd": tmp_path, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    began = time.time()
+    with subprocess.Popen([sys.executable, "-c", hold], **how) as holder:
+        assert holder.stdout.readline() == "held\n"
+        for more in (["--state-dir", "elsewhere"], ["--state-dir", "elsewhere", "--overwrite"]):
+            refused = run_cli("normalize", "in.parquet", "out", *more).expect(6)
+            assert f"pid {holder.pid} on {os.uname().nodename}, since " in refused.stderr
+            since = datetime.fromisoformat(refused.stderr.split("since ")[1].split(", ")[0])
+            assert -2 <= since.timestamp() - began <= time.time() - began + 2
+            assert trees.tree(tmp_path) == before
+        holder.communicate("\n")
     run_cli("normalize", "in.parquet", "out", *more).expect(0)
 
 

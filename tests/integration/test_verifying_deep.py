@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
 from decimal import Decimal
@@ -159,11 +160,33 @@ def test_a_part_that_is_missing_or_damaged_is_found_before(run_cli, finished):
     run_cli("verify", "out", "--deep").expect(0)
 
 
-@pytest.mark.parametrize("text", ["", "{}", None])
-def test_a_scaler_that_is_gone_or_damaged_is_found(run_cli, finished, text):
+def edited(text):
+    fields = json.loads(text)
+    fields["table"]["sum"][0] *= 1 + 1e-15
+    return json.dumps(fields)
+
+
+SCALERS = {
+    "gone": None,
+    "empty": lambda _: "",
+    "another object": lambda _: "{}",
+    "a space more": lambda text: text + " ",
+    "edited": edited,
+}
+
+
+@pytest.mark.parametrize("deep", [[], ["--deep"]], ids=["", "deep"])
+@pytest.mark.parametrize("change", SCALERS.values(), ids=SCALERS)
+def test_a_scaler_that_is_gone_or_damaged_is_found_and_mended(run_cli, finished, change, deep):
     path = trees.state_of(finished / "out") / "scaler.json"
-    path.unlink() if text is None else path.write_text(text)
-    assert "scaler" in run_cli("verify", "out", "--deep").expect(5).stderr
+    before = path.read_text()
+    path.unlink()
+    if change is not None:
+        path.write_text(change(before))
+    assert "scaler.json" in run_cli("verify", "out", *deep).expect(5).stderr
+    run_cli("normalize", "in.parquet", "out", "--rows-per-part", 1000).expect(0)
+    assert path.read_text() == before
+    run_cli("verify", "out", *deep).expect(0)
 
 
 def test_too_little_memory_is_said(run_cli, finished):

@@ -78,6 +78,17 @@ def test_memory_is_received_where_it_is_wanted():
         assert bytes(long) == content[item:]
 
 
+@pytest.mark.parametrize("read", [0, 1000])
+def test_memory_that_nobody_wants_is_dropped(read):
+    content = memoryview(np.arange(1_000_000, dtype=np.uint32).tobytes())
+    found = []
+    for item, long in mapped(lambda item: (item, content), 6, processes=2, lanes=2):
+        if isinstance(long, Incoming):
+            long.read_into(np.empty(read, np.uint8))
+        found.append(item)
+    assert found == list(range(6))
+
+
 @pytest.mark.parametrize("item", [0, 1, 5])
 def test_errors_are_raised_here_as_they_are(item):
     def task(found: int) -> int:

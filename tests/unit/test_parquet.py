@@ -13,6 +13,7 @@ from polar_etl.columns import fill, validity
 from polar_etl.errors import InputError
 from polar_etl.sources.base import Reading
 from polar_etl.sources.parquet import ParquetSource
+from polar_etl.thrift import as_number
 
 ROWS = 1_000
 
@@ -207,6 +208,17 @@ def test_damaged_pages_are_an_input_error(tmp_path, how):
 
     with pytest.raises(InputError, match=r"x\.parquet"):
         read(source, 0, ROWS, how)
+
+
+def test_a_footer_that_contradicts_itself_on_the_number_of_rows_is_an_input_error(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"x": np.zeros(777)}), path, row_group_size=400)
+    head, written, rest = path.read_bytes().rpartition(as_number(777))
+    assert written
+    path.write_bytes(head + as_number(778) + rest)
+
+    with pytest.raises(InputError, match="778 rows, and of 777"):
+        ParquetSource.open([str(path)])
 
 
 def test_files_of_different_schemas_are_refused_by_name(path, tmp_path):
