@@ -152,15 +152,19 @@ class PartFormat:
         """Return columns of any type as chunks, one for each leaf, as PyArrow encodes them."""
         if not columns:
             return {}
-        schema = pa.schema([self.schema.field(name) for name in columns])
+        schema = pa.schema(
+            [self.schema.field(name).with_type(column.type) for name, column in columns.items()]
+        )
         sink = pa.BufferOutputStream()
-        looked_up = leaf_paths(pa.schema([c for c in schema if c.name not in self._plain]))
+        others = [column for column in schema if column.name not in self._plain]
+        looked_up = leaf_paths(pa.schema(others))
+        worded = leaf_paths(pa.schema([c for c in others if _has_one_dictionary(columns[c.name])]))
         with pq.ParquetWriter(
             sink,
             schema,
             compression="zstd",
             compression_level=self.level,
-            use_dictionary=looked_up or False,
+            use_dictionary=worded or False,
             write_statistics=looked_up or False,
             data_page_size=_PAGE_BYTES,
             max_rows_per_page=1 << 20,
@@ -324,6 +328,14 @@ def _chunks_of(file: memoryview) -> Iterator[Chunk]:
             thrift.number(footer, meta[6]),
             (*described, b"\x00\x00"),
         )
+
+
+def _has_one_dictionary(column: pa.Array | pa.ChunkedArray) -> bool:
+    """Tell whether the pieces of a column that are words have all of them in common."""
+    if not pa.types.is_dictionary(column.type) or not isinstance(column, pa.ChunkedArray):
+        return True
+    first, *rest = [chunk.dictionary for chunk in column.iterchunks()] or [None]
+    return all(words.equals(first) for words in rest)
 
 
 @lru_cache(_SCHEMAS)

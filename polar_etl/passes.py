@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from polar_etl.blocks import observe
+from polar_etl.columns import Bools, array_of, is_valid, piece_of, word_type
 from polar_etl.encoding import Chunk, Encoded, PartFormat, joined
 from polar_etl.errors import InputError, describe
 from polar_etl.features import Features, in_short_chunks, with_values
@@ -21,6 +23,11 @@ from polar_etl.moments import Moments
 from polar_etl.scaler import Scaler, output_type
 from polar_etl.sources.base import Columns, Window
 from polar_etl.standardize import Standardizer
+
+_LETTERS = 1 << 23
+"""Bytes of text that are held as plain text at a time."""
+_WORDS = 1 << 20
+"""Bytes of the words of a column chunk's dictionary at most, as with PyArrow."""
 
 
 def groups_of(names: Sequence[str], rows: int, values: int) -> Iterator[Sequence[str]]:
@@ -180,37 +187,122 @@ class Encoder:
                 how, kind = self.standardizer.select(places[name]), self.form.schema.field(name)
                 made = how.apply_to_vectors(window.column(name), kind.type)
                 others[name] = in_short_chunks(made, vectors[name])
-            elif name not in chunks:
+            elif name not in chunks and word_type(self.form.schema.field(name).type) is None:
                 others[name] = passed_through(name, window.column(name))
         chunks |= self.form.others(others)
+        for name in names:
+            if name not in chunks:
+                kind = self.form.schema.field(name).type
+                text = passed_through(name, window.text(name), kind)
+                chunks |= self.form.others({name: text})
+                del text
         return joined([chunk for name in names for chunk in chunks[name]])
 
 
-def passed_through(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+def passed_through(
+    name: str, column: pa.ChunkedArray, kind: pa.DataType | None = None
+) -> pa.ChunkedArray | pa.Array:
     """Return a column in the form that gives the same bytes however it was cut when read.
+
+    Args:
+        name: Of the column.
+        column: Its rows; text may be words and their places, whatever its type.
+        kind: Type of the column, if it may come as another one. Long texts go out as words, too.
 
     Raises:
         InputError: The decoded values are not valid Arrow, text that is not UTF-8 for one.
     """
+    kind = kind or column.type
     try:
         column.validate(full=True)
     except pa.ArrowInvalid as error:
         raise InputError(f"Column {describe(name)} holds invalid values: {error}") from None
-    if pa.types.is_dictionary(column.type):
-        return _encoded_anew(column)
+    if word_type(kind) and len(column):
+        return _text(column, kind)
+    column = column.cast(kind)
+    if pa.types.is_dictionary(
+        kind
+    ):  # the order is the dictionary's, levels that do not occur included
+        return column.unify_dictionaries().combine_chunks()
     try:
         return column.combine_chunks()
-    except pa.ArrowInvalid:  # more text than 32-bit offsets can tell
+    except pa.ArrowInvalid:  # more values than 32-bit offsets can tell
         return column
 
 
-def _encoded_anew(column: pa.ChunkedArray) -> pa.Array:
-    kind = column.type
-    if kind.ordered:  # the order is the dictionary's, levels that do not occur included
-        return column.unify_dictionaries().combine_chunks()
-    plain = column.cast(kind.value_type).combine_chunks()
-    encoded = plain.dictionary_encode()
-    return pa.DictionaryArray.from_arrays(encoded.indices.cast(kind.index_type), encoded.dictionary)
+def _text(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.Array:
+    """Return text as its type has it; where it is long, in pieces that are words and their places.
+
+    Only how many letters there are decides on that, and where a piece ends.
+    """
+    ends = np.cumsum(np.concatenate([_letters(chunk) for chunk in column.iterchunks()]))
+    if ends[-1] <= _LETTERS:
+        if not pa.types.is_dictionary(kind):
+            return column.cast(kind).combine_chunks()
+        plain = column.cast(kind.value_type).combine_chunks()
+        encoded = plain.dictionary_encode()
+        indices = encoded.indices.cast(kind.index_type)
+        return pa.DictionaryArray.from_arrays(indices, encoded.dictionary)
+    words = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    few = _few_words(words)
+    text = words if few is None else few
+    cuts = np.searchsorted(ends, np.arange(_LETTERS, ends[-1], _LETTERS), "right")
+    starts = np.unique(np.concatenate([[0], cuts])).tolist()
+    lengths = np.diff([*starts, len(column)]).tolist()
+    pieces = (text.slice(first, rows) for first, rows in zip(starts, lengths, strict=True))
+    return pa.chunked_array([_in_one(piece) for piece in pieces])
+
+
+def _letters(text: pa.Array) -> npt.NDArray[np.int64]:
+    """Return the bytes of each value, 0 for nulls."""
+    if pa.types.is_dictionary(text.type):
+        places, valid = _places(text)
+        found = np.zeros(len(text), np.int64)
+        found[valid] = _letters(text.dictionary)[places]
+        return found
+    wide = pa.types.is_large_string(text.type) or pa.types.is_large_binary(text.type)
+    dtype = np.dtype(np.int64 if wide else np.int32)
+    if not len(text):
+        return np.zeros(0, np.int64)
+    ends = np.frombuffer(text.buffers()[1], dtype, len(text) + 1, text.offset * dtype.itemsize)
+    return np.where(is_valid(text), np.diff(ends), 0).astype(np.int64)
+
+
+def _places(words: pa.DictionaryArray) -> tuple[npt.NDArray[np.integer], Bools]:
+    """Return which words the values are, nulls left out, and which are not null."""
+    valid = is_valid(words)
+    return piece_of(words.indices).values[valid], valid
+
+
+def _used(words: pa.DictionaryArray) -> pa.DictionaryArray:
+    """Return text with those words only that it consists of, in order of appearance."""
+    places, valid = _places(words)
+    used, first, place = np.unique(places, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    indices = np.zeros(len(words), np.int32)
+    indices[valid] = np.argsort(order)[place]
+    kept = words.dictionary.take(array_of(used[order].astype(np.int64), None))
+    return pa.DictionaryArray.from_arrays(array_of(indices, valid), kept)
+
+
+def _few_words(text: pa.ChunkedArray) -> pa.DictionaryArray | None:
+    """Return text as one array, if its words are few enough for Parquet's dictionaries."""
+    found: list[pa.DictionaryArray] = []
+    for chunk in text.iterchunks():
+        if len(chunk) == 0:
+            continue
+        used = _used(chunk)
+        found = pa.chunked_array([*found, used]).unify_dictionaries().chunks
+        if _letters(found[0].dictionary).sum() > _WORDS:
+            return None
+    return pa.chunked_array(found).combine_chunks()
+
+
+def _in_one(text: pa.ChunkedArray | pa.DictionaryArray) -> pa.DictionaryArray:
+    chunks = [chunk for chunk in getattr(text, "chunks", [text]) if len(chunk)]
+    if len(chunks) == 1:
+        return chunks[0]
+    return pa.chunked_array(map(_used, chunks)).unify_dictionaries().combine_chunks()
 
 
 def output_schema(schema: pa.Schema, scaler: Scaler) -> pa.Schema:

@@ -71,6 +71,13 @@ class Window(Protocol):
             InputError: It can't be decoded.
         """
 
+    def text(self, name: str) -> pa.ChunkedArray:
+        """Return a column; one of text perhaps as words and their places, which may be smaller.
+
+        Raises:
+            InputError: It can't be decoded.
+        """
+
 
 class Columns(Protocol):
     """Some columns of a range of rows, read in step, in one thread at a time."""
@@ -134,6 +141,10 @@ class TableWindow:
         return [pieces_of(self.table.column(name)) for name in names]
 
     def column(self, name: str) -> pa.ChunkedArray:
+        """Return a column of any type."""
+        return self.table.column(name)
+
+    def text(self, name: str) -> pa.ChunkedArray:
         """Return a column of any type."""
         return self.table.column(name)
 
