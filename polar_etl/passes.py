@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +21,14 @@ from polar_etl.encoding import Chunk, Encoded, PartFormat, joined
 from polar_etl.errors import InputError, describe
 from polar_etl.features import Features, in_short_chunks, with_values
 from polar_etl.moments import Moments
+from polar_etl.plan import LETTERS
 from polar_etl.scaler import Scaler, output_type
 from polar_etl.sources.base import Columns, Window
 from polar_etl.standardize import Standardizer
 
-_LETTERS = 1 << 23
-"""Bytes of text that are held as plain text at a time."""
-_WORDS = 1 << 20
-"""Bytes of the words of a column chunk's dictionary at most, as with PyArrow."""
+_WORDS, _REPEATED = 1 << 20, 16
+"""A column chunk gets a dictionary if its words have at most so many bytes, as with PyArrow, or the
+bytes of its text by so many."""
 
 
 def groups_of(names: Sequence[str], rows: int, values: int) -> Iterator[Sequence[str]]:
@@ -220,9 +221,7 @@ def passed_through(
     if word_type(kind) and len(column):
         return _text(column, kind)
     column = column.cast(kind)
-    if pa.types.is_dictionary(
-        kind
-    ):  # the order is the dictionary's, levels that do not occur included
+    if pa.types.is_dictionary(kind):  # the order is its own, levels that do not occur included
         return column.unify_dictionaries().combine_chunks()
     try:
         return column.combine_chunks()
@@ -235,8 +234,9 @@ def _text(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.Ar
 
     Only how many letters there are decides on that, and where a piece ends.
     """
+    column = _of_words(column, kind)
     ends = np.cumsum(np.concatenate([_letters(chunk) for chunk in column.iterchunks()]))
-    if ends[-1] <= _LETTERS:
+    if ends[-1] <= LETTERS:
         if not pa.types.is_dictionary(kind):
             return column.cast(kind).combine_chunks()
         plain = column.cast(kind.value_type).combine_chunks()
@@ -244,13 +244,23 @@ def _text(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.Ar
         indices = encoded.indices.cast(kind.index_type)
         return pa.DictionaryArray.from_arrays(indices, encoded.dictionary)
     words = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    few = _few_words(words)
+    few = _few_words(words, max(_WORDS, int(ends[-1]) // _REPEATED))
     text = words if few is None else few
-    cuts = np.searchsorted(ends, np.arange(_LETTERS, ends[-1], _LETTERS), "right")
+    cuts = np.searchsorted(ends, np.arange(LETTERS, ends[-1], LETTERS), "right")
     starts = np.unique(np.concatenate([[0], cuts])).tolist()
     lengths = np.diff([*starts, len(column)]).tolist()
     pieces = (text.slice(first, rows) for first, rows in zip(starts, lengths, strict=True))
     return pa.chunked_array([_in_one(piece) for piece in pieces])
+
+
+def _of_words(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Return text whose letters can be counted: no views, and no nulls among its words."""
+    words = pa.types.is_dictionary(column.type)
+    values = column.type.value_type if words else column.type
+    views = pa.types.is_string_view(values) or pa.types.is_binary_view(values)
+    if views or (words and any(chunk.dictionary.null_count for chunk in column.iterchunks())):
+        return column.cast(word_type(kind))
+    return column
 
 
 def _letters(text: pa.Array) -> npt.NDArray[np.int64]:
@@ -268,7 +278,7 @@ def _letters(text: pa.Array) -> npt.NDArray[np.int64]:
     return np.where(is_valid(text), np.diff(ends), 0).astype(np.int64)
 
 
-def _places(words: pa.DictionaryArray) -> tuple[npt.NDArray[np.integer], Bools]:
+def _places(words: pa.DictionaryArray) -> tuple[npt.NDArray[np.generic], Bools]:
     """Return which words the values are, nulls left out, and which are not null."""
     valid = is_valid(words)
     return piece_of(words.indices).values[valid], valid
@@ -285,17 +295,20 @@ def _used(words: pa.DictionaryArray) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(array_of(indices, valid), kept)
 
 
-def _few_words(text: pa.ChunkedArray) -> pa.DictionaryArray | None:
-    """Return text as one array, if its words are few enough for Parquet's dictionaries."""
+def _few_words(text: pa.ChunkedArray, most: int) -> pa.DictionaryArray | None:
+    """Return text as one array, if its words have no more than so many letters."""
     found: list[pa.DictionaryArray] = []
-    for chunk in text.iterchunks():
-        if len(chunk) == 0:
-            continue
-        used = _used(chunk)
+    for _, chunks in groupby(text.iterchunks(), key=lambda chunk: _address(chunk.dictionary)):
+        used = _used(pa.chunked_array(chunks).combine_chunks())
         found = pa.chunked_array([*found, used]).unify_dictionaries().chunks
-        if _letters(found[0].dictionary).sum() > _WORDS:
+        if _letters(found[0].dictionary).sum() > most:
             return None
     return pa.chunked_array(found).combine_chunks()
+
+
+def _address(words: pa.Array) -> tuple[int, int, int]:
+    """Return where words stand in memory: batches of a row group have them in common."""
+    return words.buffers()[1].address, words.offset, len(words)
 
 
 def _in_one(text: pa.ChunkedArray | pa.DictionaryArray) -> pa.DictionaryArray:

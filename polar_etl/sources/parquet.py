@@ -130,16 +130,8 @@ class ParquetSource:
             leaves=self._leaf_ranges,
             from_arrow=self.files[index].from_arrow,
             layout=layout,
-            words=self._words_in(layout),
+            words=self.files[index].words,
             footer=footer,
-        )
-
-    def _words_in(self, layout: Layout | None) -> frozenset[int]:
-        """Return the places of columns of text that can be decoded as words and their places."""
-        return frozenset(
-            place
-            for place, column in enumerate(self.schema)
-            if layout and word_type(column.type) and layout.holds_words(place)
         )
 
     def refuse_changes(self, file: int) -> None:
