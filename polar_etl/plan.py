@@ -284,23 +284,26 @@ def _readings(shape: Shape, slab: int) -> list[tuple[float, int, int]]:
         return whole
     few = 1 if shape.vectors else 256
     most = _STREAMED // max(shape.held_word_bytes, 1)
-    lengths = [
-        slab >> by for by in range(20) if slab >> by >= few and (by < 4 or slab >> by > most)
-    ]
+    halved = [slab >> by for by in range(20) if slab >> by >= few]
+    lengths = [rows for by, rows in enumerate(halved) if by < 4 or rows > most]
     inside = [(1.1 + 0.05 * by, 0, rows) for by, rows in enumerate(lengths)]
     if shape.vectors:  # one leaf is decoded by one thread, whole or not
         return [(1.3, *whole[0][1:]), *inside]
-    if shape.largest_group <= slab:
+    if shape.largest_group <= slab and shape.largest_group * shape.word_bytes <= LETTERS:
         return whole
     return whole + inside
 
 
 def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) -> Plan:
     """Return the plan of one way to go, with its bill."""
-    threads, in_flight, reading = way.threads, way.in_flight, way.reading
     slab_bytes = min(slab, max(shape.rows, 1)) * max(shape.output_bytes, shape.row_bytes)
-    shares = max(2 * threads if threads > 1 else 1, ceil(slab_bytes / _SHARE_BYTES))
-    shares = min(shares, max(shape.columns - shape.arrow_columns, 1) + 1)
+    shares = max(2 * way.threads if way.threads > 1 else 1, ceil(slab_bytes / _SHARE_BYTES))
+    apart = max(shape.columns - shape.arrow_columns, 1) + 1
+    shares = max(min(shares, apart, shape.columns), 1)
+    if shape.vectors:  # a column of them is one share, whose next slab only one thread can work on
+        threads, waiting = min(way.threads, shares), max(2 * shares - 1, 1)
+        way = replace(way, threads=threads, in_flight=min(way.in_flight, waiting))
+    threads, in_flight = way.threads, way.in_flight
     block = block_rows(shape.normalized)
     rows = max(shape.rows, 1)
     batch = max(min(slab_rows(shape.normalized_bytes), rows) // block, 1) * block
@@ -349,7 +352,7 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
         ahead=ahead,
         in_flight=in_flight,
         together=together,
-        reading=reading,
+        reading=way.reading,
         bill=bill,
         limit=limit,
     )
@@ -384,8 +387,10 @@ def _decoding(shape: Shape, windows: tuple[int, int], window: int, way: _Way) ->
     decoded = min(group_rows or stream_rows, shape.largest_group, rows)
     if group_rows:
         many = min(columns_at_a_time(decoded), shape.arrow_columns)
-        found += way.threads * many * (_DECODER + _CHUNK_COPIES * 8 * decoded)
-        found += _CHUNK_COPIES * decoded * shape.word_bytes
+        value = 8 if shape.arrow_columns > shape.word_columns else 4
+        found += way.threads * many * (_DECODER + _CHUNK_COPIES * value * decoded)
+        largest = shape.word_bytes / max(min(shape.word_columns // many, way.threads), 1)
+        found += int(_CHUNK_COPIES * decoded * largest)
     else:
         found += shape.arrow_columns * (_DECODER + int(_PAGE_COPIES * shape.page_bytes))
         here = decoded * (shape.stream_bytes + _WORD_COPIES * shape.word_bytes)
@@ -403,7 +408,7 @@ def _working(shape: Shape, slab: int, together: int, way: _Way) -> int:
     many = min(max(together // slab, 1), max(scalars, 0))
     group = many * max(slab * width, shape.page_bytes)
     passed = slab * (shape.passed_bytes * _PASSED_COPIES + shape.vector_output_bytes)
-    letters = slab * (shape.word_bytes + _SHORT_TEXT * shape.word_columns)
+    letters = slab * (shape.word_bytes + _SHORT_TEXT)
     passed += min(way.threads, shape.word_columns) * min(letters, LETTERS) * _PASSED_COPIES
     passed += slab * shape.word_bytes * (letters > LETTERS)
     copies = _GROUP_COPIES if way.reading.keep_pages else _GROUP_COPIES + _FETCHED_APART
