@@ -158,7 +158,7 @@ class PartFormat:
         sink = pa.BufferOutputStream()
         others = [column for column in schema if column.name not in self._plain]
         looked_up = leaf_paths(pa.schema(others))
-        worded = leaf_paths(pa.schema([c for c in others if _has_one_dictionary(columns[c.name])]))
+        worded = leaf_paths(pa.schema([c for c in others if not _is_wordy(columns[c.name])]))
         with pq.ParquetWriter(
             sink,
             schema,
@@ -330,12 +330,9 @@ def _chunks_of(file: memoryview) -> Iterator[Chunk]:
         )
 
 
-def _has_one_dictionary(column: pa.Array | pa.ChunkedArray) -> bool:
-    """Tell whether the pieces of a column that are words have all of them in common."""
-    if not pa.types.is_dictionary(column.type) or not isinstance(column, pa.ChunkedArray):
-        return True
-    first, *rest = [chunk.dictionary for chunk in column.iterchunks()] or [None]
-    return all(words.equals(first) for words in rest)
+def _is_wordy(column: pa.Array | pa.ChunkedArray) -> bool:
+    """Tell whether a column has too many words for one dictionary: its pieces have their own."""
+    return isinstance(column, pa.ChunkedArray) and pa.types.is_dictionary(column.type)
 
 
 @lru_cache(_SCHEMAS)

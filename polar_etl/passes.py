@@ -230,9 +230,10 @@ def passed_through(
 
 
 def _text(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.Array:
-    """Return text as its type has it; where it is long, in pieces that are words and their places.
+    """Return text as its type has it; where it is long, as words and their places.
 
-    Only how many letters there are decides on that, and where a piece ends.
+    In pieces, if its words are too many for a dictionary: each is plain text while it is encoded.
+    Only the letters themselves decide on that, and where a piece ends.
     """
     column = _of_words(column, kind)
     ends = np.cumsum(np.concatenate([_letters(chunk) for chunk in column.iterchunks()]))
@@ -245,11 +246,12 @@ def _text(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.Ar
         return pa.DictionaryArray.from_arrays(indices, encoded.dictionary)
     words = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     few = _few_words(words, max(_WORDS, int(ends[-1]) // _REPEATED))
-    text = words if few is None else few
+    if few is not None:
+        return few
     cuts = np.searchsorted(ends, np.arange(LETTERS, ends[-1], LETTERS), "right")
     starts = np.unique(np.concatenate([[0], cuts])).tolist()
     lengths = np.diff([*starts, len(column)]).tolist()
-    pieces = (text.slice(first, rows) for first, rows in zip(starts, lengths, strict=True))
+    pieces = (words.slice(first, rows) for first, rows in zip(starts, lengths, strict=True))
     return pa.chunked_array([_in_one(piece) for piece in pieces])
 
 
@@ -311,8 +313,8 @@ def _address(words: pa.Array) -> tuple[int, int, int]:
     return words.buffers()[1].address, words.offset, len(words)
 
 
-def _in_one(text: pa.ChunkedArray | pa.DictionaryArray) -> pa.DictionaryArray:
-    chunks = [chunk for chunk in getattr(text, "chunks", [text]) if len(chunk)]
+def _in_one(text: pa.ChunkedArray) -> pa.DictionaryArray:
+    chunks = [chunk for chunk in text.iterchunks() if len(chunk)]
     if len(chunks) == 1:
         return chunks[0]
     return pa.chunked_array(map(_used, chunks)).unify_dictionaries().combine_chunks()
