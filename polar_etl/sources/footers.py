@@ -102,7 +102,7 @@ def inspect(path: str) -> Inspected:
 
 
 def words_in(layout: Layout | None, schema: pa.Schema) -> frozenset[int]:
-    """Return the places of columns of text that can be decoded as words and their places."""
+    """Return the places of columns of text that are decoded as words and their places."""
     return frozenset(
         place
         for place, column in enumerate(schema)

@@ -24,8 +24,9 @@ _CODECS = {0: "UNCOMPRESSED", 1: "SNAPPY", 6: "ZSTD"}
 """By number in the footer: those that tell how large their contents are."""
 _PLAIN = frozenset((0, 3, 4))
 """Encodings of plain values and of levels."""
-_WORDS = _PLAIN | {2, 8}
-"""And of dictionaries: PyArrow can't make words of any others."""
+_WORDS = frozenset((2, 8))
+"""Encodings of places in a dictionary."""
+_DATA_PAGES = frozenset((0, 3))
 
 _NUMBER = rb"([\x80-\xff]{0,9}[\x00-\x7f])"
 _HEAD = re.compile(
@@ -49,7 +50,8 @@ class Layout:
     codec: npt.NDArray[np.int64]
     """Number of the codec; -1 where a chunk is none of plain numbers."""
     words: npt.NDArray[np.bool_]
-    """Whether PyArrow can decode a chunk of text as words and their places."""
+    """Whether all that a chunk of text holds are places in its dictionary. Of other pages PyArrow
+    makes words as well, but keeps all of them to the end of the row group."""
     leaves: tuple[int, ...]
     """Of each column: its first leaf."""
     nullable: tuple[bool, ...]
@@ -64,8 +66,9 @@ class Layout:
         return np.flatnonzero((codec >= 0).all(axis=0)).tolist()
 
     def holds_words(self, column: int) -> bool:
-        """Tell whether PyArrow can decode a column of text as words and their places."""
-        return bool(self.words[:, self.leaves[column]].all())
+        """Tell whether all that a column of text holds are places in dictionaries."""
+        filled = np.array(self.rows, np.int64) > 0
+        return bool(filled.any() and self.words[filled, self.leaves[column]].all())
 
     def require_page_sizes(self, group: int, leaf: int, file: int) -> None:
         """Check that no page of a chunk claims more memory than the whole chunk needs.
@@ -265,8 +268,15 @@ class _ChunkReader:
         plain = plain and 11 not in meta and encodings <= _PLAIN and codec in _CODECS
         start = min(number(footer, meta[place]) for place in (9, 11) if place in meta)
         size, values, plain_size = (number(footer, meta[place]) for place in (7, 5, 6))
-        words = encodings <= _WORDS
+        words = 13 in meta and _holds_places(footer, meta[13].start)
         return (max(start, 0), size, codec if plain else -1, values, plain_size, words), stop
+
+
+def _holds_places(footer: bytes, at: int) -> bool:
+    """Tell whether a list of `PageEncodingStats` has data pages of places in a dictionary only."""
+    pages = [fields_of(footer, item.start)[0] for item in items_of(footer, at)[0]]
+    found = [page for page in pages if number(footer, page[1]) in _DATA_PAGES]
+    return bool(found) and all(number(footer, page[2]) in _WORDS for page in found)
 
 
 _PLAIN_BYTES = frozenset(2 * encoding for encoding in _PLAIN)
