@@ -171,7 +171,8 @@ def text_tables() -> dict[str, dict]:
     draw = np.random.default_rng(0)
 
     def words(many: int, size: int) -> pa.Array:
-        return pa.array([letters(int(n), i) for i, n in enumerate(draw.integers(1, size, many))])
+        sizes = draw.integers(1, size, many)
+        return pa.array([f"{i} {letters(int(n), i)}" for i, n in enumerate(sizes)])
 
     def of(few: pa.Array, rows: int) -> pa.DictionaryArray:
         return pa.DictionaryArray.from_arrays(draw.integers(0, len(few), rows, np.int32), few)
