@@ -23,6 +23,7 @@ import re
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -36,6 +37,9 @@ from benchmarks.tables import add_arguments, data_of
 _OURS, _LINES = "polar-etl", "the five lines"
 _TIMEOUT = 3600.0
 _DONE, _INVALID, _REFUSED = 0, 4, 7
+_POINTS = 400
+"""Points of a curve, about."""
+_COLORS = (plots.COLORS[3], plots.COLORS[6], plots.COLORS[4])
 _GENEROUS = 1.6
 """How many times the peak the projection may be."""
 
@@ -177,25 +181,39 @@ def row(outcome: Outcome) -> dict[str, str]:
     }
 
 
+def _thinned(samples: Sequence[tuple[float, int]]) -> tuple[list[float], list[float]]:
+    """Return seconds and gigabytes of a few hundred stretches: of each, its largest sample."""
+    length = max(len(samples) // _POINTS, 1)
+    there = [sample for sample in samples if sample[1]]
+    stretches = (there[first : first + length] for first in range(0, len(there), length))
+    highest = [max(stretch, key=lambda sample: sample[1]) for stretch in stretches]
+    return [second for second, _ in highest], [size / 1e9 for _, size in highest]
+
+
 def draw(path: Path, title: str, limit: int, curves: dict[str, Run]) -> None:
     """Draw resident memory over time; a cross where a run was killed."""
-    with plots.drawing(path, size=(8.0, 3.2)) as (panel,):
-        for number, (who, run) in enumerate(curves.items()):
-            seconds = [second for second, size in run.samples if size]
-            resident = [size / 1e9 for _, size in run.samples if size]
+    with plots.drawing(path, size=(7.0, 2.8)) as (panel,):
+        for color, (who, run) in zip(_COLORS, curves.items(), strict=False):
+            seconds, resident = _thinned(run.samples)
             killed = run.exit_code in (-signal.SIGKILL, 128 + signal.SIGKILL)
             label = f"{who}, killed" if killed else who
-            panel.plot(seconds, resident, color=f"C{number}", linewidth=1.2, label=label)
+            panel.plot(seconds, resident, color=color, linewidth=1.4, label=label)
             if killed and seconds:
-                panel.plot(seconds[-1], resident[-1], "x", color=f"C{number}", markersize=9)
+                panel.plot(seconds[-1], resident[-1], "x", color=color, markersize=9, mew=2)
         panel.axhline(limit / 1e9, color="0.4", linestyle="--", linewidth=1)
-        panel.text(0, limit / 1e9, f" limit {limit / 1e6:,.0f} MB", va="bottom", color="0.4")
-        panel.set_xlabel("seconds")
-        panel.set_ylabel("resident GB")
+        panel.annotate(
+            f"limit {limit / 1e6:,.0f} MB",
+            (1, limit / 1e9),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+            color="0.4",
+        )
+        panel.set(xlabel="seconds", ylabel="resident GB", title=title)
         panel.set_xlim(left=0)
         panel.set_ylim(bottom=0)
-        panel.set_title(title)
-        panel.legend()
+        panel.legend(loc="upper right")
 
 
 def main() -> None:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _STYLE = {
     "svg.hashsalt": "polar-etl",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,

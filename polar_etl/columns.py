@@ -22,6 +22,24 @@ def is_numeric(kind: pa.DataType) -> bool:
     )
 
 
+def word_type(kind: pa.DataType) -> pa.DataType | None:
+    """Return the type of the words that a column of text or bytes consists of; None for others.
+
+    Ordered dictionaries are others: their order is more than their words.
+
+    Example:
+        >>> word_type(pa.large_string()), word_type(pa.int8())
+        (DataType(string), None)
+    """
+    if pa.types.is_dictionary(kind):
+        return None if kind.ordered else word_type(kind.value_type)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.binary()
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Bitmap:
     """Tells of a run of values which are there, as Arrow does."""

@@ -156,15 +156,19 @@ class PartFormat:
         """Return columns of any type as chunks, one for each leaf, as PyArrow encodes them."""
         if not columns:
             return {}
-        schema = pa.schema([self.schema.field(name) for name in columns])
+        schema = pa.schema(
+            [self.schema.field(name).with_type(column.type) for name, column in columns.items()]
+        )
         sink = pa.BufferOutputStream()
-        looked_up = leaf_paths(pa.schema([c for c in schema if c.name not in self._plain]))
+        others = [column for column in schema if column.name not in self._plain]
+        looked_up = leaf_paths(pa.schema(others))
+        worded = leaf_paths(pa.schema([c for c in others if not _is_wordy(columns[c.name])]))
         with pq.ParquetWriter(
             sink,
             schema,
             compression="zstd",
             compression_level=self.level,
-            use_dictionary=looked_up or False,
+            use_dictionary=worded or False,
             write_statistics=looked_up or False,
             data_page_size=_PAGE_BYTES,
             max_rows_per_page=1 << 20,
@@ -404,6 +408,11 @@ def _chunks_of(file: memoryview) -> Iterator[Chunk]:
             thrift.number(footer, meta[6]),
             (*described, b"\x00\x00"),
         )
+
+
+def _is_wordy(column: pa.Array | pa.ChunkedArray) -> bool:
+    """Tell whether a column has too many words for one dictionary: its pieces have their own."""
+    return isinstance(column, pa.ChunkedArray) and pa.types.is_dictionary(column.type)
 
 
 @lru_cache(_SCHEMAS)

@@ -191,7 +191,7 @@ def _decode_others(source: ParquetSource, scaler: Scaler, how: Reading) -> None:
         for first in range(0, total, how.stream_rows):
             window = columns.next(min(how.stream_rows, total - first))
             for name in others:
-                passed_through(name, window.column(name))
+                passed_through(name, window.text(name), source.schema.field(name).type)
 
 
 def moment_problems(scaler: Scaler, found: Moments) -> list[str]:

@@ -9,19 +9,27 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from polar_etl.blocks import observe
+from polar_etl.columns import Bools, array_of, is_valid, piece_of, word_type
 from polar_etl.encoding import Chunk, Encoded, PartFormat, joined
 from polar_etl.errors import InputError, describe
 from polar_etl.features import Features, in_short_chunks, with_values
 from polar_etl.moments import Moments
+from polar_etl.plan import LETTERS
 from polar_etl.scaler import Scaler, output_type
 from polar_etl.sources.base import Columns, Window
 from polar_etl.standardize import Standardizer
+
+_WORDS, _REPEATED = 1 << 20, 16
+"""A column chunk gets a dictionary if its words have at most so many bytes, as with PyArrow, or the
+bytes of its text by so many."""
 
 
 def groups_of(names: Sequence[str], rows: int, values: int) -> Iterator[Sequence[str]]:
@@ -188,37 +196,136 @@ class Encoder:
                 how, kind = self.standardizer.select(places[name]), self.form.schema.field(name)
                 made = how.apply_to_vectors(window.column(name), kind.type)
                 others[name] = in_short_chunks(made, vectors[name])
-            elif name not in chunks:
+            elif name not in chunks and word_type(self.form.schema.field(name).type) is None:
                 others[name] = passed_through(name, window.column(name))
         chunks |= self.form.others(others)
+        for name in names:
+            if name not in chunks:
+                kind = self.form.schema.field(name).type
+                text = passed_through(name, window.text(name), kind)
+                chunks |= self.form.others({name: text})
+                del text
         return joined([chunk for name in names for chunk in chunks[name]])
 
 
-def passed_through(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+def passed_through(
+    name: str, column: pa.ChunkedArray, kind: pa.DataType | None = None
+) -> pa.ChunkedArray | pa.Array:
     """Return a column in the form that gives the same bytes however it was cut when read.
+
+    Args:
+        name: Of the column.
+        column: Its rows; text may be words and their places, whatever its type.
+        kind: Type of the column, if it may come as another one. Long texts go out as words, too.
 
     Raises:
         InputError: The decoded values are not valid Arrow, text that is not UTF-8 for one.
     """
+    kind = kind or column.type
     try:
         column.validate(full=True)
     except pa.ArrowInvalid as error:
         raise InputError(f"Column {describe(name)} holds invalid values: {error}") from None
-    if pa.types.is_dictionary(column.type):
-        return _encoded_anew(column)
+    if word_type(kind) and len(column):
+        return _text(column, kind)
+    column = column.cast(kind)
+    if pa.types.is_dictionary(kind):  # the order is its own, levels that do not occur included
+        return column.unify_dictionaries().combine_chunks()
     try:
         return column.combine_chunks()
-    except pa.ArrowInvalid:  # more text than 32-bit offsets can tell
+    except pa.ArrowInvalid:  # more values than 32-bit offsets can tell
         return column
 
 
-def _encoded_anew(column: pa.ChunkedArray) -> pa.Array:
-    kind = column.type
-    if kind.ordered:  # the order is the dictionary's, levels that do not occur included
-        return column.unify_dictionaries().combine_chunks()
-    plain = column.cast(kind.value_type).combine_chunks()
-    encoded = plain.dictionary_encode()
-    return pa.DictionaryArray.from_arrays(encoded.indices.cast(kind.index_type), encoded.dictionary)
+def _text(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.Array:
+    """Return text as its type has it; where it is long, as words and their places.
+
+    In pieces, if its words are too many for a dictionary: each is plain text while it is encoded.
+    Only the letters themselves decide on that, and where a piece ends.
+    """
+    column = _of_words(column, kind)
+    ends = np.cumsum(np.concatenate([_letters(chunk) for chunk in column.iterchunks()]))
+    if ends[-1] <= LETTERS:
+        if not pa.types.is_dictionary(kind):
+            return column.cast(kind).combine_chunks()
+        plain = column.cast(kind.value_type).combine_chunks()
+        encoded = plain.dictionary_encode()
+        indices = encoded.indices.cast(kind.index_type)
+        return pa.DictionaryArray.from_arrays(indices, encoded.dictionary)
+    words = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    few = _few_words(words, max(_WORDS, int(ends[-1]) // _REPEATED))
+    if few is not None:
+        return few
+    cuts = np.searchsorted(ends, np.arange(LETTERS, ends[-1], LETTERS), "right")
+    starts = np.unique(np.concatenate([[0], cuts])).tolist()
+    lengths = np.diff([*starts, len(column)]).tolist()
+    pieces = (words.slice(first, rows) for first, rows in zip(starts, lengths, strict=True))
+    return pa.chunked_array([_in_one(piece) for piece in pieces])
+
+
+def _of_words(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Return text whose letters can be counted: no views, and no nulls among its words."""
+    words = pa.types.is_dictionary(column.type)
+    values = column.type.value_type if words else column.type
+    views = pa.types.is_string_view(values) or pa.types.is_binary_view(values)
+    if views or (words and any(chunk.dictionary.null_count for chunk in column.iterchunks())):
+        return column.cast(word_type(kind))
+    return column
+
+
+def _letters(text: pa.Array) -> npt.NDArray[np.int64]:
+    """Return the bytes of each value, 0 for nulls."""
+    if pa.types.is_dictionary(text.type):
+        places, valid = _places(text)
+        found = np.zeros(len(text), np.int64)
+        found[valid] = _letters(text.dictionary)[places]
+        return found
+    wide = pa.types.is_large_string(text.type) or pa.types.is_large_binary(text.type)
+    dtype = np.dtype(np.int64 if wide else np.int32)
+    if not len(text):
+        return np.zeros(0, np.int64)
+    ends = np.frombuffer(text.buffers()[1], dtype, len(text) + 1, text.offset * dtype.itemsize)
+    return np.where(is_valid(text), np.diff(ends), 0).astype(np.int64)
+
+
+def _places(words: pa.DictionaryArray) -> tuple[npt.NDArray[np.generic], Bools]:
+    """Return which words the values are, nulls left out, and which are not null."""
+    valid = is_valid(words)
+    return piece_of(words.indices).values[valid], valid
+
+
+def _used(words: pa.DictionaryArray) -> pa.DictionaryArray:
+    """Return text with those words only that it consists of, in order of appearance."""
+    places, valid = _places(words)
+    used, first, place = np.unique(places, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    indices = np.zeros(len(words), np.int32)
+    indices[valid] = np.argsort(order)[place]
+    kept = words.dictionary.take(array_of(used[order].astype(np.int64), None))
+    return pa.DictionaryArray.from_arrays(array_of(indices, valid), kept)
+
+
+def _few_words(text: pa.ChunkedArray, most: int) -> pa.DictionaryArray | None:
+    """Return text as one array, if its words have no more than so many letters."""
+    found: list[pa.DictionaryArray] = []
+    for _, chunks in groupby(text.iterchunks(), key=lambda chunk: _address(chunk.dictionary)):
+        used = _used(pa.chunked_array(chunks).combine_chunks())
+        found = pa.chunked_array([*found, used]).unify_dictionaries().chunks
+        if _letters(found[0].dictionary).sum() > most:
+            return None
+    return pa.chunked_array(found).combine_chunks()
+
+
+def _address(words: pa.Array) -> tuple[int, int, int]:
+    """Return where words stand in memory: batches of a row group have them in common."""
+    return words.buffers()[1].address, words.offset, len(words)
+
+
+def _in_one(text: pa.ChunkedArray) -> pa.DictionaryArray:
+    chunks = [chunk for chunk in text.iterchunks() if len(chunk)]
+    if len(chunks) == 1:
+        return chunks[0]
+    return pa.chunked_array(map(_used, chunks)).unify_dictionaries().combine_chunks()
 
 
 def output_schema(schema: pa.Schema, scaler: Scaler) -> pa.Schema:

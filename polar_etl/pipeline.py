@@ -141,7 +141,10 @@ def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings)
     arrow = [schema.names[place] for place in sorted(places)]
     normalized = set(features.columns)
     text = max((_text_bytes(file) for file in files), default=0)
+    words = {schema.names[place] for file in files for place in file.words}
+    word_bytes = max((file.word_bytes for file in files), default=0)
     nominal, output = sum(read.values()), sum(written.values())
+    plain = sum(read[name] for name in read if name not in words)
     largest = max(files, key=lambda file: file.chunks, default=None)
     return Shape(
         rows=sum(file.rows for file in files),
@@ -150,17 +153,26 @@ def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings)
         files=len(files),
         columns=len(schema) if largest is None else _leaf_columns(largest, len(schema)),
         normalized=len(features),
-        row_bytes=nominal + text,
+        row_bytes=plain + text + word_bytes,
         normalized_bytes=sum(read[name] for name in features.columns),
-        output_bytes=output + text,
+        output_bytes=output - nominal + plain + text + word_bytes,
         nominal_output_bytes=output + sum(_more_for_text(schema.field(n).type) for n in others),
         footer_chunks=0 if largest is None else largest.chunks,
         page_bytes=max((file.page_bytes for file in files), default=0),
         arrow_columns=sum(leaves(schema.field(name).type) for name in arrow),
-        arrow_bytes=text + sum(read[name] for name in arrow if name not in vectors),
+        arrow_bytes=text + sum(read[n] for n in arrow if n not in vectors and n not in words),
         stream_bytes=_TEXT_COPIES * text
-        + sum(_stream_bytes(schema.field(name).type) for name in arrow if name not in vectors),
-        passed_bytes=text + sum(written[name] for name in others if name not in normalized),
+        + sum(
+            _stream_bytes(schema.field(n).type)
+            for n in arrow
+            if n not in vectors and n not in words
+        ),
+        passed_bytes=text
+        + sum(written[n] for n in others if n not in normalized and n not in words),
+        normalized_arrow=sum(n in normalized for n in arrow),
+        word_columns=len(words),
+        word_bytes=word_bytes,
+        dictionary_bytes=max((file.dictionary_bytes for file in files), default=0),
         vectors=tuple((size, max(width(numbers[name]), 4)) for name, size in vectors.items()),
         vector_bytes=sum(read[name] for name in vectors),
         vector_output_bytes=sum(written[name] for name in vectors),

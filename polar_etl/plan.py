@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil, sqrt
+from typing import NamedTuple
 
 from polar_etl.blocks import block_rows
 from polar_etl.errors import MemoryLimitError
@@ -53,6 +54,16 @@ _PAGE_COPIES = 1.5
 """How often PyArrow holds a page while it reads rows from inside it (measured: 1.3)."""
 _PASSED_COPIES = 3
 """How often columns that PyArrow encodes are held meanwhile: as decoded, joined, and encoded."""
+_WORD_COPIES = 2
+"""How often words are held while they are decoded."""
+_DICTIONARIES = 3
+"""How often the words of a row group are held: for lookup, with its rows, and those of the last."""
+_STREAMED = 1 << 21
+"""Bytes of words decoded at a time, at least, however scarce memory is."""
+_SHORT_TEXT = 32
+"""Bytes that a text is taken to have, where a dictionary does not tell."""
+LETTERS = 1 << 23
+"""Bytes of text that are held as plain text at a time."""
 _SLACK = 1.1
 """What the allocator needs more than what is asked of it (measured: up to 1.06)."""
 _LINGERING = 0.15
@@ -107,12 +118,40 @@ class Shape:
     aside."""
     passed_bytes: int = 0
     """Bytes of a row of the output that PyArrow encodes, vectors aside."""
+    normalized_arrow: int = 0
+    """Columns that PyArrow decodes and that are normalized."""
+    word_columns: int = 0
+    """Columns of text that are decoded as words and their places; not counted above."""
+    word_bytes: int = 0
+    """Bytes of a row of these, not compressed, in the row group where they are most."""
+    dictionary_bytes: int = 0
+    """Bytes of their words in a row group, which are held together."""
     vectors: tuple[tuple[int, int], ...] = ()
     """Of each column of vectors: numbers in a row, and bytes of a number in Parquet."""
     vector_bytes: int = 0
     """Decoded bytes of the vectors of a row."""
     vector_output_bytes: int = 0
     """Bytes of the vectors of a row of the output."""
+
+    @property
+    def held_word_bytes(self) -> int:
+        """Bytes of a row of columns of text, decoded."""
+        return self.word_bytes + 5 * self.word_columns
+
+    def first_pass(self) -> Shape:
+        """Return what there is of it in the first pass, which reads what is normalized."""
+        return replace(
+            self,
+            arrow_columns=self.normalized_arrow,
+            columns=self.columns - self.arrow_columns + self.normalized_arrow,
+            arrow_bytes=self.arrow_bytes if self.normalized_arrow else 0,
+            stream_bytes=self.stream_bytes if self.normalized_arrow else 0,
+            passed_bytes=0,
+            word_columns=0,
+            word_bytes=0,
+            dictionary_bytes=0,
+            vector_output_bytes=0,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,21 +302,27 @@ def _readings(shape: Shape, slab: int) -> list[tuple[float, int, int]]:
     if not shape.arrow_columns:
         return whole
     few = 1 if shape.vectors else 256
-    lengths = [slab >> by for by in range(4) if slab >> by >= few]
+    most = _STREAMED // max(shape.held_word_bytes, 1)
+    halved = [slab >> by for by in range(20) if slab >> by >= few]
+    lengths = [rows for by, rows in enumerate(halved) if by < 4 or rows > most]
     inside = [(1.1 + 0.05 * by, 0, rows) for by, rows in enumerate(lengths)]
     if shape.vectors:  # one leaf is decoded by one thread, whole or not
         return [(1.3, *whole[0][1:]), *inside]
-    if shape.largest_group <= slab:
+    if shape.largest_group <= slab and shape.largest_group * shape.word_bytes <= LETTERS:
         return whole
     return whole + inside
 
 
 def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) -> Plan:
     """Return the plan of one way to go, with its bill."""
-    threads, in_flight, reading = way.threads, way.in_flight, way.reading
     slab_bytes = min(slab, max(shape.rows, 1)) * max(shape.output_bytes, shape.row_bytes)
-    shares = max(2 * threads if threads > 1 else 1, ceil(slab_bytes / _SHARE_BYTES))
-    shares = min(shares, max(shape.columns - shape.arrow_columns, 1) + 1)
+    shares = max(2 * way.threads if way.threads > 1 else 1, ceil(slab_bytes / _SHARE_BYTES))
+    apart = max(shape.columns - shape.arrow_columns, 1) + 1
+    shares = max(min(shares, apart, shape.columns), 1)
+    if shape.vectors:  # a column of them is one share, whose next slab only one thread can work on
+        threads, waiting = min(way.threads, shares), max(2 * shares - 1, 1)
+        way = replace(way, threads=threads, in_flight=min(way.in_flight, waiting))
+    threads, in_flight = way.threads, way.in_flight
     block = block_rows(shape.normalized)
     rows = max(shape.rows, 1)
     batch = max(min(slab_rows(shape.normalized_bytes), rows) // block, 1) * block
@@ -287,16 +332,22 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     together = min(_VALUES_TOGETHER, pages * min(slab, rows))
     objects = max(shape.columns, shape.normalized) * _COLUMN_OBJECTS
     slabs_per_part = ceil(min(part, rows) / slab)
-    worked = (
-        ("statistics", objects + shape.normalized * _STATISTICS + ahead * moments),
-        ("decoding", _decoding(shape, (batch, slab), way)),
-        ("arithmetic and encoding", _working(shape, min(slab, rows), together, way)),
-        (
-            "encoded columns",
-            int((in_flight + 1) * slab_bytes * min(_UNEVEN * _SLACK / shares, 1)),
+    statistics = objects + shape.normalized * _STATISTICS + ahead * moments
+    passes = (
+        _Worked(
+            statistics,
+            _decoding(shape.first_pass(), (batch, slab), batch, way),
+            _working(shape.first_pass(), min(slab, rows), together, way),
+        ),
+        _Worked(
+            statistics,
+            _decoding(shape, (batch, slab), slab, way),
+            _working(shape, min(slab, rows), together, way),
+            _encoded(shape, min(slab, rows), shares, in_flight),
         ),
     )
-    needed = sum(size for _, size in worked)
+    worked = max(passes, key=sum)
+    needed = sum(worked)
     lingering = int(_LINGERING * needed)
     footers = shape.footer_chunks * (_FOOTER_CHUNK if shape.arrow_columns else _LAYOUT_CHUNK)
     footers += slabs_per_part * shape.columns * _OUTPUT_CHUNK
@@ -306,7 +357,10 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
         ("interpreter and libraries", base + _RUNTIME),
         ("forked processes", (way.processes - 1) * forked),
         ("footers", max(footers, opening)),
-        *worked,
+        ("statistics", worked.statistics),
+        ("decoding", worked.decoding),
+        ("arithmetic and encoding", worked.working),
+        ("encoded columns", worked.encoded),
         ("freed and not yet given back", lingering),
     )
     return Plan(
@@ -320,38 +374,52 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
         ahead=ahead,
         in_flight=in_flight,
         together=together,
-        reading=reading,
+        reading=way.reading,
         bill=bill,
         limit=limit,
     )
 
 
-def _decoding(shape: Shape, windows: tuple[int, int], way: _Way) -> int:
+class _Worked(NamedTuple):
+    """What a pass needs for its work."""
+
+    statistics: int
+    decoding: int
+    working: int
+    encoded: int = 0
+
+
+def _decoding(shape: Shape, windows: tuple[int, int], window: int, way: _Way) -> int:
     """Return what decoding takes, and what it leaves behind the present rows.
 
     Args:
         shape: What is decoded.
         windows: Rows that are decoded at a time in either pass.
+        window: The same in this pass.
         way: How.
     """
-    window = min(max(windows), max(shape.rows, 1))
+    rows = max(shape.rows, 1)
     plain = shape.columns - shape.arrow_columns
-    cut = not shape.even_group or any(rows % shape.even_group for rows in windows)
+    cut = not shape.even_group or any(window % shape.even_group for window in windows)
     kept = plain * shape.page_bytes * (cut and way.reading.keep_pages)
     found = min(kept, shape.rows * shape.row_bytes)
     if not shape.arrow_columns:
         return found
     group_rows, stream_rows = way.reading.group_rows, way.reading.stream_rows
-    decoded = min(group_rows or stream_rows, shape.largest_group, max(shape.rows, 1))
+    decoded = min(group_rows or stream_rows, shape.largest_group, rows)
     if group_rows:
-        read = min(group_rows, shape.largest_group, max(shape.rows, 1))
-        many = min(columns_at_a_time(read), shape.arrow_columns)
-        found += way.threads * many * (_DECODER + _CHUNK_COPIES * 8 * read)
+        many = min(columns_at_a_time(decoded), shape.arrow_columns)
+        value = 8 if shape.arrow_columns > shape.word_columns else 4
+        found += way.threads * many * (_DECODER + _CHUNK_COPIES * value * decoded)
+        largest = shape.word_bytes / max(min(shape.word_columns // many, way.threads), 1)
+        found += int(_CHUNK_COPIES * decoded * largest)
     else:
         found += shape.arrow_columns * (_DECODER + int(_PAGE_COPIES * shape.page_bytes))
-        found += min(stream_rows, max(shape.rows, 1)) * shape.stream_bytes + _STREAM
-    held = decoded + window
-    found += int(held * (shape.arrow_bytes + shape.vector_bytes) * _SLACK)
+        here = decoded * (shape.stream_bytes + _WORD_COPIES * shape.word_bytes)
+        found += here + min(_STREAM, shape.rows * shape.row_bytes)
+    held = decoded + min(window, rows)
+    others = shape.arrow_bytes + shape.vector_bytes + shape.held_word_bytes
+    found += int(held * others * _SLACK) + _DICTIONARIES * shape.dictionary_bytes
     return found + _vector_buffers(shape, decoded)
 
 
@@ -361,9 +429,23 @@ def _working(shape: Shape, slab: int, together: int, way: _Way) -> int:
     scalars = shape.normalized - sum(size for size, _ in shape.vectors)
     many = min(max(together // slab, 1), max(scalars, 0))
     group = many * max(slab * width, shape.page_bytes)
-    passed = slab * (shape.passed_bytes + shape.vector_output_bytes) * _PASSED_COPIES
+    passed = slab * (shape.passed_bytes * _PASSED_COPIES + shape.vector_output_bytes)
+    letters = slab * (shape.word_bytes + _SHORT_TEXT)
+    passed += min(way.threads, shape.word_columns) * min(letters, LETTERS) * _PASSED_COPIES
+    passed += slab * shape.word_bytes * (letters > LETTERS)
     copies = _GROUP_COPIES if way.reading.keep_pages else _GROUP_COPIES + _FETCHED_APART
     return way.threads * (_WORKER + copies * group) + int(passed * _SLACK)
+
+
+def _encoded(shape: Shape, slab: int, shares: int, in_flight: int) -> int:
+    """Return the bytes of encoded columns that wait to be written.
+
+    Columns of vectors and of text may be far larger than the others, and can't be cut into shares.
+    """
+    row = max(shape.output_bytes, shape.row_bytes)
+    large = min(shape.vector_output_bytes + shape.word_bytes, row)
+    even = (in_flight + 1) * (row - large) * min(_UNEVEN * _SLACK / shares, 1)
+    return int(slab * (even + (1 + in_flight / min(shares, shape.columns)) * large * _SLACK))
 
 
 def _vector_buffers(shape: Shape, rows: int) -> int:
@@ -373,7 +455,8 @@ def _vector_buffers(shape: Shape, rows: int) -> int:
     doubling (measured: 8.1 to 13.6 bytes for a float32, 12.1 to 20.3 for a float64).
     """
     return sum(
-        _VECTOR + (1 << (rows * size - 1).bit_length()) * (width + 4)
+        min(_VECTOR, shape.rows * size * (width + 4))
+        + (1 << (rows * size - 1).bit_length()) * (width + 4)
         for size, width in shape.vectors
     )
 

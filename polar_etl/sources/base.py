@@ -26,11 +26,18 @@ class SourceFile:
     chunks: int
     """Column chunks: leaf columns times row groups. What a decoded footer costs follows from it."""
     variable_bytes: int
-    """Uncompressed bytes of columns of variable width, as the footer has it."""
+    """Decoded bytes of columns of variable width, as far as samples tell, those aside whose words
+    are counted apart."""
     page_bytes: int
     """Uncompressed bytes of the largest page among those looked at."""
     from_arrow: frozenset[int] = frozenset()
     """Places of the columns that PyArrow must decode; the others hold plain numbers."""
+    words: frozenset[int] = frozenset()
+    """Places of the columns of text that are decoded as words and their places."""
+    word_bytes: int = 0
+    """Bytes of a row of them, not compressed, in the row group where these are most."""
+    dictionary_bytes: int = 0
+    """Bytes of their words in a row group, which are held together."""
 
     @property
     def rows(self) -> int:
@@ -66,6 +73,13 @@ class Window(Protocol):
 
     def column(self, name: str) -> pa.ChunkedArray:
         """Return a column of any type.
+
+        Raises:
+            InputError: It can't be decoded.
+        """
+
+    def text(self, name: str) -> pa.ChunkedArray:
+        """Return a column; one of text perhaps as words and their places, which may be smaller.
 
         Raises:
             InputError: It can't be decoded.
@@ -134,6 +148,10 @@ class TableWindow:
         return [pieces_of(self.table.column(name)) for name in names]
 
     def column(self, name: str) -> pa.ChunkedArray:
+        """Return a column of any type."""
+        return self.table.column(name)
+
+    def text(self, name: str) -> pa.ChunkedArray:
         """Return a column of any type."""
         return self.table.column(name)
 

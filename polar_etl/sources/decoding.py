@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polar_etl.columns import Piece, array_of, pieces_of, validity
+from polar_etl.columns import Piece, array_of, pieces_of, validity, word_type
 from polar_etl.errors import InputError, PolarEtlError, RunFailedError, describe
 from polar_etl.headers import UnusualError
 from polar_etl.pages import ColumnReader, read_together
@@ -54,6 +54,9 @@ class ParquetFile:
     """Places of the columns that PyArrow must decode."""
     layout: Layout | None
     """Where plain numbers stand; None where nobody knows."""
+    words: frozenset[int]
+    """Places of the columns of text that are decoded as words and their places: what a row group
+    repeats is decoded once."""
     footer: Callable[[], pq.FileMetaData]
     """Returns the footer as PyArrow has it, which takes time and memory."""
 
@@ -138,7 +141,10 @@ class FileColumns:
             raise pa.ArrowInvalid("it holds fewer rows than its footer tells of")
         for place, column in zip(places, table.columns, strict=True):
             expected = self._file.schema.field(place)
-            if not column.type.equals(expected.type):
+            words = place in self._file.words and pa.dictionary(
+                pa.int32(), word_type(expected.type)
+            )
+            if not column.type.equals(words or expected.type):
                 raise pa.ArrowInvalid(
                     f"column {describe(expected.name)} decodes to {column.type}, "
                     f"not to {expected.type}"
@@ -225,8 +231,10 @@ class FileColumns:
                 column_indices=self._leaves(places),
                 use_threads=False,
             )
+            earlier = None
             for batch in batches:
-                yield pa.Table.from_batches([batch])
+                earlier = _with_words_of(pa.Table.from_batches([batch]), earlier)
+                yield earlier
 
     def _leaves(self, places: Sequence[int]) -> list[int]:
         return list(chain.from_iterable(self._file.leaves[place] for place in places))
@@ -239,8 +247,29 @@ class FileColumns:
             pre_buffer=False,
             buffer_size=buffer_size,
             page_checksum_verification=True,
+            read_dictionary=self._leaves(sorted(self._file.words)),
         ) as opened:
             yield opened
+
+
+def _with_words_of(table: pa.Table, earlier: pa.Table | None) -> pa.Table:
+    """Return `table` with the dictionaries of an earlier one where they are equal.
+
+    PyArrow gives each batch a copy of all words of its row group.
+    """
+    if earlier is None:
+        return table
+    columns = []
+    for column, before in zip(table.columns, earlier.columns, strict=True):
+        if pa.types.is_dictionary(column.type) and column.num_chunks == before.num_chunks == 1:
+            (here,), words = column.chunks, before.chunk(0).dictionary
+            if here.dictionary.equals(words):
+                here = pa.DictionaryArray.from_arrays(
+                    here.indices, words, ordered=here.type.ordered
+                )
+                column = pa.chunked_array([here])
+        columns.append(column)
+    return pa.Table.from_arrays(columns, names=table.column_names)
 
 
 def stretches(groups: Sequence[int], rows: Sequence[int], most: int) -> Iterator[list[int]]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polar_etl.columns import word_type
 from polar_etl.errors import InputError, describe
 from polar_etl.pages import is_usual
 from polar_etl.sources.base import SourceFile
@@ -66,7 +68,10 @@ def inspect(path: str) -> Inspected:
             schema = checked_schema(path, opened.schema_arrow)
             footer = footer_of(raw)
             layout = layout_of(footer, schema)
-            variable, page_bytes = _measure(raw, opened, layout)
+            words = words_in(layout, schema)
+            apart = [schema.names[place] for place in words]
+            variable, page_bytes = _measure(raw, opened, layout, apart)
+            dictionaries = _dictionary_bytes(raw, opened, layout, words) if layout else 0
         if sum(leaves(column.type) for column in schema) != metadata.num_columns:
             raise InputError(
                 f"{describe(path)} has {metadata.num_columns} columns in its footer and another "
@@ -92,10 +97,45 @@ def inspect(path: str) -> Inspected:
             variable_bytes=variable,
             page_bytes=page_bytes,
             from_arrow=from_arrow,
+            words=words,
+            word_bytes=_word_bytes(layout, words) if layout else 0,
+            dictionary_bytes=dictionaries,
         ),
         schema,
         layout,
     )
+
+
+def words_in(layout: Layout | None, schema: pa.Schema) -> frozenset[int]:
+    """Return the places of columns of text that are decoded as words and their places."""
+    return frozenset(
+        place
+        for place, column in enumerate(schema)
+        if layout and word_type(column.type) and layout.holds_words(place)
+    )
+
+
+def _word_bytes(layout: Layout, words: Iterable[int]) -> int:
+    """Return the bytes of a row of some columns in the row group where these are most."""
+    leaves = [layout.leaves[place] for place in words]
+    rows = np.maximum(np.array(layout.rows, np.int64), 1)
+    return int((layout.plain_size[:, leaves].sum(axis=1) / rows).max(initial=0))
+
+
+def _dictionary_bytes(
+    file: BinaryIO, opened: pq.ParquetFile, layout: Layout, words: Iterable[int]
+) -> int:
+    """Return the bytes of the dictionaries of some columns in the largest row group."""
+    if not any(layout.rows):
+        return 0
+    largest = max(range(len(layout.rows)), key=layout.rows.__getitem__)
+    group, found = opened.metadata.row_group(largest), 0
+    for leaf in (layout.leaves[place] for place in words):
+        chunk = group.column(leaf)
+        if chunk.has_dictionary_page:
+            size = _page_header(file, chunk.dictionary_page_offset or 0).get(2, 0)
+            found += min(size, int(layout.plain_size[largest, leaf]))
+    return found
 
 
 def _from_arrow(file: BinaryIO, layout: Layout | None, columns: int) -> frozenset[int]:
@@ -116,7 +156,7 @@ def _from_arrow(file: BinaryIO, layout: Layout | None, columns: int) -> frozense
     return everything - frozenset(plain)
 
 
-def _variable_leaves(schema: pa.Schema, apart_from: Container[str]) -> list[bool]:
+def _variable_leaves(schema: pa.Schema, apart_from: Collection[str]) -> list[bool]:
     return [
         has_variable_width(column.type) and column.name not in apart_from
         for column in schema
@@ -133,21 +173,24 @@ def footer_of(file: BinaryIO) -> bytes:
     return file.read(length + 8)
 
 
-def text_bytes(path: str, apart_from: Container[str]) -> int:
+def text_bytes(path: str, apart_from: Collection[str]) -> int:
     """Return the decoded bytes of columns of variable width, as far as samples tell.
 
     Raises:
         InputError: The file can't be read.
     """
     with explained(path), _opened(path) as opened, open(path, "rb") as raw:
-        return _measure(raw, opened, layout_of(footer_of(raw), opened.schema_arrow), apart_from)[0]
+        schema = opened.schema_arrow
+        layout = layout_of(footer_of(raw), schema)
+        words = [schema.names[place] for place in words_in(layout, schema)]
+        return _measure(raw, opened, layout, {*apart_from, *words})[0]
 
 
 def _measure(
     file: BinaryIO,
     opened: pq.ParquetFile,
     layout: Layout | None,
-    apart_from: Container[str] = (),
+    apart_from: Collection[str] = (),
 ) -> tuple[int, int]:
     """Return the bytes of columns of variable width, and of the largest page, from samples.
 

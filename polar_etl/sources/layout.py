@@ -24,6 +24,9 @@ _CODECS = {0: "UNCOMPRESSED", 1: "SNAPPY", 6: "ZSTD"}
 """By number in the footer: those that tell how large their contents are."""
 _PLAIN = frozenset((0, 3, 4))
 """Encodings of plain values and of levels."""
+_WORDS = frozenset((2, 8))
+"""Encodings of places in a dictionary."""
+_DATA_PAGES = frozenset((0, 3))
 
 _NUMBER = rb"([\x80-\xff]{0,9}[\x00-\x7f])"
 _HEAD = re.compile(
@@ -46,6 +49,9 @@ class Layout:
     """Bytes of the chunks before compression, headers included."""
     codec: npt.NDArray[np.int64]
     """Number of the codec; -1 where a chunk is none of plain numbers."""
+    words: npt.NDArray[np.bool_]
+    """Whether all that a chunk of text holds are places in its dictionary. Of other pages PyArrow
+    makes words as well, but keeps all of them to the end of the row group."""
     leaves: tuple[int, ...]
     """Of each column: its first leaf."""
     nullable: tuple[bool, ...]
@@ -58,6 +64,11 @@ class Layout:
         filled = np.array(self.rows, np.int64) > 0
         codec = self.codec[filled][:, list(self.leaves)]
         return np.flatnonzero((codec >= 0).all(axis=0)).tolist()
+
+    def holds_words(self, column: int) -> bool:
+        """Tell whether all that a column of text holds are places in dictionaries."""
+        filled = np.array(self.rows, np.int64) > 0
+        return bool(filled.any() and self.words[filled, self.leaves[column]].all())
 
     def require_page_sizes(self, group: int, leaf: int, file: int) -> None:
         """Check that no page of a chunk claims more memory than the whole chunk needs.
@@ -166,7 +177,7 @@ def _of_groups(footer: bytes, at: int, columns: list[_Column]) -> Layout:
     leaves = sum(column.leaves for column in columns)
     if groups * leaves > len(footer):
         raise ValueError("it has not the bytes for so many row groups")
-    table = np.empty((groups, leaves, 5), np.int64)
+    table = np.empty((groups, leaves, 6), np.int64)
     filled = set()
     for group in range(groups):
         last = 0
@@ -190,12 +201,13 @@ def _of_groups(footer: bytes, at: int, columns: list[_Column]) -> Layout:
         at += 1
     if len(rows) != groups or len(filled) != groups:
         raise ValueError("a row group lacks fields")
-    start, size, codec, values, plain_size = table.transpose(2, 0, 1)
+    start, size, codec, values, plain_size, words = table.transpose(2, 0, 1)
     return Layout(
         rows=tuple(rows),
         start=start,
         stop=start + size,
         plain_size=plain_size,
+        words=words > 0,
         codec=np.where(values == np.array(rows, np.int64)[:, None], codec, -1),
         leaves=tuple(accumulate((column.leaves for column in columns[:-1]), initial=0)),
         nullable=tuple(column.nullable for column in columns),
@@ -203,7 +215,7 @@ def _of_groups(footer: bytes, at: int, columns: list[_Column]) -> Layout:
     )
 
 
-_NONE = (0, 0, -1, 0, 0)
+_NONE = (0, 0, -1, 0, 0, 0)
 
 
 class _ChunkReader:
@@ -218,7 +230,7 @@ class _ChunkReader:
         """What stood behind the sizes of an earlier chunk, to its end."""
 
     def read(self, at: int, column: _Column) -> tuple[tuple[int, ...], int]:
-        """Return start, bytes, codec or -1, values, plain bytes of a chunk, and where it ends."""
+        """Return what is kept of a chunk, see `Layout`, and where it ends."""
         footer = self._footer
         head = _HEAD.match(footer, at)
         if head is None or column.stored is None or not footer.startswith(column.path, head.end()):
@@ -241,6 +253,7 @@ class _ChunkReader:
             codec_number if plain and codec_number in _CODECS else -1,
             signed(values, 0)[0],
             signed(plain_size, 0)[0],
+            0,
         ), sizes.end() + len(self._rest)
 
     def _slowly(self, at: int, column: _Column) -> tuple[tuple[int, ...], int]:
@@ -255,7 +268,15 @@ class _ChunkReader:
         plain = plain and 11 not in meta and encodings <= _PLAIN and codec in _CODECS
         start = min(number(footer, meta[place]) for place in (9, 11) if place in meta)
         size, values, plain_size = (number(footer, meta[place]) for place in (7, 5, 6))
-        return (max(start, 0), size, codec if plain else -1, values, plain_size), stop
+        words = 13 in meta and _holds_places(footer, meta[13].start)
+        return (max(start, 0), size, codec if plain else -1, values, plain_size, words), stop
+
+
+def _holds_places(footer: bytes, at: int) -> bool:
+    """Tell whether a list of `PageEncodingStats` has data pages of places in a dictionary only."""
+    pages = [fields_of(footer, item.start)[0] for item in items_of(footer, at)[0]]
+    found = [page for page in pages if number(footer, page[1]) in _DATA_PAGES]
+    return bool(found) and all(number(footer, page[2]) in _WORDS for page in found)
 
 
 _PLAIN_BYTES = frozenset(2 * encoding for encoding in _PLAIN)

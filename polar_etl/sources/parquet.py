@@ -15,7 +15,7 @@ from threading import Lock
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polar_etl.columns import Piece
+from polar_etl.columns import Piece, word_type
 from polar_etl.errors import InputError, describe
 from polar_etl.features import first_length, open_lists, require_lengths
 from polar_etl.sources.base import Columns, Reading, SourceFile, Window
@@ -130,6 +130,7 @@ class ParquetSource:
             leaves=self._leaf_ranges,
             from_arrow=self.files[index].from_arrow,
             layout=layout,
+            words=self.files[index].words,
             footer=footer,
         )
 
@@ -234,13 +235,22 @@ class _Window:
 
     def column(self, name: str) -> pa.ChunkedArray:
         """Return a column of any type."""
+        return self.text(name).cast(self.source.schema.field(name).type)
+
+    def text(self, name: str) -> pa.ChunkedArray:
+        """Return a column; one of text as words and their places wherever that can be had."""
         place, lengths = self.places[name], self.source.lengths
         found = [part.column(place) for part in self.parts]
         if name in lengths:
             for part, column in zip(self.parts, found, strict=True):
                 require_lengths(name, column, lengths[name], part.path, part.row)
         chunks = [chunk for column in found for chunk in column.iterchunks()]
-        return pa.chunked_array(chunks, self.source.schema.field(place).type)
+        kinds = {column.type for column in found} or {self.source.schema.field(place).type}
+        if len(kinds) > 1:  # words of one file, text of another
+            words = word_type(self.source.schema.field(place).type)
+            chunks = [chunk.cast(words).dictionary_encode() for chunk in chunks]
+            kinds = {pa.dictionary(pa.int32(), words)}
+        return pa.chunked_array(chunks, *kinds)
 
 
 def _nullable_where_either_is(schema: pa.Schema, other: pa.Schema) -> pa.Schema:

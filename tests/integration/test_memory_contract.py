@@ -128,6 +128,82 @@ def test_numbers_with_a_few_texts_streamed_from_one_large_group(tmp_path):
         assert peak <= limit * 10**6
 
 
+def letters(size: int, seed: int) -> str:
+    return np.random.default_rng(seed).integers(97, 123, size, np.uint8).tobytes().decode()
+
+
+REPEATED = {
+    "one word": (["x" * 8_000], 0),
+    "one word in the last rows": (["x" * 8_000], 199_000),
+    "longer words in fewer rows": (["x" * 500_000], 197_000),
+    "a hundred words": ([letters(8_000, i) for i in range(100)], 0),
+    "a thousand words": ([letters(8_000, i) for i in range(1_000)], 0),
+}
+
+
+@pytest.mark.parametrize("room", ["least", "ample"])
+@pytest.mark.parametrize("case", REPEATED)
+def test_a_megabyte_that_decodes_to_more_than_a_gigabyte_is_held(tmp_path, case, room):
+    words, empty = REPEATED[case]
+    rows = 200_000
+    places = np.random.default_rng(0).integers(1, len(words) + 1, rows).astype(np.int32)
+    places[:empty] = 0
+    text = pa.DictionaryArray.from_arrays(pa.array(places), ["", *words])
+    columns = {"x": np.arange(rows) / 7, "text": text}
+    how = {"store_schema": False, "dictionary_pagesize_limit": 1 << 25, "compression": "zstd"}
+    tables.write(tmp_path / "in.parquet", columns, row_group_size=rows, **how)
+    least = smallest_limit(tmp_path, "in.parquet", "out")
+    assert least <= 400
+    limit = least if room == "least" else 2_000
+    how = ("normalize", "in.parquet", "out", "--memory-limit", f"{limit}MB", "--json")
+    outcome, peak = measured(tmp_path, *how)
+    summary = outcome.expect(0).summary
+    assert peak <= least * 10**6
+    assert peak <= summary["projected_peak"]
+    found = pq.ParquetFile(tmp_path / "out" / "part-00000.parquet", read_dictionary=["text"])
+    column = found.read_row_group(0, ["text"])["text"].combine_chunks()
+    assert column.slice(0, 5).to_pylist() == text.slice(0, 5).to_pylist()
+    assert column.slice(len(column) - 5).to_pylist() == text.slice(len(column) - 5, 5).to_pylist()
+
+
+def text_tables() -> dict[str, dict]:
+    """Return columns of text by what they are like."""
+    draw = np.random.default_rng(0)
+
+    def words(many: int, size: int) -> pa.Array:
+        sizes = draw.integers(1, size, many)
+        return pa.array([f"{i} {letters(int(n), i)}" for i, n in enumerate(sizes)])
+
+    def of(few: pa.Array, rows: int) -> pa.DictionaryArray:
+        return pa.DictionaryArray.from_arrays(draw.integers(0, len(few), rows, np.int32), few)
+
+    numbers = {f"x{i}": draw.standard_normal(200_000, np.float32) for i in range(8)}
+    return {
+        "dictionaries": numbers | {f"t{i}": of(words(1_000, 20), 200_000) for i in range(6)},
+        "short texts": numbers | {"t": [f"text {i}" for i in range(200_000)]},
+        "repeated texts": numbers | {"t": of(words(500, 400), 200_000).cast(pa.string())},
+        "long texts": {"x": range(20_000), "t": words(20_000, 4_000)},
+    }
+
+
+TEXTS = ["dictionaries", "short texts", "repeated texts", "long texts"]
+
+
+@pytest.mark.parametrize("groups", [1, 10])
+@pytest.mark.parametrize("kind", TEXTS)
+def test_what_is_projected_for_texts_is_neither_too_little_nor_far_too_much(tmp_path, kind, groups):
+    columns = text_tables()[kind]
+    rows = len(columns["t" if "t" in columns else "t0"])
+    tables.write(tmp_path / "in.parquet", columns, row_group_size=rows // groups)
+    for limit in (f"{smallest_limit(tmp_path, 'in.parquet', 'out')}MB", "2GB"):
+        how = ("--overwrite", "--memory-limit", limit, "--json")
+        outcome, peak = measured(tmp_path, "normalize", "in.parquet", "out", *how)
+        projected = outcome.expect(0).summary["projected_peak"]
+        assert peak <= projected
+        if kind in ("dictionaries", "repeated texts"):  # of others a footer tells less
+            assert projected <= 2 * peak
+
+
 def write_vectors(path, rows: int, group: int, size: int, missing: str = "") -> None:
     """Write `rows` vectors in row groups of `group`, a few thousand rows in memory at a time."""
     kind = pa.list_(pa.float32(), -1 if "lists" in missing else size)

@@ -143,3 +143,30 @@ def test_many_runs_have_one_hash(tmp_path, run_process, runs):
         hashes.add(digest(folder / "out"))
     assert len(hashes) == 1
     assert kills >= runs // 4
+
+
+def test_long_texts_come_out_alike_however_they_were_encoded(run_process, tmp_path):
+    rows = 4_000
+    letters = [chr(97 + i * i % 26) * (i % 97) + str(i) for i in range(rows)]
+    columns = {
+        "x": pa.array(range(rows)),
+        "few": pa.array(["x" * 5_000 + letters[i % 5] for i in range(rows)]),
+        "many": pa.array([f"{word} " * (5_000 // len(word)) for word in letters]),
+    }
+    delta = {"few": "DELTA_LENGTH_BYTE_ARRAY", "many": "DELTA_BYTE_ARRAY", "x": "PLAIN"}
+    layouts = [
+        {"row_group_size": rows},
+        {"row_group_size": 700, "dictionary_pagesize_limit": 1 << 25},
+        {"row_group_size": 1_001, "use_dictionary": False, "data_page_size": 10_000},
+        {"use_dictionary": False, "column_encoding": delta},
+    ]
+    results = []
+    for number, how in enumerate(layouts):
+        source = tables.write(tmp_path / f"{number}.parquet", columns, **how)
+        limit = smallest_limit(run_process, source)
+        for memory in (limit, "4GB"):
+            args = (*PARTS, "--overwrite", "--memory-limit", memory)
+            run_process("normalize", source, "out", *args).expect(0)
+            results.append(trees.result(tmp_path / "out"))
+    assert all(result == results[0] for result in results)
+    assert tables.read(tmp_path / "out").drop(["x"]).equals(pa.table(columns).drop(["x"]))

@@ -308,6 +308,35 @@ class TestPassedThrough:
             expected = [x.encode() if x and kind == pa.binary() else x for x in self.TEXTS]
             assert array.to_pylist() == expected
 
+    @pytest.mark.parametrize("words", [20, 2_000], ids=["few", "many"])
+    @pytest.mark.parametrize("kind", [pa.string(), pa.large_binary()], ids=str)
+    def test_long_text_is_the_same_however_it_was_read(self, words, kind):
+        draw = np.random.default_rng(words)
+        places = draw.integers(0, words, 12_000, np.int32)
+        values = pa.array([f"{i} {'abcdefghij' * (i % 200)}" for i in range(words)]).cast(
+            pa.binary() if pa.types.is_large_binary(kind) else pa.string()
+        )
+        text = pa.DictionaryArray.from_arrays(pa.array(places, mask=places % 7 == 0), values)
+        plain = pa.chunked_array([text]).cast(kind)
+        read = [
+            pa.chunked_array([text]),
+            pa.chunked_array([text.slice(at, 700) for at in range(0, 12_000, 700)]),
+            plain,
+            pa.chunked_array(
+                [plain.slice(at, 999).combine_chunks() for at in range(0, 12_000, 999)]
+            ),
+        ]
+
+        found = [passed_through("t", column, kind) for column in read]
+
+        for column in found:
+            assert column.cast(kind).to_pylist() == plain.to_pylist()
+            pieces = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+            assert [len(piece) for piece in pieces] == [
+                len(piece) for piece in getattr(found[0], "chunks", [found[0]])
+            ]
+            assert (len(pieces) == 1) == (words == 20)
+
     def test_dictionaries_keep_no_unused_values(self):
         full = pa.DictionaryArray.from_arrays(pa.array([2, 2], pa.int8()), ["a", "b", "c"])
 
