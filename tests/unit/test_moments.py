@@ -1,5 +1,6 @@
 """Moments against exact rational arithmetic, and the laws of `merge`."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -331,14 +332,13 @@ class TestMerge:
 
     def test_adds_counts_and_takes_the_first_infinity(self):
         a = moments_of([1.0, np.inf, np.nan])
-        b = moments_of(pa.array([None, -np.inf, 5.0])).shifted(3)
+        b = replace(moments_of(pa.array([None, -np.inf, 5.0])), first_inf=np.array([4]))
 
         both = a.merge(b)
 
         counts = (both.count, both.null_count, both.nan_count, both.inf_count)
         assert [int(count[0]) for count in counts] == [2, 1, 1, 2]
         assert both.first_inf[0] == 1
-        assert b.first_inf[0] == 4
 
 
 class TestDegreesOfFreedom:
