@@ -450,7 +450,7 @@ def generate(
     null_fraction: Annotated[float, option("--null-fraction", "Share of nulls.")] = 0.0,
     row_group_size: Annotated[
         Optional[int],  # noqa: UP045
-        option("--row-group-size", "Rows of a row group; default: a chunk, at most 64 MiB."),
+        option("--row-group-size", "Rows of a row group; default: a chunk, at most 1,048,576."),
     ] = None,
     truth: Annotated[
         Optional[Path],  # noqa: UP045
