@@ -37,6 +37,13 @@ def outlier(value: float, row: int) -> np.ndarray:
     return values
 
 
+def cancelling(size: float) -> np.ndarray:
+    """Return values that have nothing left in their sum but that of a few small ones."""
+    large = noise(8, 5_000) * size
+    values = np.concatenate([large, -large, noise(9, 100)])
+    return np.random.default_rng(10).permutation(values)
+
+
 def alternating() -> np.ndarray:
     return np.where(np.arange(ROWS) % 2 == 0, 1e8, -1e8) + noise(4)
 
@@ -73,6 +80,8 @@ HARD = {
     "largest": np.array([np.finfo(float).max, -np.finfo(float).max, 0.0]),
     "largest alike": np.array([np.finfo(float).max, np.finfo(float).max * 0.9]),
     "smallest normal": np.array([2.0, 3.0, 5.0, 1e10]) * np.finfo(float).tiny,
+    **{f"cancelling 1e{power}": cancelling(10.0**power) for power in (8, 16, 100, 300)},
+    "cancelling to two": np.array([1.0, 1e100, 1.0, -1e100]),
     "two rows": np.array([0.1, 0.3]),
     "one off in the last bit": np.array([1.0, np.nextafter(1.0, 2.0), 1.0]),
     "first block constant": np.concatenate([np.full(16_384, 1e9), noise(7)]),
