@@ -346,7 +346,7 @@ def test_a_terminal_shows_bars_and_memory(folder):
     assert code == 0
     assert "\x1b" not in stdout
     assert "\x1b[" in shown
-    for word in ("100%", "rows/s", "MB/s", "800 MB"):
+    for word in ("100%", "rows/s", "B/s", "800 MB"):
         assert word in shown
 
 
