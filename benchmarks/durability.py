@@ -118,11 +118,12 @@ class Scene:
     def recorded(self) -> int:
         """Return how many batches an undamaged manifest tells of; 0 if there is none."""
         from polar_etl.errors import PolarEtlError
-        from polar_etl.inspection import batches_of
+        from polar_etl.manifest import Manifest
         from polar_etl.workspace import Workspace
 
         try:
-            return len(batches_of(Workspace.at(self.out, None)))
+            with Manifest.open(Workspace.at(self.out, None).manifest, read_only=True) as manifest:
+                return sum(len(manifest.batches(name)) for name in ("moments", "parts"))
         except PolarEtlError:
             return 0
 

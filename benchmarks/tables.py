@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -103,7 +105,31 @@ def make(table: Table, seed: int, path: Path) -> None:
             null_fraction=table.null_fraction,
             row_group_rows=table.group_rows,
         )
-        generate(path / f"{number:05}.parquet" if table.files > 1 else path, recipe)
+        target = path / f"{number:05}.parquet" if table.files > 1 else path
+        ours = target.with_suffix(".ours")
+        generate(ours, recipe)
+        try:
+            _rewrite(ours, target)
+        finally:
+            ours.unlink()
+
+
+def _rewrite(source: Path, target: Path) -> None:
+    """Write a file anew as PyArrow does by itself: nobody's input was written by polar-etl."""
+    with (
+        pq.ParquetFile(source) as file,
+        pq.ParquetWriter(
+            target,
+            file.schema_arrow,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=False,
+            write_statistics=False,
+        ) as writer,
+    ):
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            writer.write_table(table, row_group_size=max(table.num_rows, 1))
 
 
 def remove(path: Path) -> None:

@@ -11,6 +11,7 @@ c)^2. The shift is of the block itself, so nothing cancels however far it lies f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -33,6 +34,9 @@ processor's cache. Measured on 2 cores, a second thread gains nothing at 2^15, a
 _PARTIAL = 1 << 9
 """Squares added in the usual way before their sums are added without error: the last additions of
 a sum err most, because they are the largest."""
+_CANCELLED = 2.0**-16
+"""Share of the largest value below which a sum is taken anew: it is what values that cancel leave,
+and few of its digits may be right."""
 _LARGE, _SMALL = 2.0**450, 2.0**-400
 
 
@@ -155,6 +159,9 @@ class _Sums:
         bound, spread = np.maximum(-smallest, largest), largest - smallest
         _sum(values, bound, scratch, high, low)
         np.add(high, low, out=centre)
+        for row in np.flatnonzero(np.abs(centre) < bound * _CANCELLED).tolist():
+            high[row], low[row] = _sum_anew(values[row])
+            centre[row] = high[row]
         centre /= n
         # Distances of integers, and of Float32 of one size, to so short a centre are exact.
         unit = np.maximum(spread * 2.0**35, 4 * bound)
@@ -263,6 +270,24 @@ def _sum(values: Floats, bound: Floats, scratch: Floats, high: Floats, low: Floa
     np.add.reduce(leading, axis=1, out=high)
     np.subtract(values, leading, out=leading)
     np.add.reduce(leading, axis=1, out=low)
+
+
+def _sum_anew(values: Floats) -> tuple[float, float]:
+    """Return the sum of values that cancel, as the nearest double and what is left of it.
+
+    What `_sum` does once is done again with the rest, until it is small beside the sum.
+    """
+    sums: list[float] = []
+    while bound := float(np.abs(values).max()):
+        unit = bound * (4 * len(values))
+        leading = (values + unit) - unit
+        values = values - leading
+        sums.append(float(leading.sum()))
+        if abs(math.fsum(sums)) >= bound * _CANCELLED:
+            break
+    sums.append(float(values.sum()))
+    total = math.fsum(sums)
+    return total, math.fsum([*sums, -total])
 
 
 def _is_regular(bound: Floats | float) -> npt.NDArray[np.bool_] | bool:

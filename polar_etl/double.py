@@ -29,11 +29,6 @@ class Double(NamedTuple):
         total = _renormalized(total.high, total.low + tail.high)
         return _renormalized(total.high, total.low + tail.low)
 
-    def plus_float(self, other: Floats) -> Double:
-        """Return the sum with one double."""
-        total = add(self.high, other)
-        return _renormalized(total.high, total.low + self.low)
-
     def minus(self, other: Double) -> Double:
         """Return the difference."""
         return self.plus(Double(-other.high, -other.low))

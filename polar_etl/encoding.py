@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +25,20 @@ from polar_etl.thrift import BINARY, I16, I32, I64, LIST, STRUCT, Field
 
 Bools = npt.NDArray[np.bool_]
 Bytes = bytes | memoryview
-Values = npt.NDArray[np.floating]
+Values = npt.NDArray[np.number]
 
 MAGIC = b"PAR1"
 _PAGE_BYTES = 1 << 18
 _ROOM = 16
 """Bytes left free before the values of a page: equal levels take up to 10."""
-_PHYSICAL = {4: 4, 8: 5}
-"""Number of Parquet's type for floats of so many bytes."""
+_PHYSICAL = {
+    **dict.fromkeys((pa.int8(), pa.int16(), pa.int32()), 1),
+    pa.int64(): 2,
+    pa.float32(): 4,
+    pa.float64(): 5,
+    pa.float16(): 7,
+}
+"""Number of the type that Parquet stores these numbers as."""
 _ZSTD = 6
 _SHORT = 1 << 14
 """Bytes of a piece of content below which writing it alone takes longer than copying it."""
@@ -87,11 +93,10 @@ class PartFormat:
         found = {}
         for name in self.plain:
             column = self.schema.field(name)
-            if column.type in (pa.float32(), pa.float64()):
+            if column.type in _PHYSICAL:
                 path = name.encode()
-                physical = _PHYSICAL[column.type.bit_width // 8]
                 head = [
-                    (1, I32, thrift.as_number(physical)),
+                    (1, I32, thrift.as_number(_PHYSICAL[column.type])),
                     (2, LIST, thrift.as_list(I32, [thrift.as_number(0), thrift.as_number(3)])),
                     (3, LIST, thrift.as_list(BINARY, [thrift.as_varint(len(path)) + path])),
                     (4, I32, thrift.as_number(_ZSTD)),
@@ -102,11 +107,12 @@ class PartFormat:
     def scalars(
         self, names: Sequence[str], columns: Iterable[tuple[PagedColumn, Bools | None]]
     ) -> list[Chunk]:
-        """Return normalized scalar columns as chunks.
+        """Return scalar columns of plain numbers as chunks.
 
         Args:
             names: Of the columns.
-            columns: Of each, its values, and which of them are not null; None if all are.
+            columns: Of each, its values as Parquet stores the column's type, and which of them
+                are not null; None if all are.
         """
         pages: list[tuple[int, Bytes]] = []
         counts = []
@@ -196,15 +202,28 @@ class PartFormat:
 
     def footer(self, rows: int, groups: list[bytes]) -> bytes:
         """Return the footer of a file with these row groups, up to and with the closing magic."""
+        before, after = self.around_groups(rows, len(groups))
+        found = b"".join((before, *groups, after))
+        return found + footer_end(len(found))
+
+    def around_groups(self, rows: int, groups: int) -> tuple[bytes, bytes]:
+        """Return what stands before and behind the descriptions of so many row groups."""
         model, fields = self._footer
         values = {
             place: (field.kind, bytes(model[field.start : field.stop]))
             for place, field in fields.items()
         }
         values[3] = I64, thrift.as_number(rows)
-        values[4] = LIST, thrift.as_list(STRUCT, groups)
-        found = thrift.as_struct((place, *values[place]) for place in sorted(values))
-        return found + len(found).to_bytes(4, "little") + MAGIC
+        values[4] = LIST, thrift.list_head(STRUCT, groups)
+        places = sorted(values)
+        before = [(place, *values[place]) for place in places if place <= 4]
+        after = [(place, *values[place]) for place in places if place > 4]
+        return thrift.as_struct(before)[:-1], thrift.as_struct(after, behind=4)
+
+
+def footer_end(length: int) -> bytes:
+    """Return what stands behind a footer of so many bytes: its length, and the magic."""
+    return length.to_bytes(4, "little") + MAGIC
 
 
 _CHUNK_HEAD = b"\x26\x00\x1c"
@@ -282,13 +301,13 @@ class PagedColumns:
         dtype: Of the values.
     """
 
-    def __init__(self, columns: int, rows: int, dtype: np.dtype[np.floating]) -> None:
+    def __init__(self, columns: int, rows: int, dtype: np.dtype[Any]) -> None:
         self._rows, self._dtype = rows, dtype
         self._length = _PAGE_BYTES // dtype.itemsize
         self._stride = rows * dtype.itemsize + -(-rows // self._length) * _ROOM
         self._memory = scratch(f"pages {dtype}", columns * self._stride)
 
-    def put(self, column: int, first: int, values: npt.NDArray[np.float64]) -> None:
+    def put(self, column: int, first: int, values: Values) -> None:
         """Write some rows of some neighbouring columns, rounding them to the dtype.
 
         Args:

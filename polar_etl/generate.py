@@ -1,10 +1,14 @@
-"""Synthetic tables of any size, made and written row group by row group."""
+"""Synthetic tables of any size, made and written a few columns of a row group at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +16,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polar_etl.durable import replacing, require_place, sweep
+from polar_etl.encoding import (
+    MAGIC,
+    Bools,
+    PagedColumn,
+    PagedColumns,
+    PartFormat,
+    Placed,
+    Values,
+    footer_end,
+    joined,
+    placed,
+    row_group,
+)
 from polar_etl.errors import RunFailedError, UsageError, describe
+from polar_etl.passes import groups_of
 from polar_etl.stop import Stop
 
 DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64")
-_GROUP_BYTES = 1 << 26
+_GROUP_ROWS = 1 << 20
+_VALUES_TOGETHER = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +50,7 @@ class Recipe:
     seed: int
     null_fraction: float
     row_group_rows: int | None
-    """None: a chunk, or 64 MiB of it where that is less."""
+    """None: a chunk, or 1,048,576 rows of it where that is less."""
 
     def __post_init__(self) -> None:
         """Refuse recipes that make no table.
@@ -58,8 +77,7 @@ class Recipe:
 
     def group_lengths(self) -> Iterator[int]:
         """Yield the rows of each row group."""
-        width = self.columns * np.dtype(self.dtype).itemsize
-        most = self.row_group_rows or min(max(self.rows, 1), max(_GROUP_BYTES // width, 1))
+        most = self.row_group_rows or _GROUP_ROWS
         for _ in range(self.chunks):
             left = self.rows
             while left:
@@ -78,13 +96,13 @@ class Recipe:
 def generate(
     path: Path, recipe: Recipe, truth: Path | None = None, stop: Stop | None = None
 ) -> int:
-    """Write the table to `path` and return its rows; memory holds one row group.
+    """Write the table to `path` and return its rows; memory holds a few columns of a row group.
 
     Args:
         path: The Parquet file; must not exist.
         recipe: What it looks like.
         truth: Where to write mean and scale of every column, as Parquet.
-        stop: Is asked before every row group whether to go on.
+        stop: Is asked every few columns whether to go on.
 
     Raises:
         UsageError: A file exists already, its folder does not, or both are one.
@@ -114,39 +132,64 @@ def generate(
 
 
 def _write(path: Path, recipe: Recipe, stop: Stop) -> int:
-    rows = 0
-    with pq.ParquetWriter(
-        path,
-        recipe.schema,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=False,
-        write_statistics=False,
-    ) as writer:
-        for number, length in enumerate(recipe.group_lengths()):
-            stop.check()
-            table = pa.Table.from_arrays(_columns(recipe, number, length), schema=recipe.schema)
-            writer.write_table(table, row_group_size=length)
+    """Write the table; its footer is kept in a file until the end, as it grows with the chunks."""
+    form = PartFormat(recipe.schema, tuple(recipe.schema.names), level=1)
+    rows = groups = 0
+    with open(path, "wb") as file, TemporaryFile(dir=path.parent) as described:
+        file.write(MAGIC)
+        for groups, length in enumerate(recipe.group_lengths(), 1):
+            chunks = list(_write_group(file, form, recipe, groups - 1, length, stop))
+            described.write(row_group(length, groups - 1, chunks))
             rows += length
+        start = file.tell()
+        before, after = form.around_groups(rows, groups)
+        file.write(before)
+        described.seek(0)
+        shutil.copyfileobj(described, file)
+        file.write(after)
+        file.write(footer_end(file.tell() - start))
     return rows
 
 
-def _columns(recipe: Recipe, number: int, length: int) -> list[pa.Array]:
+def _write_group(
+    file: BinaryIO, form: PartFormat, recipe: Recipe, number: int, length: int, stop: Stop
+) -> Iterator[Placed]:
+    """Write the row group `number`, and yield its column chunks."""
+    columns = _columns(recipe, number, length)
+    for names in groups_of(form.plain, length, _VALUES_TOGETHER):
+        stop.check()
+        encoded = joined(form.scalars(names, _paged(list(islice(columns, len(names))))))
+        yield from placed(encoded, file.tell())
+        file.writelines(encoded.content)
+
+
+def _paged(
+    columns: Sequence[tuple[Values, Bools | None]],
+) -> Iterator[tuple[PagedColumn, Bools | None]]:
+    values = columns[0][0]
+    paged = PagedColumns(len(columns), len(values), values.dtype)
+    for index, (values, valid) in enumerate(columns):
+        paged.put(index, 0, values[None, :])
+        yield paged.column(index), valid
+
+
+def _columns(recipe: Recipe, number: int, length: int) -> Iterator[tuple[Values, Bools | None]]:
+    """Yield the values of each column of a row group, and which are not null; None if all are."""
     draw = np.random.default_rng([recipe.seed, number])
     single = recipe.dtype in ("float16", "float32")
-    columns = []
     for mean, scale in zip(*recipe.truth(), strict=True):
         values = draw.standard_normal(length, dtype=np.float32 if single else np.float64)
         values *= values.dtype.type(scale)
         values += values.dtype.type(mean)
-        nulls = draw.random(length) < recipe.null_fraction if recipe.null_fraction else None
-        columns.append(pa.array(_as_dtype(values, recipe.dtype), mask=nulls))
-    return columns
+        valid = draw.random(length) >= recipe.null_fraction if recipe.null_fraction else None
+        yield _stored(values, recipe.dtype), valid
 
 
-def _as_dtype(values: npt.NDArray[np.floating], dtype: str) -> npt.NDArray[np.generic]:
+def _stored(values: npt.NDArray[np.floating], dtype: str) -> Values:
+    """Return values of the recipe's type as Parquet stores them: whole numbers in 32 bits or 64."""
     kind = np.dtype(dtype)
     if kind.kind == "i":
         limits = np.iinfo(kind)
-        return np.asarray(np.clip(np.rint(values), limits.min, limits.max), kind)
+        whole = np.clip(np.rint(values), limits.min, limits.max)
+        return np.asarray(whole, np.int64 if kind.itemsize == 8 else np.int32)
     return np.asarray(values, kind)

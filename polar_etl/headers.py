@@ -16,10 +16,18 @@ HEADER = 256
 _LONGEST_HEADER = 1 << 16
 _SHORT_OF = 100
 """Bytes by which old writers tell too little of a chunk: the dictionary page's header."""
+_COUNTS = (5, 7, 8)
+"""Fields of `PageHeader` whose structs begin with the number of values: of data pages, version 1,
+of dictionaries, and of data pages, version 2."""
+_LONGEST_VALUE = 1 << 30
 
 
 class UnusualError(ValueError):
     """A page is of a kind, or damaged in a way, that PyArrow must deal with."""
+
+
+class LongValueError(UnusualError):
+    """A page holds a value so long that no two of them fit into an Arrow array."""
 
 
 class PageHeader(NamedTuple):
@@ -115,6 +123,7 @@ def require_sizes(file: int, start: int, stop: int, most: int) -> None:
         most: Bytes of the chunk before compression.
 
     Raises:
+        LongValueError: A page's values are 1 GiB long or longer: PyArrow can't decode two of them.
         UnusualError: A page does, or a header can't be read.
     """
     while start < stop:
@@ -122,16 +131,20 @@ def require_sizes(file: int, start: int, stop: int, most: int) -> None:
         found = found or _sizes(os.pread(file, _LONGEST_HEADER, start))  # statistics may be long
         if found is None:
             raise UnusualError("a page header can't be read")
-        length, size, stored = found
+        length, size, stored, values = found
         if not 0 <= size <= most or not 0 <= stored <= stop + _SHORT_OF - start - length:
             raise UnusualError(f"a page claims {max(size, stored):,} bytes of {most:,}")
+        if size >= _LONGEST_VALUE * max(values, 1):
+            raise LongValueError(f"it has a value of {size // max(values, 1):,} bytes")
         start += length + stored
 
 
-def _sizes(raw: bytes) -> tuple[int, int, int] | None:
-    """Return the bytes of a header, and of its page before and after compression."""
+def _sizes(raw: bytes) -> tuple[int, int, int, int] | None:
+    """Return the bytes of a header, of its page before and after compression, and its values."""
     try:
         fields, length = thrift.fields_of(raw)
-        return length, thrift.number(raw, fields[2]), thrift.number(raw, fields[3])
+        counts = [thrift.fields_of(raw, fields[i].start)[0][1] for i in _COUNTS if i in fields]
+        values = sum(thrift.number(raw, count) for count in counts)
+        return length, thrift.number(raw, fields[2]), thrift.number(raw, fields[3]), values
     except (ValueError, KeyError, IndexError):
         return None

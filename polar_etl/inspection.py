@@ -14,7 +14,7 @@ import pyarrow as pa
 from polar_etl import pipeline
 from polar_etl.durable import is_regular
 from polar_etl.errors import InputError, StateMismatchError, describe
-from polar_etl.manifest import BatchRow, Manifest
+from polar_etl.manifest import Manifest
 from polar_etl.moments import Moments
 from polar_etl.passes import output_schema, passed_through
 from polar_etl.scaler import Scaler
@@ -236,12 +236,6 @@ def moment_problems(scaler: Scaler, found: Moments) -> list[str]:
         for what, wrong in checks.items()
         for i in np.flatnonzero(wrong).tolist()
     ]
-
-
-def batches_of(workspace: Workspace) -> list[BatchRow]:
-    """Return all recorded batches of both passes."""
-    with _manifest(workspace) as manifest:
-        return [*manifest.batches("moments"), *manifest.batches("parts")]
 
 
 def _manifest(workspace: Workspace) -> AbstractContextManager[Manifest]:

@@ -44,7 +44,7 @@ def parse_size(text: str | int, *, available: int | None = None) -> int:
         available: What a percentage refers to; without it a percentage is refused.
 
     Raises:
-        UsageError: `text` is not a size, or not a positive one.
+        UsageError: `text` is not a size, or not a positive one, or more than 100%.
 
     Example:
         >>> parse_size("512MB"), parse_size("2GiB"), parse_size("50%", available=1000)
@@ -57,6 +57,8 @@ def parse_size(text: str | int, *, available: int | None = None) -> int:
             f"{describe(text)} is not a size: expected something like 512MB, 2GiB or 50%."
         )
     number = Fraction(match.group(1))
+    if unit == "%" and number > 100:
+        raise UsageError(f"{describe(text)} is more than there is.")
     size = int(number * (available or 0) / 100 if unit == "%" else number * _UNITS[unit])
     if not 0 < size < 1 << 63:
         raise UsageError(f"A size must be positive and below 2^63 bytes, found {describe(text)}.")

@@ -161,14 +161,6 @@ class Moments:
         """Return the moments of the columns at the positions `index`, in that order."""
         return Moments(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
-    def shifted(self, rows: int) -> Moments:
-        """Return the same moments of a file that has `rows` more rows before them."""
-        first = np.where(self.first_inf == NO_ROW, NO_ROW, self.first_inf + rows)
-        return Moments(
-            **{f.name: getattr(self, f.name) for f in fields(self) if f.name != "first_inf"},
-            first_inf=first,
-        )
-
 
 def merge_all(parts: list[Moments], width: int) -> Moments:
     """Return the moments of all `parts`, merged from left to right."""

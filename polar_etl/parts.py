@@ -14,6 +14,8 @@ from polar_etl.durable import create_temporary, sync_directory
 from polar_etl.encoding import MAGIC, Encoded, PartFormat, Placed, placed, row_group
 
 _NAME = re.compile(r"part-\d{5,9}\.parquet")
+MOST_PARTS = 100_000
+"""Readers take parts in the order of their names, which have five digits."""
 _HASH_CHUNK = 1 << 22
 
 

@@ -26,6 +26,7 @@ from polar_etl.fitting import fit_files, refuse_infinities
 from polar_etl.manifest import Manifest
 from polar_etl.memory import PeakSampler, peak_of_process, resident_memory
 from polar_etl.moments import Moments, merge_all
+from polar_etl.parts import MOST_PARTS
 from polar_etl.passes import Encoder
 from polar_etl.plan import Plan, Shape, make_plan
 from polar_etl.run import Run
@@ -46,8 +47,6 @@ _LONG_TEXT = 112
 """Bytes beyond `NOMINAL_TEXT_WIDTH` that a text is taken to have when slabs are cut."""
 _VALUE_COPIES, _TEXT_COPIES = 3.5, 8
 """How often rows that are decoded from inside a row group are held (measured: 2.2 to 3, 7)."""
-_MOST_PARTS = 100_000
-"""Readers take parts in the order of their names, which have five digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,10 +324,10 @@ def normalize(
     """
     started = time.perf_counter()
     rows = sum(file.rows for file in source.files)
-    if plan.parts > _MOST_PARTS:
+    if plan.parts > MOST_PARTS:
         raise UsageError(
-            f"{plan.parts:,} parts are more than {_MOST_PARTS:,}, beyond which their names would "
-            f"no longer sort by number. Use --rows-per-part {-(-rows // _MOST_PARTS)} or more."
+            f"{plan.parts:,} parts are more than {MOST_PARTS:,}, beyond which their names would "
+            f"no longer sort by number. Use --rows-per-part {-(-rows // MOST_PARTS)} or more."
         )
     facts = {
         "input": source.fingerprint(full=check_contents),

@@ -65,8 +65,9 @@ def _matches(names: Sequence[str], pattern: str) -> list[str]:
     else:
         found = []
     if not found:
-        near = difflib.get_close_matches(pattern, names[:100_000], n=1, cutoff=0.0)
-        hint = f" Did you mean {describe(near[0])}?" if near else ""
+        folded = {name.casefold(): name for name in reversed(names[:100_000])}
+        near = difflib.get_close_matches(pattern.casefold(), [*folded], n=1, cutoff=0.0)
+        hint = f" Did you mean {describe(folded[near[0]])}?" if near else ""
         raise UsageError(f"No column is named or matched by {describe(pattern)}.{hint}")
     return found
 

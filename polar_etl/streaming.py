@@ -63,7 +63,8 @@ def write_stream(
     """Write the stream as parts and return their receipts.
 
     Raises:
-        UsageError: The output holds an earlier run that is not to be replaced.
+        UsageError: The output holds an earlier run that is not to be replaced, or the stream is so
+            long that there would be too many parts; nothing is left of them.
     """
     with workspace.opened(overwrite=overwrite) as opening:
         if opening.resumed:

@@ -160,9 +160,14 @@ def head(place: int, last: int, kind: int) -> bytes:
     return bytes([step << 4 | kind]) if 0 < step < 16 else bytes([kind]) + as_number(place)
 
 
-def as_struct(values: Iterable[tuple[int, int, bytes]]) -> bytes:
-    """Return a struct of (number, kind, value as bytes), in order of their numbers."""
-    found, last = bytearray(), 0
+def as_struct(values: Iterable[tuple[int, int, bytes]], behind: int = 0) -> bytes:
+    """Return a struct of (number, kind, value as bytes), in order of their numbers.
+
+    Args:
+        values: Its fields.
+        behind: Number of the field that stands before them; 0 if none does.
+    """
+    found, last = bytearray(), behind
     for place, kind, value in values:
         found += head(place, last, kind)
         found += value
@@ -173,6 +178,9 @@ def as_struct(values: Iterable[tuple[int, int, bytes]]) -> bytes:
 
 def as_list(kind: int, items: list[bytes]) -> bytes:
     """Return a list of items of one kind."""
-    count = len(items)
-    head = bytes([count << 4 | kind]) if count < 15 else bytes([0xF0 | kind]) + as_varint(count)
-    return head + b"".join(items)
+    return b"".join((list_head(kind, len(items)), *items))
+
+
+def list_head(kind: int, count: int) -> bytes:
+    """Return what stands before the items of a list of so many."""
+    return bytes([count << 4 | kind]) if count < 15 else bytes([0xF0 | kind]) + as_varint(count)

@@ -11,9 +11,10 @@ from itertools import groupby
 from typing import NamedTuple, Self
 
 from polar_etl.encoding import PartFormat
+from polar_etl.errors import UsageError
 from polar_etl.events import BatchFinished, PassFinished, PassStarted, Warned
 from polar_etl.manifest import BatchRow, Manifest
-from polar_etl.parts import PartWriter, Receipt, digest_of, part_name
+from polar_etl.parts import MOST_PARTS, PartWriter, Receipt, digest_of, part_name
 from polar_etl.passes import EncodedSlab, Encoder, Place, Slab
 from polar_etl.plan import Plan
 from polar_etl.run import Run, Share
@@ -184,8 +185,18 @@ class PartsWriter:
             self._open.abort()
 
     def append(self, encoded: EncodedSlab) -> Iterator[Written]:
-        """Append the next share of a slab; yield the parts that are on disk by now."""
+        """Append the next share of a slab; yield the parts that are on disk by now.
+
+        Raises:
+            UsageError: The name of its part would not sort by number. Of files this is known before
+                the run, of a stream only here.
+        """
         place = encoded.place
+        if place.part >= MOST_PARTS:
+            raise UsageError(
+                f"More than {MOST_PARTS:,} parts would be needed, and their names would no longer "
+                "sort by number: put more rows into a part (rows_per_part)."
+            )
         if self._open is None:
             name = part_name(place.part)
             self._open = PartWriter(self._workspace.out, self._scratch, name, self._form)

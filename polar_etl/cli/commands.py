@@ -7,10 +7,9 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from enum import Enum
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -44,6 +43,7 @@ from polar_etl.cli.options import (
 )
 from polar_etl.cli.output import Output, configure_logging, outlive_stderr, progress
 from polar_etl.cli.signals import signals
+from polar_etl.cli.startup import open_standard_streams, start_fast
 from polar_etl.errors import (
     PolarEtlError,
     RunFailedError,
@@ -450,7 +450,7 @@ def generate(
     null_fraction: Annotated[float, option("--null-fraction", "Share of nulls.")] = 0.0,
     row_group_size: Annotated[
         Optional[int],  # noqa: UP045
-        option("--row-group-size", "Rows of a row group; default: a chunk, at most 64 MiB."),
+        option("--row-group-size", "Rows of a row group; default: a chunk, at most 1,048,576."),
     ] = None,
     truth: Annotated[
         Optional[Path],  # noqa: UP045
@@ -486,26 +486,10 @@ def generate(
         )
 
 
-def _open_standard_streams() -> None:
-    """Give closed standard streams somewhere to go, before a file of ours takes their number.
-
-    What the encoding of stdout can't say is escaped, as Python does on stderr.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115 - for as long as we run
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-
-
 def main() -> None:
     """Run the command line."""
-    _start_fast()
-    _open_standard_streams()
+    start_fast()
+    open_standard_streams()
     outlive_stderr()
     try:
         app()
@@ -513,29 +497,3 @@ def main() -> None:
         sys.exit(0)
     finally:
         gc.freeze()
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc take back blocks of some megabytes, which come and go, for the next ones.
-
-    Without this it gives each back to the kernel, whose fresh pages cost a tenth of a run.
-    """
-    import ctypes
-
-    with suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 1 << 25)
-        mallopt(_M_TRIM_THRESHOLD, 1 << 27)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-
-
-def _start_fast() -> None:
-    """Save a tenth of a second: of collecting garbage where imports leave none, and of BLAS.
-
-    NumPy's BLAS is not used, but its idle threads spin.
-    """
-    gc.set_threshold(100_000)
-    _keep_freed_memory()
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

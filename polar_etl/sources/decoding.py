@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from polar_etl.columns import Piece, array_of, pieces_of, validity, word_type
 from polar_etl.errors import InputError, PolarEtlError, RunFailedError, describe
-from polar_etl.headers import UnusualError
+from polar_etl.headers import LongValueError, UnusualError
 from polar_etl.pages import ColumnReader, read_together
 from polar_etl.sources.base import Cutter, Reading
 from polar_etl.sources.layout import Layout
@@ -315,6 +315,8 @@ def _explanation(path: str, error: Exception) -> Exception:
         return error
     if isinstance(error, OSError) and error.errno in _TRANSIENT:
         return RunFailedError(f"{describe(path)} can't be read just now: {error.strerror}.")
+    if isinstance(error, LongValueError):
+        return InputError(f"{describe(path)} can't be handled: {error}; 1 GiB is too much for one.")
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, FileNotFoundError):
         reason = "there is no such file"

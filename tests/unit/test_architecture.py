@@ -61,7 +61,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["namespace"],
     ["_on_polars"],
     [""],
-    ["cli.signals"],
+    ["cli.signals", "cli.startup"],
     ["cli.output", "cli.options"],
     ["cli.plans"],
     ["cli.commands"],

@@ -1,9 +1,11 @@
-"""Synthetic tables: the same recipe, the same bytes; memory of one row group."""
+"""Synthetic tables: the same recipe, the same bytes; memory of a few columns."""
 
 from dataclasses import replace
 
+import duckdb
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -63,17 +65,41 @@ def test_row_groups_follow_from_the_recipe_alone():
     assert list(SMALL.group_lengths()) == [1_000] * 3
 
 
-@pytest.mark.parametrize(
-    ("rows", "columns", "dtype"),
-    [(10**7, 1, "int8"), (10**6, 50, "float32"), (10**5, 10_000, "float64"), (7, 10**7, "int64")],
-)
-def test_no_row_group_is_large_whatever_the_chunks(rows, columns, dtype):
-    recipe = replace(SMALL, chunks=2, rows=rows, columns=columns, dtype=dtype)
-    lengths = list(recipe.group_lengths())
+def test_long_chunks_are_cut_into_row_groups_of_a_usual_size():
+    recipe = replace(SMALL, chunks=2, rows=2**21 + 5, columns=10**6)
 
-    width = columns * np.dtype(dtype).itemsize
-    assert sum(lengths) == 2 * rows
-    assert all(length * width <= 2**26 or length == 1 for length in lengths)
+    assert list(recipe.group_lengths()) == [2**20, 2**20, 5] * 2
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(1, 100), (20, 60_000), (3_000, 1_000)])
+@pytest.mark.parametrize("dtype", ["int16", "float64"])
+def test_columns_that_are_made_together_are_as_made_alone(tmp_path, columns, rows, dtype):
+    recipe = replace(SMALL, chunks=1, rows=rows, columns=columns, dtype=dtype, null_fraction=0.2)
+    frame = made(tmp_path, recipe)
+
+    draw = np.random.default_rng([recipe.seed, 0])
+    mean, scale = recipe.truth()
+    for i, name in enumerate(frame.columns):
+        values = draw.standard_normal(rows) * scale[i] + mean[i]
+        valid = draw.random(rows) >= 0.2
+        expected = np.rint(values) if dtype == "int16" else values
+        assert (frame[name].is_not_null().to_numpy() == valid).all()
+        assert frame[name].drop_nulls().to_list() == expected[valid].tolist()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_reader_reads_it(tmp_path, dtype):
+    path = tmp_path / "x.parquet"
+    generate(path, replace(SMALL, dtype=dtype, null_fraction=0.3, row_group_rows=300))
+
+    found = pq.read_table(path, page_checksum_verification=True)
+    assert pa.table(pl.read_parquet(path, use_pyarrow=False).to_arrow()).equals(found)
+    narrow = (
+        found
+        if dtype != "float16"
+        else found.cast(pa.schema([(n, pa.float32()) for n in found.column_names]))
+    )
+    assert duckdb.read_parquet(str(path)).to_arrow_table().cast(narrow.schema).equals(narrow)
 
 
 def test_more_chunks_begin_with_the_same_rows(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from polar_etl import thrift
 from polar_etl.columns import Piece, validity
 from polar_etl.errors import InputError
-from polar_etl.headers import UnusualError, require_sizes
+from polar_etl.headers import LongValueError, UnusualError, require_sizes
 from polar_etl.pages import (
     Chunk,
     ColumnReader,
@@ -429,6 +429,20 @@ def test_pages_that_go_beyond_their_chunk_are_unusual(stored):
     content = page(2, doubles(1, 2), stored=stored)
     with opened(content + bytes(200)) as file, pytest.raises(UnusualError, match="claims"):
         require_sizes(file, 0, len(content), 1000)
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 2**30), (1, 2**31 - 1), (0, 2**30)])
+def test_values_of_a_gibibyte_are_too_long(rows, size):
+    pages = [page(2, doubles(1, 2)), page(rows, b"squeezed", size)]
+    with opened(b"".join(pages)) as file, pytest.raises(LongValueError, match=f"{size:,} bytes"):
+        require_sizes(file, 0, sum(map(len, pages)), 2**32)
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 2**30 - 1), (2, 2**31 - 1)])
+def test_long_pages_need_not_have_long_values(rows, size):
+    content = page(rows, b"squeezed", size)
+    with opened(content) as file:
+        require_sizes(file, 0, len(content), 2**32)
 
 
 def test_old_writers_may_leave_a_header_out_of_what_a_chunk_takes():

@@ -64,10 +64,14 @@ def test_what_matches_nothing_is_refused(pattern):
 
 @pytest.mark.parametrize(
     ("typo", "near"),
-    [("prise", "price"), ("total_amout", "total_amount"), ("quantities", "quantity")],
+    [
+        *(("prise", "price"), ("total_amout", "total_amount"), ("quantities", "quantity")),
+        *(("PRICE", "price"), ("TotalAmount", "total_amount"), ("f", "F"), ("x_y", "X Y")),
+    ],
 )
 def test_the_nearest_name_is_suggested(typo, near):
-    schema = pa.schema(dict.fromkeys(["price", "quantity", "total_amount"], pa.int8()))
+    names = ["x y z", "price", "quantity", "total_amount", "F", "X Y"]
+    schema = pa.schema(dict.fromkeys(names, pa.int8()))
 
     with pytest.raises(UsageError, match=f"Did you mean '{near}'"):
         select(schema, [typo], None)

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from polar_etl.encoding import PartFormat
-from polar_etl.parts import PartWriter, part_name
+from polar_etl.errors import UsageError
+from polar_etl.parts import MOST_PARTS, PartWriter, part_name
 from polar_etl.passes import EncodedSlab, Place
 from polar_etl.writing import PartsWriter, Written
 from tests.unit.arrays import encoded
@@ -127,6 +128,16 @@ def test_unfinished_parts_are_dropped(folders):
         append(writer, slab(1, 5, 5, last=False))
 
     assert listed(folders) == ([part_name(0)], [])
+
+
+def test_parts_whose_names_would_not_sort_are_refused(folders):
+    with PartsWriter(folders, FORM) as writer:
+        append(writer, slab(MOST_PARTS - 1, 0, 5, last=True))
+        with pytest.raises(UsageError, match="rows_per_part"):
+            append(writer, slab(MOST_PARTS, 5, 5, last=True))
+
+    assert listed(folders) == ([part_name(MOST_PARTS - 1)], [])
+    assert part_name(MOST_PARTS) < part_name(MOST_PARTS - 1)
 
 
 def test_a_part_that_lacks_a_share_is_unfinished(folders):

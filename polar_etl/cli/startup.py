@@ -1,0 +1,50 @@
+"""What the process needs before a command runs: its streams, its allocator, few threads."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from contextlib import suppress
+from io import TextIOWrapper
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def open_standard_streams() -> None:
+    """Give closed standard streams somewhere to go, before a file of ours takes their number.
+
+    What the encoding of stdout can't say is escaped, as Python does on stderr.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115 - for as long as we run
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def start_fast() -> None:
+    """Save a tenth of a second: of collecting garbage where imports leave none, and of BLAS.
+
+    NumPy's BLAS is not used, but its idle threads spin.
+    """
+    gc.set_threshold(100_000)
+    _keep_freed_memory()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc take back blocks of some megabytes, which come and go, for the next ones.
+
+    Without this it gives each back to the kernel, whose fresh pages cost a tenth of a run.
+    """
+    import ctypes
+
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 1 << 25)
+        mallopt(_M_TRIM_THRESHOLD, 1 << 27)
