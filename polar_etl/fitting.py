@@ -83,7 +83,6 @@ def _batches(
                     width=len(features),
                     together=run.plan.together,
                 )
-            run.observe_memory()
 
 
 class _Recorder:

@@ -52,14 +52,13 @@ def forked_map(
     Args:
         task: Called in a thread of the process that has the item's lane.
         items: Returns the items anew; called in every process.
-        processes: How many, this one among them.
+        processes: How many, this one among them; if the system allows no more, this one alone.
         in_flight: Largest number of items drawn in a process whose results were not yet yielded.
         lane: Items with the same lane run one after the other, in order.
         sampler: Watches the memory of the children, too.
 
     Raises:
         RunFailedError: A child was killed.
-        OSError: The system allows no more processes.
     """
 
     def results(process: int) -> Generator[Result, None, None]:
@@ -68,14 +67,21 @@ def forked_map(
 
     with ExitStack() as stack:
         sources: list[Iterator[Result]] = []
-        for process in range(1, processes):
-            child = stack.enter_context(_Child(partial(results, process), sampler))
-            sources.append(child.results())
+        try:
+            for process in range(1, processes):
+                child = stack.enter_context(_Child(partial(results, process), sampler))
+                sources.append(child.results())
+        except OSError:  # the system allows no more processes
+            stack.close()
+            sources, processes = [], 1
         sources.insert(0, stack.enter_context(closing(results(0))))  # its threads come last
         for item in items():
-            found = next(sources[lane(item) % processes], None)
-            if found is None:  # a stop was asked for in between
+            process = lane(item) % processes
+            found = next(sources[process], None)
+            if found is None and process == 0:  # a stop was asked for in between
                 return
+            if found is None:
+                raise _ended()
             yield found
 
 
@@ -125,7 +131,7 @@ class _Child(Generic[Result]):
             try:
                 error, found = unpickler.load()
             except (EOFError, pickle.UnpicklingError):
-                raise _killed() from None
+                raise _ended() from None
             if error is not None:
                 raise error
             if found is None:
@@ -152,7 +158,7 @@ class Incoming:
             RunFailedError: The child was killed.
         """
         if self._file.readinto(room.data) != len(room):
-            raise _killed()
+            raise _ended()
         self._left -= len(room)
 
     def drop(self) -> None:
@@ -161,7 +167,7 @@ class Incoming:
             self.read_into(np.empty(min(self._left, _PIPE_BYTES), np.uint8))
 
 
-def _killed() -> RunFailedError:
+def _ended() -> RunFailedError:
     return RunFailedError(
         "A worker process was killed, perhaps because memory ran out. Finished parts are safe."
     )

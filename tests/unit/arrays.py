@@ -62,7 +62,8 @@ def encoded(form: PartFormat, table: pa.Table, shares: int = 1) -> list[Encoded]
         values = piece.values.astype(column.type.to_pandas_dtype())
         valid = is_valid(column) if column.null_count else None
         chunks[name] = form.scalars([name], [(paged(values), valid)])
-    chunks |= form.others({n: table[n] for n in table.column_names if n not in plain})
+    others = [name for name in table.column_names if name not in plain]
+    chunks |= form.others({name: table[name].combine_chunks() for name in others})
     names = table.column_names
     many = max(-(-len(names) // shares), 1)
     return [

@@ -25,8 +25,18 @@ def mapped(task, count=20, *, processes=3, in_flight=2, lanes=4, sampler=None):
     )
 
 
-def children() -> list[psutil.Process]:
-    return psutil.Process().children()
+@pytest.fixture(autouse=True)
+def _only_our_children():
+    """Other tests of this process have children, too."""
+    BEFORE.clear()
+    BEFORE.update(psutil.Process().children())
+
+
+BEFORE: set[psutil.Process] = set()
+
+
+def children() -> set[psutil.Process]:
+    return {*psutil.Process().children()} - BEFORE
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 3, 7])
@@ -112,6 +122,22 @@ def test_a_child_that_is_killed_fails_the_run():
 
     with pytest.raises(RunFailedError, match="killed"):
         list(mapped(task, processes=2, lanes=2))
+    assert not children()
+
+
+def test_where_no_process_can_be_had_this_one_does_it_all(monkeypatch):
+    call, made = os.fork, []
+
+    def one_only() -> int:
+        if made:
+            raise BlockingIOError("no more")
+        made.append(True)
+        return call()
+
+    monkeypatch.setattr(os, "fork", one_only)
+    found = list(mapped(lambda item: (item, os.getpid()), processes=3))
+
+    assert found == [(item, os.getpid()) for item in range(20)]
     assert not children()
 
 
