@@ -149,7 +149,8 @@ class Features:
 
     def __len__(self) -> int:
         """Return the number of features."""
-        return sum(self.vectors.get(name, 1) for name in self.columns)
+        more = sum(size - 1 for name, size in self.vectors.items() if name in self.columns)
+        return len(self.columns) + more
 
     def spans(self) -> Iterator[tuple[str, slice]]:
         """Yield each column with the places of its features."""

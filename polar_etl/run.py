@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from math import ceil
 from typing import NamedTuple, TypeVar
@@ -29,7 +31,7 @@ class Share(NamedTuple):
     columns: Columns
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """A source, the plan for it, and those who watch."""
 
@@ -44,6 +46,11 @@ class Run:
         rss = self.sampler.sample()
         self.stop.watch(self.sampler)
         return rss, self.sampler.peak
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Decoded bytes of a row, nominal ones for text."""
+        return sum(width(column.type) for column in self.source.schema)
 
     @property
     def offsets(self) -> list[int]:
@@ -79,20 +86,45 @@ class Run:
         return ordered_map(task, items(), threads=threads, in_flight=in_flight, lane=lane)
 
     @contextmanager
-    def shares(self, names: Sequence[str], first: int, stop: int) -> Iterator[list[Share]]:
-        """Yield the columns `names` of the rows `first` … `stop`, in shares of about one size."""
+    def shares(
+        self, names: Sequence[str], first: int, stop: int, *, driving: float
+    ) -> Iterator[list[Share]]:
+        """Yield the columns `names` of the rows `first` … `stop`, in shares.
+
+        Args:
+            names: Names of the columns.
+            first: The first row.
+            stop: The row behind the last.
+            driving: What this process has to do besides, as a part of all work on columns.
+        """
         with ExitStack() as stack:
             yield [
                 Share(some, stack.enter_context(closing(opened)))
-                for some in self._cut(names)
+                for some in self._cut(names, driving)
                 for opened in [self.source.columns(some, first, stop, self.plan.reading)]
             ]
 
-    def _cut(self, names: Sequence[str]) -> list[tuple[str, ...]]:
-        """Return the columns in at most `plan.shares` runs of neighbours, alike in bytes."""
+    def _cut(self, names: Sequence[str], driving: float) -> list[tuple[str, ...]]:
+        """Return the columns in at most `plan.shares` runs of neighbours, by bytes."""
         schema = self.source.schema
         ends = list(accumulate(width(schema.field(name).type) for name in names))
-        found: list[list[str]] = [[] for _ in range(self.plan.shares)]
+        bounds = list(accumulate(self._sizes(driving)))
+        found: list[list[str]] = [[] for _ in bounds]
         for name, end in zip(names, ends, strict=True):
-            found[(end * self.plan.shares - 1) // max(ends[-1], 1)].append(name)
+            place = bisect_left(bounds, (end - 0.5) / max(ends[-1], 1) * bounds[-1])
+            found[place].append(name)
         return [tuple(some) for some in found if some]
+
+    def _sizes(self, driving: float) -> list[float]:
+        """Return how large each share is, so that all processes end at one time."""
+        processes, shares = self.plan.processes, self.plan.shares
+        if processes == 1:
+            return [1.0] * shares
+        least = 0.25 / processes
+        own = max((1 - driving * (processes - 1)) / processes, least)
+        other = (1 - own) / (processes - 1)
+        many = [len(range(process, shares, processes)) for process in range(processes)]
+        return [
+            (other if share % processes else own) / many[share % processes]
+            for share in range(shares)
+        ]

@@ -21,6 +21,8 @@ from polar_etl.run import Run, Share
 from polar_etl.sources.schemas import width
 from polar_etl.workspace import Workspace
 
+_DRIVING = 0.15
+"""What appending to parts takes, as a part of all work on columns (measured)."""
 _COMMITTED_AT_A_TIME = 2
 """Parts brought to disk side by side, while the next ones are written."""
 
@@ -51,10 +53,9 @@ def write_parts(run: Run, encoder: Encoder, manifest: Manifest, workspace: Works
     intact = _intact_parts(run, manifest, workspace)
     missing = [index for index in range(run.plan.parts) if index not in intact]
     total = run.offsets[-1]
-    row_bytes = sum(width(column.type) for column in run.source.schema)
     done = total - sum(_part_rows(run.plan, index, total) for index in missing)
     started = time.perf_counter()
-    run.listen(PassStarted("parts", total, done, row_bytes))
+    run.listen(PassStarted("parts", total, done, run.row_bytes))
     for _, stretch in groupby(enumerate(missing), key=lambda pair: pair[1] - pair[0]):
         _write_stretch(run, encoder, manifest, workspace, [part for _, part in stretch])
         run.stop.check()
@@ -103,7 +104,8 @@ def _encoded(
     """Yield the slabs of some columns of neighbouring parts as they are encoded."""
     total = run.offsets[-1]
     first, stop = (part * run.plan.part_rows for part in (parts[0], parts[-1] + 1))
-    with run.shares(names, min(first, total), min(stop, total)) as shares:
+    rows = min(first, total), min(stop, total)
+    with run.shares(names, *rows, driving=_DRIVING) as shares:
         results = run.map(
             encoder.encode_slab,
             lambda: _slabs(run, shares, parts),
@@ -238,7 +240,7 @@ def _record(run: Run, manifest: Manifest, written: Written) -> None:
             first_row=first_row - offsets[file],
             rows=receipt.rows,
             seconds=written.seconds,
-            bytes_in=receipt.rows * sum(width(column.type) for column in run.source.schema),
+            bytes_in=receipt.rows * run.row_bytes,
             bytes_out=receipt.size,
             part=receipt.name,
             digest=receipt.digest,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 
 import numpy as np
@@ -16,7 +17,17 @@ import pyarrow as pa
 
 from polar_etl.headers import require_sizes
 from polar_etl.pages import Chunk, stored_dtype
-from polar_etl.thrift import Field, behind, fields_of, head_of, items_of, list_at, number, signed
+from polar_etl.thrift import (
+    Field,
+    behind,
+    decoded,
+    fields_of,
+    head_of,
+    items_of,
+    list_at,
+    number,
+    signed,
+)
 
 _PHYSICAL = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY",
              "FIXED_LEN_BYTE_ARRAY")  # fmt: skip
@@ -216,6 +227,13 @@ def _of_groups(footer: bytes, at: int, columns: list[_Column]) -> Layout:
 
 
 _NONE = (0, 0, -1, 0, 0, 0)
+_often = lru_cache(decoded)
+"""For numbers that most chunks have in common."""
+
+
+@lru_cache
+def _are_plain(*encodings: bytes) -> bool:
+    return set(b"".join(encodings)) <= _PLAIN_BYTES
 
 
 class _ChunkReader:
@@ -245,14 +263,14 @@ class _ChunkReader:
             return found
         _, physical, *encodings = head.groups(b"")
         codec, values, plain_size, size, start = sizes.groups()
-        plain = set(b"".join(encodings)) <= _PLAIN_BYTES and physical[0] >> 1 == column.physical
+        plain = _are_plain(*encodings) and physical[0] >> 1 == column.physical
         codec_number = codec[0] >> 1
         return (
-            signed(start, 0)[0],
-            signed(size, 0)[0],
+            decoded(start),
+            decoded(size),
             codec_number if plain and codec_number in _CODECS else -1,
-            signed(values, 0)[0],
-            signed(plain_size, 0)[0],
+            _often(values),
+            _often(plain_size),
             0,
         ), sizes.end() + len(self._rest)
 

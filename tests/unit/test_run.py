@@ -11,7 +11,13 @@ from polar_etl.run import Run
 from tests.unit.arrays import TableColumns
 
 
-def run_of(schema: pa.Schema, shares: int, opened: list | None = None, fails_at: int = -1) -> Run:
+def run_of(
+    schema: pa.Schema,
+    shares: int,
+    opened: list | None = None,
+    fails_at: int = -1,
+    processes: int = 1,
+) -> Run:
     opened = [] if opened is None else opened
 
     def columns(names, first, stop, how):
@@ -22,7 +28,7 @@ def run_of(schema: pa.Schema, shares: int, opened: list | None = None, fails_at:
 
     return Run(
         source=SimpleNamespace(schema=schema, columns=columns),
-        plan=SimpleNamespace(shares=shares, reading=None),
+        plan=SimpleNamespace(shares=shares, processes=processes, reading=None),
         sampler=None,
         stop=None,
         listen=None,
@@ -32,11 +38,12 @@ def run_of(schema: pa.Schema, shares: int, opened: list | None = None, fails_at:
 KINDS = st.sampled_from([pa.int8(), pa.float64(), pa.string(), pa.list_(pa.float32(), 100)])
 
 
-@given(st.lists(KINDS, max_size=30), st.integers(1, 8))
-def test_every_column_is_in_one_share_and_in_order(kinds, shares):
+@given(st.lists(KINDS, max_size=30), st.integers(1, 8), st.integers(1, 8), st.floats(0, 1))
+def test_every_column_is_in_one_share_and_in_order(kinds, shares, processes, driving):
     schema = pa.schema([(f"c{i}", kind) for i, kind in enumerate(kinds)])
+    run = run_of(schema, shares, processes=min(processes, shares))
 
-    with run_of(schema, shares).shares(schema.names, 0, 0) as found:
+    with run.shares(schema.names, 0, 0, driving=driving) as found:
         assert len(found) <= shares
         assert all(share.names for share in found)
         assert [name for share in found for name in share.names] == schema.names
@@ -47,24 +54,42 @@ def test_every_column_is_in_one_share_and_in_order(kinds, shares):
 def test_shares_are_alike(columns, shares):
     schema = pa.schema([(f"c{i}", pa.float32()) for i in range(columns)])
 
-    with run_of(schema, shares).shares(schema.names, 0, 0) as found:
+    with run_of(schema, shares).shares(schema.names, 0, 0, driving=0.1) as found:
         sizes = [len(share.names) for share in found]
 
     assert len(sizes) == min(columns, shares)
     assert max(sizes) - min(sizes) <= 1
 
 
+@pytest.mark.parametrize("processes", [2, 4, 9])
+@pytest.mark.parametrize("driving", [0.05, 0.15, 0.5])
+def test_the_process_that_drives_gets_less_so_that_all_end_at_one_time(processes, driving):
+    schema = pa.schema([(f"c{i}", pa.float32()) for i in range(10_000)])
+    run = run_of(schema, 2 * processes, processes=processes)
+
+    with run.shares(schema.names, 0, 0, driving=driving) as found:
+        sizes = [len(share.names) for share in found]
+
+    works = [sum(sizes[process::processes]) / 10_000 for process in range(processes)]
+    assert max(works[1:]) - min(works[1:]) < 0.001
+    assert works[0] > 0.2 / processes
+    if works[0] > 0.26 / processes:
+        assert works[0] + driving == pytest.approx(works[1], abs=0.001)
+    else:
+        assert works[0] + driving > works[1]
+
+
 def test_all_are_closed_even_after_an_error():
     schema = pa.schema([(f"c{i}", pa.float32()) for i in range(4)])
     opened: list[TableColumns] = []
-    with run_of(schema, 4, opened).shares(schema.names, 0, 0):
+    with run_of(schema, 4, opened).shares(schema.names, 0, 0, driving=0.1):
         assert not any(columns.closed for columns in opened)
     assert [columns.closed for columns in opened] == [True] * 4
 
     opened = []
     with (
         pytest.raises(OSError, match="no luck"),
-        run_of(schema, 4, opened, 2).shares(schema.names, 0, 0),
+        run_of(schema, 4, opened, 2).shares(schema.names, 0, 0, driving=0.1),
     ):
         pass
     assert [columns.closed for columns in opened] == [True] * 2
