@@ -79,8 +79,9 @@ class Outcome:
             return "beyond the limit"
         if self.exit_code not in (_DONE, _INVALID, _REFUSED):
             return f"failed with {self.exit_code}"
-        if full_size and self.projected and self.projected > self.peak * _GENEROUS:
-            return f"projected {self.projected / self.peak:.2f} times the peak"
+        peak = max(self.peak, self.tree_peak)
+        if full_size and self.projected and self.projected > peak * _GENEROUS:
+            return f"projected {self.projected / peak:.2f} times the peak"
         return ""
 
 

@@ -228,7 +228,8 @@ def passed_through(
         raise InputError(f"Column {describe(name)} holds invalid values: {error}") from None
     if word_type(kind) and len(column):
         return _text(column, kind)
-    column = column.cast(kind)
+    if column.type != kind:
+        column = column.cast(kind)
     if pa.types.is_dictionary(kind):  # the order is its own, levels that do not occur included
         return column.unify_dictionaries().combine_chunks()
     try:
@@ -247,7 +248,7 @@ def _text(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.Ar
     ends = np.cumsum(np.concatenate([_letters(chunk) for chunk in column.iterchunks()]))
     if ends[-1] <= LETTERS:
         if not pa.types.is_dictionary(kind):
-            return column.cast(kind).combine_chunks()
+            return (column if column.type == kind else column.cast(kind)).combine_chunks()
         plain = column.cast(kind.value_type).combine_chunks()
         encoded = plain.dictionary_encode()
         indices = encoded.indices.cast(kind.index_type)

@@ -158,6 +158,7 @@ def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings)
         nominal_output_bytes=output + sum(_more_for_text(schema.field(n).type) for n in others),
         footer_chunks=0 if largest is None else largest.chunks,
         page_bytes=max((file.page_bytes for file in files), default=0),
+        lookup_bytes=max((file.lookup_bytes for file in files), default=0),
         arrow_columns=sum(leaves(schema.field(name).type) for name in arrow),
         arrow_bytes=text + sum(read[n] for n in arrow if n not in vectors and n not in words),
         stream_bytes=_TEXT_COPIES * text

@@ -54,8 +54,12 @@ _PAGE_COPIES = 1.5
 """How often PyArrow holds a page while it reads rows from inside it (measured: 1.3)."""
 _PASSED_COPIES = 3
 """How often columns that PyArrow encodes are held meanwhile: as decoded, joined, and encoded."""
+_PAGE_OBJECTS = 1_000
+"""Bytes of Python objects for a page of which rows are left over (measured)."""
 _WORD_COPIES = 2
 """How often words are held while they are decoded."""
+_COMPUTE = 16 * MIB
+"""PyArrow's functions, which are loaded when text is put together from words."""
 _DICTIONARIES = 3
 """How often the words of a row group are held: for lookup, with its rows, and those of the last."""
 _STREAMED = 1 << 21
@@ -109,6 +113,8 @@ class Shape:
     """Column chunks in the largest footer."""
     page_bytes: int
     """Uncompressed bytes of the largest page."""
+    lookup_bytes: int = 0
+    """Bytes of the largest dictionary that PyArrow decodes numbers with."""
     arrow_columns: int = 0
     """Leaf columns that PyArrow decodes."""
     arrow_bytes: int = 0
@@ -353,8 +359,9 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     footers += slabs_per_part * shape.columns * _OUTPUT_CHUNK
     opening = shape.footer_chunks * _OPENING_CHUNK - needed - lingering
     forked = base - _FORKED + footers + objects + shape.normalized * _STATISTICS
+    libraries = base + _RUNTIME + _COMPUTE * bool(shape.word_columns)
     bill = (
-        ("interpreter and libraries", base + _RUNTIME),
+        ("interpreter and libraries", libraries),
         ("forked processes", (way.processes - 1) * forked),
         ("footers", max(footers, opening)),
         ("statistics", worked.statistics),
@@ -403,6 +410,7 @@ def _decoding(shape: Shape, windows: tuple[int, int], window: int, way: _Way) ->
     cut = not shape.even_group or any(window % shape.even_group for window in windows)
     kept = plain * shape.page_bytes * (cut and way.reading.keep_pages)
     found = min(kept, shape.rows * shape.row_bytes)
+    found += _PAGE_OBJECTS * plain * bool(kept)
     if not shape.arrow_columns:
         return found
     group_rows, stream_rows = way.reading.group_rows, way.reading.stream_rows
@@ -414,13 +422,26 @@ def _decoding(shape: Shape, windows: tuple[int, int], window: int, way: _Way) ->
         largest = shape.word_bytes / max(min(shape.word_columns // many, way.threads), 1)
         found += int(_CHUNK_COPIES * decoded * largest)
     else:
-        found += shape.arrow_columns * (_DECODER + int(_PAGE_COPIES * shape.page_bytes))
+        pages = shape.page_bytes + shape.lookup_bytes
+        found += shape.arrow_columns * (_DECODER + int(_PAGE_COPIES * pages))
         here = decoded * (shape.stream_bytes + _WORD_COPIES * shape.word_bytes)
         found += here + min(_STREAM, shape.rows * shape.row_bytes)
-    held = decoded + min(window, rows)
+    held = min(_alive(min(group_rows or stream_rows, rows), window, shape.even_group), rows)
     others = shape.arrow_bytes + shape.vector_bytes + shape.held_word_bytes
     found += int(held * others * _SLACK) + _DICTIONARIES * shape.dictionary_bytes
     return found + _vector_buffers(shape, decoded)
+
+
+def _alive(decoded: int, window: int, even_group: int) -> int:
+    """Return the rows of all tables that a window reaches into: of each all rows are held.
+
+    Example:
+        >>> _alive(1000, 300, 0), _alive(1000, 500, 1000), _alive(1000, 1001, 0)
+        (2000, 1000, 2000)
+    """
+    if decoded == even_group and not (window % decoded and decoded % window):
+        return max(decoded, window)
+    return (ceil((window - 1) / decoded) + 1) * decoded
 
 
 def _working(shape: Shape, slab: int, together: int, way: _Way) -> int:

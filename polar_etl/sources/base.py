@@ -29,7 +29,9 @@ class SourceFile:
     """Decoded bytes of columns of variable width, as far as samples tell, those aside whose words
     are counted apart."""
     page_bytes: int
-    """Uncompressed bytes of the largest page among those looked at."""
+    """Uncompressed bytes of the largest page of values among those looked at."""
+    lookup_bytes: int = 0
+    """The same of pages of dictionaries."""
     from_arrow: frozenset[int] = frozenset()
     """Places of the columns that PyArrow must decode; the others hold plain numbers."""
     words: frozenset[int] = frozenset()

@@ -70,7 +70,7 @@ def inspect(path: str) -> Inspected:
             layout = layout_of(footer, schema)
             words = words_in(layout, schema)
             apart = [schema.names[place] for place in words]
-            variable, page_bytes = _measure(raw, opened, layout, apart)
+            variable, page_bytes, lookup_bytes = _measure(raw, opened, layout, apart)
             dictionaries = _dictionary_bytes(raw, opened, layout, words) if layout else 0
         if sum(leaves(column.type) for column in schema) != metadata.num_columns:
             raise InputError(
@@ -96,6 +96,7 @@ def inspect(path: str) -> Inspected:
             chunks=chunks,
             variable_bytes=variable,
             page_bytes=page_bytes,
+            lookup_bytes=lookup_bytes,
             from_arrow=from_arrow,
             words=words,
             word_bytes=_word_bytes(layout, words) if layout else 0,
@@ -191,8 +192,8 @@ def _measure(
     opened: pq.ParquetFile,
     layout: Layout | None,
     apart_from: Collection[str] = (),
-) -> tuple[int, int]:
-    """Return the bytes of columns of variable width, and of the largest page, from samples.
+) -> tuple[int, int, int]:
+    """Return the bytes of columns of variable width, of the largest page, and of a dictionary.
 
     Of text the footer tells the encoded bytes; a dictionary can make a thousand times as many, so
     some rows are decoded, too. Where the words of a dictionary are far longer than these rows, the
@@ -205,7 +206,7 @@ def _measure(
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     filled = [i for i, group in enumerate(groups) if group.num_rows > 0]
     if not filled:
-        return 0, 0
+        return 0, 0, 0
     variable = [
         i for i, wide in enumerate(_variable_leaves(opened.schema_arrow, apart_from)) if wide
     ]
@@ -218,10 +219,13 @@ def _measure(
             layout.require_page_sizes(largest, leaf, file.fileno())
     for batch in _first_rows(opened, largest, sampled, 1):
         del batch
-    found = values = 0
+    found = lookup = values = 0
     rows = metadata.num_rows
     for index in pages:
-        found = max(found, _page_size(file, groups[largest].column(index)))
+        chunk = groups[largest].column(index)
+        found = max(found, _page_size(file, chunk, chunk.data_page_offset))
+        if chunk.has_dictionary_page:
+            lookup = max(lookup, _page_size(file, chunk, chunk.dictionary_page_offset or 0))
     for index in texts:
         values += int(_value_length(file, groups[largest].column(index)) * rows)
     alone = sum(max(groups[largest].column(i).total_uncompressed_size, 0) for i in texts)
@@ -235,13 +239,13 @@ def _measure(
     size = max(encoded, decoded)
     if values > _SUSPICIOUS * size:
         size = values
-    return size * len(variable) // max(len(texts), 1), found
+    return size * len(variable) // max(len(texts), 1), found, lookup
 
 
-def _page_size(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> int:
-    """Return the size of a chunk's first data page, or a usual size where its header says none."""
+def _page_size(file: BinaryIO, chunk: pq.ColumnChunkMetaData, place: int) -> int:
+    """Return the size of a page of a chunk, or a usual size where its header says none."""
     most = max(chunk.total_uncompressed_size, 0)
-    found = _page_header(file, chunk.data_page_offset).get(2, -1)
+    found = _page_header(file, place).get(2, -1)
     return found if 0 <= found <= most else min(most, 1 << 20)
 
 

@@ -147,7 +147,8 @@ def test_a_plan_for_few_rows_is_small():
 
 @pytest.mark.parametrize("given", SHAPES.values(), ids=SHAPES)
 def test_more_room_than_a_plan_can_use_is_not_asked_for(given):
-    assert plan(given, limit=10**11).projected <= plan(given, limit=10**12).projected < 4 * 10**9
+    most = 4.5 * 10**9  # two row groups of PyArrow's, where a slab reaches into both
+    assert plan(given, limit=10**11).projected <= plan(given, limit=10**12).projected < most
 
 
 @pytest.mark.parametrize("given", SHAPES.values(), ids=SHAPES)
