@@ -54,7 +54,7 @@ _PAGE_COPIES = 1.5
 """How often PyArrow holds a page while it reads rows from inside it (measured: 1.3)."""
 _PASSED_COPIES = 3
 """How often columns that PyArrow encodes are held meanwhile: as decoded, joined, and encoded."""
-_PAGE_OBJECTS = 1_000
+_PAGE_OBJECTS = 1_300
 """Bytes of Python objects for a page of which rows are left over (measured)."""
 _WORD_COPIES = 2
 """How often words are held while they are decoded."""
