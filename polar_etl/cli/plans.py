@@ -9,6 +9,7 @@ from typing import Any
 from polar_etl.api import Prepared
 from polar_etl.errors import describe
 from polar_etl.memory import format_size
+from polar_etl.plan import Plan
 from polar_etl.selection import reason_to_pass
 
 _SHOWN = 5
@@ -51,6 +52,11 @@ def plan_fields(ready: Prepared) -> dict[str, Any]:
     }
 
 
+def _workers(plan: Plan) -> str:
+    apart = f" in {plan.processes} processes" if plan.processes > 1 else ""
+    return f"{plan.threads} threads{apart}"
+
+
 def plan_lines(ready: Prepared) -> list[str]:
     """Return the plan as text."""
     fields = plan_fields(ready)
@@ -74,8 +80,7 @@ def plan_lines(ready: Prepared) -> list[str]:
         f"batches     {fields['batches']}, of which {fields['parts']} write parts of "
         f"{fields['rows_per_part']:,} rows",
         f"memory      projected peak {format_size(ready.plan.projected)} of "
-        f"{format_size(ready.plan.limit)}, {fields['threads']} threads in "
-        f"{fields['processes']} processes",
+        f"{format_size(ready.plan.limit)}, {_workers(ready.plan)}",
     ]
     lines += [f"  {format_size(size):>8}  {name}" for name, size in ready.plan.bill]
     return lines

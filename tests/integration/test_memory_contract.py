@@ -97,6 +97,24 @@ def test_wide_tables_in_the_smallest_limit(tmp_path, columns):
     assert peak <= least * 10**6
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns", "group"), [(100_000, 200, 40_000), (100_000, 200, 100_000)]
+)
+def test_numbers_as_pyarrow_writes_them_by_itself_in_the_smallest_limit(
+    tmp_path, rows, columns, group
+):
+    """Each column begins with a dictionary that soon turns out to be of no use."""
+    values = np.random.default_rng(0).standard_normal((columns, rows))
+    table = pa.table({f"x{i}": values[i] for i in range(columns)})
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=group)
+    limit = smallest_limit(tmp_path, "in.parquet", "out")
+    done, peak = measured(
+        tmp_path, "normalize", "in.parquet", "out", "--memory-limit", f"{limit}MB"
+    )
+    done.expect(0)
+    assert peak <= limit * 10**6
+
+
 @pytest.mark.parametrize("groups", [1, 30])
 def test_long_texts_in_the_smallest_limit(tmp_path, groups):
     rows = 60_000
