@@ -329,6 +329,7 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
         threads, waiting = min(way.threads, shares), max(2 * shares - 1, 1)
         way = replace(way, threads=threads, in_flight=min(way.in_flight, waiting))
     threads, in_flight = way.threads, way.in_flight
+    processes = min(way.processes, threads, shares)
     block = block_rows(shape.normalized)
     rows = max(shape.rows, 1)
     batch = max(min(slab_rows(shape.normalized_bytes), rows) // block, 1) * block
@@ -362,7 +363,7 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     libraries = base + _RUNTIME + _COMPUTE * bool(shape.word_columns)
     bill = (
         ("interpreter and libraries", libraries),
-        ("forked processes", (way.processes - 1) * forked),
+        ("forked processes", (processes - 1) * forked),
         ("footers", max(footers, opening)),
         ("statistics", worked.statistics),
         ("decoding", worked.decoding),
@@ -376,7 +377,7 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
         parts=max(1, ceil(shape.rows / part)),
         batch_rows=batch,
         threads=threads,
-        processes=min(way.processes, shares),
+        processes=processes,
         shares=shares,
         ahead=ahead,
         in_flight=in_flight,
