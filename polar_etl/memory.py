@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import resource
 import threading
@@ -140,6 +141,12 @@ def resident_memory() -> int:
 def _resident(process: int | str) -> int:
     with open(f"/proc/{process}/statm", "rb", buffering=0) as file:
         return int(file.read().split()[1]) * _PAGE
+
+
+def give_back() -> None:
+    """Give memory that was freed back to the system, where the C library knows how."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class PeakSampler:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -97,26 +97,26 @@ class ColumnReader:
     """Reads the rows of one column in order, page by page, over one or several row groups.
 
     Args:
-        chunks: Where they stand, in row order.
+        chunks: Where they stand, in row order; one at least.
         file: Descriptor of the file.
         keep: Whether what is left of a page is kept; otherwise it is decoded again when it is
             needed, which takes time instead of memory.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], file: int, *, keep: bool = True) -> None:
+    def __init__(self, chunks: Iterable[Chunk], file: int, *, keep: bool = True) -> None:
         self._file = file
         self._keep = keep
         self._last = 0
         """Where the page that was read last stands."""
         self._again = 0
         """Rows of the next page that are taken already."""
-        self._chunk = Chunk(0, 0, 0, "", False, chunks[0].stored)
-        self._at = 0
         self._later = iter(chunks)
+        self._chunk = next(self._later)
+        self._at = self._chunk.start
         self._page = _Page(0, np.empty(0, self._chunk.stored), None)
         self._usual = 1
         """Rows of the page that was read last: most writers make all of them alike."""
-        self._left = 0
+        self._left = self._chunk.rows
         """Rows of the chunk that stand in pages behind."""
         self._row = 0
         """Rows of the page that are taken."""

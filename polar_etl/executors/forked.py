@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from polar_etl.errors import RunFailedError
 from polar_etl.executors.local import ordered_map
-from polar_etl.memory import PeakSampler
+from polar_etl.memory import PeakSampler, give_back
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -65,6 +65,7 @@ def forked_map(
         own = (item for item in items() if lane(item) % processes == process)
         return ordered_map(task, own, threads=1, in_flight=in_flight)
 
+    give_back()  # what a child is born with counts twice
     with ExitStack() as stack:
         sources: list[Iterator[Result]] = []
         try:

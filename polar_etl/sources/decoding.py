@@ -109,11 +109,10 @@ class FileColumns:
 
     def _reader(self, place: int) -> ColumnReader | None:
         layout = None if place in self._file.from_arrow else self._file.layout
-        chunks = [layout and layout.chunk(group, place) for group in self._groups]
-        whole = [chunk for chunk in chunks if chunk]
-        if len(whole) < len(chunks):
+        if layout is None or not layout.holds_numbers(self._groups, place):
             return None
-        return ColumnReader(whole, self._descriptor, keep=self._how.keep_pages)
+        chunks = (chunk for group in self._groups if (chunk := layout.chunk(group, place)))
+        return ColumnReader(chunks, self._descriptor, keep=self._how.keep_pages)
 
     def _from_arrow(self, places: list[int]) -> None:
         """Let PyArrow read these columns, from the present row on."""

@@ -7,6 +7,7 @@ encrypted.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -75,6 +76,11 @@ class Layout:
         filled = np.array(self.rows, np.int64) > 0
         codec = self.codec[filled][:, list(self.leaves)]
         return np.flatnonzero((codec >= 0).all(axis=0)).tolist()
+
+    def holds_numbers(self, groups: Sequence[int], column: int) -> bool:
+        """Tell whether a column holds plain numbers in all of some row groups."""
+        codec = self.codec[groups, self.leaves[column]]
+        return self.stored[column] is not None and bool((codec >= 0).all())
 
     def holds_words(self, column: int) -> bool:
         """Tell whether all that a column of text holds are places in dictionaries."""
