@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pyarrow as pa
 
-from polar_etl import pipeline
+from polar_etl import pipeline, shapes
 from polar_etl.errors import UsageError
 from polar_etl.events import Listener, silent
 from polar_etl.features import Features
 from polar_etl.memory import limit_in_force, parse_size
-from polar_etl.pipeline import Control, Limits, Report, Settings
-from polar_etl.plan import Plan, Shape, make_plan
+from polar_etl.pipeline import Control, Report
+from polar_etl.plan import Plan, make_plan
 from polar_etl.scaler import Scaler
 from polar_etl.selection import select
+from polar_etl.settings import Limits, Settings
 from polar_etl.sources.discovery import find_files
 from polar_etl.sources.parquet import ParquetSource
 from polar_etl.sources.streams import StreamSource
@@ -323,14 +324,14 @@ def _paths(source: Any) -> list[StrPath] | None:
 
 def _stream_plan(stream: StreamSource, settings: Settings, options: Options) -> Plan:
     """Return a plan for rows that nobody has counted: the memory of the stream is its own."""
-    shape: Shape = pipeline.shape_of(stream.schema, (), settings)
+    shape = shapes.shape_of(stream.schema, (), settings)
     limits = options.limits()
     return make_plan(
         shape,
         limit=max(limits.memory, 1 << 62),
         base=0,
         threads=limits.threads,
-        rows_per_part=pipeline.rows_per_part(settings, shape),
+        rows_per_part=shapes.rows_per_part(settings, shape),
     )
 
 

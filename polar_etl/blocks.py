@@ -20,7 +20,7 @@ import numpy.typing as npt
 from polar_etl.columns import Piece, fill, present
 from polar_etl.double import add, times
 from polar_etl.moments import NO_ROW, Moments
-from polar_etl.scratch import scratch_floats
+from polar_etl.scratch import TILE_VALUES, scratch_floats
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -28,9 +28,6 @@ Ints = npt.NDArray[np.int64]
 _LONGEST_BLOCK = 1 << 14
 _SHORTEST_BLOCK = 1 << 8
 _BLOCK_BYTES = 1 << 26
-_TILE_VALUES = 1 << 16
-"""Values reduced at a time: enough that threads seldom wait for the interpreter, few enough for the
-processor's cache. Measured on 2 cores, a second thread gains nothing at 2^15, a third at 2^18."""
 _PARTIAL = 1 << 9
 """Squares added in the usual way before their sums are added without error: the last additions of
 a sum err most, because they are the largest."""
@@ -65,7 +62,7 @@ def observe(
     """
     length = block_rows(len(columns) if width is None else width)
     whole, tail = divmod(rows, length)
-    tiles = scratch_floats("moments", 2 * _TILE_VALUES).reshape(2, -1)
+    tiles = scratch_floats("moments", 2 * TILE_VALUES).reshape(2, -1)
     found = []
     with np.errstate(all="ignore"):
         if whole:
@@ -112,7 +109,7 @@ def _observe_blocks(
 
 def _tiles(columns: int, blocks: int, length: int) -> Iterator[tuple[int, int, slice]]:
     """Yield (first column, last column, blocks): one column at a time, or all blocks at a time."""
-    room = _TILE_VALUES // length
+    room = TILE_VALUES // length
     if room >= blocks:
         for low in range(0, columns, room // blocks):
             yield low, min(low + room // blocks, columns), slice(0, blocks)

@@ -7,6 +7,7 @@ answers with, and survives pickling (its only constructor argument is the messag
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import ClassVar
 
 _USER = re.compile(r"(:/{1,2})\S*@")
@@ -90,3 +91,14 @@ def describe(value: object, limit: int = 120) -> str:
     """
     text = repr(redacted(str(value)))
     return text if len(text) <= limit else f"{text[:limit]}…{text[0]}"
+
+
+def describe_some(names: Sequence[str], most: int = 5) -> str:
+    """Return the first of `names` for a terminal, and how many more there are.
+
+    Example:
+        >>> print(describe_some(["a", "b", "c"], 2))
+        'a', 'b' and 1 more
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(describe(name) for name in names[:most]) + more

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from functools import lru_cache
 from typing import NamedTuple
 
 from polar_etl import thrift
@@ -55,10 +54,6 @@ _USUAL = re.compile(
 """A header as most writers write it: sizes, checksum, rows; plain values, levels in runs."""
 
 
-_often = lru_cache(thrift.decoded)
-"""For numbers that most pages of a file have in common."""
-
-
 def header_of(raw: memoryview) -> PageHeader:
     """Return the header of a data page of plain values, which `raw` begins with.
 
@@ -74,9 +69,9 @@ def header_of(raw: memoryview) -> PageHeader:
     size, stored, checksum, rows = usual.groups()
     return PageHeader(
         usual.end(),
-        _often(rows),
+        thrift.often(rows),
         thrift.decoded(stored),
-        _often(size),
+        thrift.often(size),
         thrift.decoded(checksum) if checksum else None,
         None,
         True,

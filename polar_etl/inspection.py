@@ -18,6 +18,7 @@ from polar_etl.manifest import Manifest
 from polar_etl.moments import Moments
 from polar_etl.passes import output_schema, passed_through
 from polar_etl.scaler import Scaler
+from polar_etl.settings import Limits, Settings
 from polar_etl.sources.base import Reading
 from polar_etl.sources.parquet import ParquetSource
 from polar_etl.workspace import Workspace
@@ -118,9 +119,7 @@ def _damage_of_scaler(workspace: Workspace, digest: object) -> str | None:
     return None if found == digest else "its hash differs"
 
 
-def verify_deep(
-    workspace: Workspace, limits: pipeline.Limits, control: pipeline.Control
-) -> Verdict:
+def verify_deep(workspace: Workspace, limits: Limits, control: pipeline.Control) -> Verdict:
     """Decode every part, too, and hold its rows and moments against manifest and scaler.
 
     Page checksums are verified. Moments are held against the scaler only where the run has fitted
@@ -140,9 +139,7 @@ def verify_deep(
         return replace(verdict, problems=(str(error).rstrip("."),))
 
 
-def _found_inside(
-    workspace: Workspace, limits: pipeline.Limits, control: pipeline.Control
-) -> Iterator[str]:
+def _found_inside(workspace: Workspace, limits: Limits, control: pipeline.Control) -> Iterator[str]:
     base = pipeline.memory_before_a_run()
     with _manifest(workspace) as manifest:
         rows = manifest.batches("parts")
@@ -162,7 +159,7 @@ def _found_inside(
     if sum(file.rows for file in source.files) != total:
         yield f"the parts hold {sum(file.rows for file in source.files)} rows instead of {total}"
     source = source.with_lengths(scaler.columns, scaler.vectors)
-    how = pipeline.Settings(scaler.features, scaler.ddof, "ignore", None, None, None, 1)
+    how = Settings(scaler.features, scaler.ddof, "ignore", None, None, None, 1)
     plan = pipeline.plan_run(source, how, limits, base)
     found = pipeline.fit(source, how, plan, control)
     _decode_others(source, scaler, plan.reading)

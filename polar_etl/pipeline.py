@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
+from polar_etl.changes import refuse_changes
 from polar_etl.durable import is_regular, write_atomically
 from polar_etl.errors import (
     InputError,
@@ -19,21 +19,22 @@ from polar_etl.errors import (
     StateMismatchError,
     UsageError,
     describe,
+    describe_some,
 )
 from polar_etl.events import Listener, Warned, silent
-from polar_etl.features import Features, value_type
+from polar_etl.features import value_type
 from polar_etl.fitting import fit_files, refuse_infinities
 from polar_etl.manifest import Manifest
 from polar_etl.memory import PeakSampler, peak_of_process, resident_memory
 from polar_etl.moments import Moments, merge_all
 from polar_etl.parts import MOST_PARTS
 from polar_etl.passes import Encoder
-from polar_etl.plan import Plan, Shape, make_plan
+from polar_etl.plan import Plan, make_plan
 from polar_etl.run import Run
-from polar_etl.scaler import Scaler, library_versions, output_type
-from polar_etl.sources.base import Source, SourceFile
-from polar_etl.sources.schemas import has_variable_width, leaves, width
-from polar_etl.standardize import InfPolicy
+from polar_etl.scaler import Scaler, library_versions
+from polar_etl.settings import Limits, Settings
+from polar_etl.shapes import rows_per_part, shape_of
+from polar_etl.sources.base import Source
 from polar_etl.stop import Stop
 from polar_etl.workspace import Workspace
 from polar_etl.writing import rehearse, write_parts
@@ -43,53 +44,6 @@ _DECAY_MS = 200
 0 they spend up to twice the time in the kernel, which takes back every buffer by itself."""
 _INTERPRETER = 92 << 20
 """Bytes that Python, NumPy and PyArrow have in memory before a run (measured: 80 to 93 MB)."""
-_LONG_TEXT = 112
-"""Bytes beyond `NOMINAL_TEXT_WIDTH` that a text is taken to have when slabs are cut."""
-_VALUE_COPIES, _TEXT_COPIES = 3.5, 8
-"""How often rows that are decoded from inside a row group are held (measured: 2.2 to 3, 7)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What shapes the result. Two runs with equal settings on one input give the same bytes."""
-
-    features: Features
-    """What is normalized."""
-    ddof: int
-    inf: InfPolicy
-    dtype: str | None
-    rows_per_part: int | None
-    """None for the default, which follows from the schema."""
-    part_bytes: int | None
-    """Decoded bytes of a part, another way to say `rows_per_part`."""
-    level: int
-    """Level of zstd."""
-    scaler: str | None = None
-    """Hash of the scaler to apply; None to fit one."""
-
-    def facts(self) -> dict[str, object]:
-        """Return the settings as a small JSON value."""
-        return {
-            "normalized columns": list(self.features.columns),
-            "--ddof": self.ddof,
-            "--inf": self.inf,
-            "--dtype": self.dtype,
-            "--rows-per-part": self.rows_per_part,
-            "--part-size": self.part_bytes,
-            "--compression-level": self.level,
-            "--scaler": self.scaler,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a run may use. Never changes the result."""
-
-    memory: int
-    """Bytes."""
-    threads: int
-    processes: bool = False
-    """Whether threads may be those of forked processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,91 +78,6 @@ class Control:
     stop: Stop = field(default_factory=Stop)
 
 
-def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings) -> Shape:
-    """Return what a plan needs to know of a source's schema and footers."""
-    features = settings.features
-    vectors = Features.of(schema, tuple(schema.names), features.vectors).vectors
-    numbers = {name: value_type(schema.field(name).type) for name in schema.names}
-    read = {column.name: width(column.type) for column in schema}
-    read |= {name: size * width(numbers[name]) for name, size in vectors.items()}
-    written = read | {
-        name: vectors.get(name, 1) * _output_width(numbers[name], settings.dtype)
-        for name in features.columns
-    }
-    others = [name for name in read if name not in vectors]
-    places = frozenset().union(*(file.from_arrow for file in files))
-    arrow = [schema.names[place] for place in sorted(places)]
-    normalized = set(features.columns)
-    text = max((_text_bytes(file) for file in files), default=0)
-    words = {schema.names[place] for file in files for place in file.words}
-    word_bytes = max((file.word_bytes for file in files), default=0)
-    nominal, output = sum(read.values()), sum(written.values())
-    plain = sum(read[name] for name in read if name not in words)
-    largest = max(files, key=lambda file: file.chunks, default=None)
-    return Shape(
-        rows=sum(file.rows for file in files),
-        largest_group=max((max(f.group_rows, default=0) for f in files), default=0),
-        even_group=_even_group(files),
-        files=len(files),
-        columns=len(schema) if largest is None else _leaf_columns(largest, len(schema)),
-        normalized=len(features),
-        row_bytes=plain + text + word_bytes,
-        normalized_bytes=sum(read[name] for name in features.columns),
-        output_bytes=output - nominal + plain + text + word_bytes,
-        nominal_output_bytes=output + sum(_more_for_text(schema.field(n).type) for n in others),
-        footer_chunks=0 if largest is None else largest.chunks,
-        page_bytes=max((file.page_bytes for file in files), default=0),
-        lookup_bytes=max((file.lookup_bytes for file in files), default=0),
-        arrow_columns=sum(leaves(schema.field(name).type) for name in arrow),
-        arrow_bytes=text + sum(read[n] for n in arrow if n not in vectors and n not in words),
-        stream_bytes=_TEXT_COPIES * text
-        + sum(
-            _stream_bytes(schema.field(n).type)
-            for n in arrow
-            if n not in vectors and n not in words
-        ),
-        passed_bytes=text
-        + sum(written[n] for n in others if n not in normalized and n not in words),
-        normalized_arrow=sum(n in normalized for n in arrow),
-        word_columns=len(words),
-        word_bytes=word_bytes,
-        dictionary_bytes=max((file.dictionary_bytes for file in files), default=0),
-        vectors=tuple((size, max(width(numbers[name]), 4)) for name, size in vectors.items()),
-        vector_bytes=sum(read[name] for name in vectors),
-        vector_output_bytes=sum(written[name] for name in vectors),
-    )
-
-
-def _output_width(numbers: pa.DataType, asked: str | None) -> int:
-    return 4 if output_type(str(numbers), asked) == "float32" else 8
-
-
-def _more_for_text(kind: pa.DataType) -> int:
-    """Return what a value of variable width counts for more where slabs are cut: it may be long."""
-    return _LONG_TEXT * leaves(kind) if has_variable_width(kind) else 0
-
-
-def _stream_bytes(kind: pa.DataType) -> int:
-    """Return what decoding one value takes; Parquet's own types are four bytes wide at least."""
-    copies = _TEXT_COPIES if has_variable_width(kind) else _VALUE_COPIES
-    return int(copies * max(width(kind), 4))
-
-
-def _even_group(files: Sequence[SourceFile]) -> int:
-    """Return the rows that all row groups have, leaving out the last of all; 0 if they differ."""
-    groups = [rows for file in files for rows in file.group_rows]
-    return groups[0] if groups and all(rows == groups[0] for rows in groups[:-1]) else 0
-
-
-def _text_bytes(file: SourceFile) -> int:
-    """Return decoded bytes per row of columns of variable width, with room for dictionaries."""
-    return 3 * file.variable_bytes // max(file.rows, 1)
-
-
-def _leaf_columns(file: SourceFile, columns: int) -> int:
-    return file.chunks // len(file.group_rows) if file.group_rows else columns
-
-
 def plan_run(source: Source, settings: Settings, limits: Limits, base: int) -> Plan:
     """Return the plan for a run, see `make_plan`."""
     shape = shape_of(source.schema, source.files, settings)
@@ -220,13 +89,6 @@ def plan_run(source: Source, settings: Settings, limits: Limits, base: int) -> P
         rows_per_part=rows_per_part(settings, shape),
         processes=limits.processes,
     )
-
-
-def rows_per_part(settings: Settings, shape: Shape) -> int | None:
-    """Return how many rows of a part were asked for, directly or as bytes; None if neither."""
-    if settings.rows_per_part is None and settings.part_bytes is not None:
-        return max(settings.part_bytes // max(shape.nominal_output_bytes, 1), 1)
-    return settings.rows_per_part
 
 
 def memory_before_a_run() -> int:
@@ -342,6 +204,7 @@ def normalize(
         "rows": rows,
     }
     features = settings.features
+    names = source.schema.names
 
     def goes_on(path: Path) -> bool:
         return _is_interrupted(path, facts, len(features))
@@ -354,7 +217,7 @@ def normalize(
                     Manifest.open(path) if opening.resumed else Manifest.create(path, facts)
                 )
                 if opening.resumed:
-                    _refuse_changes(manifest, facts)
+                    refuse_changes(manifest, facts)
                     for name in ("projected_peak", "memory_limit", "parts", "rows"):
                         manifest.set_fact(name, facts[name])
                 before = len(manifest.batches("moments"))
@@ -364,13 +227,16 @@ def normalize(
                     paths = [file.path for file in source.files]
                     scaler = scaler_of(source.schema, settings, files, paths)
                     read.update(features.columns)
+                encoder = Encoder.of(source.schema, scaler, settings.level)
                 if path == workspace.draft:
-                    encoder = Encoder.of(source.schema, scaler, settings.level)
-                    rehearse(run, encoder, [n for n in source.schema.names if n not in read])
+                    rehearse(run, encoder, [name for name in names if name not in read])
                     stack.close()
                     workspace.promote()
                     manifest = stack.enter_context(Manifest.open(workspace.manifest))
-                report = _write(run, workspace, settings, manifest, scaler, before)
+                _keep_scaler(workspace, manifest, scaler, control.listen)
+                warn_of_oddities(scaler, control.listen)
+                present = write_parts(run, encoder, manifest, workspace)
+                report = _report(run, workspace, settings, manifest, before + present)
                 manifest.set_fact("finished", True)
         except InputError:
             workspace.discard(opening)
@@ -387,26 +253,17 @@ def _is_interrupted(path: Path, facts: dict[str, object], width: int) -> bool:
         with Manifest.open(path, read_only=True) as manifest:
             if not manifest.fact("overwrites") or manifest.fact("finished"):
                 return False
-            _refuse_changes(manifest, facts)
+            refuse_changes(manifest, facts)
             manifest.moments(width), manifest.batches("moments"), manifest.batches("parts")
     except StateMismatchError:
         return False
     return True
 
 
-def _write(
-    run: Run,
-    workspace: Workspace,
-    settings: Settings,
-    manifest: Manifest,
-    scaler: Scaler,
-    before: int,
+def _report(
+    run: Run, workspace: Workspace, settings: Settings, manifest: Manifest, present: int
 ) -> Report:
-    """Write what is missing of the output; `before` batches of moments were there already."""
-    _keep_scaler(workspace, manifest, scaler, run.listen)
-    warn_of_oddities(scaler, run.listen)
-    encoder = Encoder.of(run.source.schema, scaler, settings.level)
-    present = write_parts(run, encoder, manifest, workspace)
+    """Return what a run that wrote all parts did; `present` batches were there before it."""
     run.stop.check()
     run.observe_memory()
     moments, parts = manifest.batches("moments"), manifest.batches("parts")
@@ -415,7 +272,7 @@ def _write(
         columns=len(run.source.schema),
         normalized_columns=len(settings.features.columns),
         batches=len(moments) + len(parts),
-        resumed_batches=before + present,
+        resumed_batches=present,
         parts=len(parts),
         bytes_in=sum(file.size for file in run.source.files),
         bytes_out=sum(row.bytes_out for row in parts),
@@ -424,7 +281,7 @@ def _write(
         projected_peak=run.plan.projected,
         measured_peak=max(run.sampler.peak, peak_of_process()),
         output=str(workspace.out),
-        nothing_to_do=before + present == len(moments) + len(parts),
+        nothing_to_do=present == len(moments) + len(parts),
     )
 
 
@@ -458,64 +315,8 @@ def warn_of_oddities(scaler: Scaler, listen: Listener) -> None:
     labels = scaler.features.labels()
     constant = [name for name, flat in zip(labels, scaler.is_constant(), strict=True) if flat]
     if constant:
-        listen(Warned(f"Constant, so 0 in the output: {_some(constant)}."))
+        listen(Warned(f"Constant, so 0 in the output: {describe_some(constant)}."))
     infinite = scaler.moments.variance(scaler.ddof) == float("inf")
     huge = [name for name, over in zip(labels, infinite, strict=True) if over]
     if huge:
-        listen(Warned(f"Variance beyond Float64 (the output is right): {_some(huge)}."))
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(describe(name) for name in names[:5]) + more
-
-
-def _refuse_changes(manifest: Manifest, facts: dict[str, object]) -> None:
-    """Raise an error that says what differs between the earlier run and this one.
-
-    Raises:
-        StateMismatchError: Input, settings, versions or what shapes the parts differ.
-    """
-    for kind in ("input", "settings", "versions", "plan"):
-        if found := list(_differences(manifest.fact(kind), facts[kind])):
-            more = f" and {len(found) - 5} more differences" if len(found) > 5 else ""
-            raise StateMismatchError(
-                f"The output was begun with other {kind}: {'; '.join(found[:5])}{more}. Repeat the "
-                "earlier command, write to another directory, or start anew with --overwrite."
-            )
-
-
-def _identities(items: list[Any]) -> list[str]:
-    """Return what tells the items of a list: the path of a file, or the item itself."""
-    return [str(item.get("path")) if isinstance(item, dict) else str(item) for item in items]
-
-
-def _only_in_one(before: list[str], now: list[str]) -> tuple[list[str], list[str]]:
-    """Return what is in the first list alone, and what is in the second alone."""
-    both = set(before) & set(now)
-    return [name for name in before if name not in both], [x for x in now if x not in both]
-
-
-def _differences(before: object, now: object, name: str = "") -> Iterator[str]:
-    """Yield what differs; what only the earlier run has recorded is not asked for."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        label = f"{name} {now['path']}" if "path" in now else name
-        for key in now:
-            old = before.get(key, "not recorded")
-            if old != now[key]:
-                yield from _differences(old, now[key], f"{label} {key}".strip())
-    elif isinstance(before, list) and isinstance(now, list):
-        names, others = _identities(before), _identities(now)
-        gone, new = _only_in_one(names, others)
-        if gone or new:
-            lost = [f"without {_some(gone)}"] if gone else []
-            yield f"{name} are now {', '.join(lost + ([f'with {_some(new)}'] if new else []))}"
-        elif len(names) != len(others):
-            yield f"{len(names)} {name}, now {len(others)}"
-        elif names != others:
-            yield f"{name} are now in another order"
-        else:
-            for old, item in zip(before, now, strict=True):
-                yield from _differences(old, item, name)
-    elif before != now:
-        yield f"{describe(name)[1:-1]} was {describe(str(before))}, now {describe(str(now))}"
+        listen(Warned(f"Variance beyond Float64 (the output is right): {describe_some(huge)}."))

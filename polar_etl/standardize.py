@@ -13,13 +13,11 @@ import pyarrow as pa
 from polar_etl.columns import Piece, array_of, fill, validity
 from polar_etl.encoding import PagedColumn, PagedColumns
 from polar_etl.features import fixed, numbers_valid, rows_valid, vector_pieces, vectors_of
-from polar_etl.scratch import scratch_floats
+from polar_etl.scratch import TILE_VALUES, scratch_floats
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 InfPolicy = Literal["error", "ignore", "null"]
-
-_TILE_VALUES = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +100,8 @@ class Standardizer:
 
         Each is this thread's scratch, good until the next one is asked for.
         """
-        length = max(min(rows, _TILE_VALUES), 1)
-        many = _TILE_VALUES // length
+        length = max(min(rows, TILE_VALUES), 1)
+        many = TILE_VALUES // length
         special = self.constant | (self.exponent != 0)
         for low in range(0, len(index), many):
             group = index[low : low + many]

@@ -6,6 +6,7 @@ A struct becomes a dictionary from field number to value; what is inside of it c
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 Bytes = bytes | memoryview
@@ -125,6 +126,10 @@ def decoded(raw: bytes) -> int:
     for byte in reversed(raw):
         value = value << 7 | byte & 127
     return value >> 1 ^ -(value & 1)
+
+
+often = lru_cache(decoded)
+"""The same, for numbers that most pages or chunks of a file have in common."""
 
 
 def number(data: Bytes, field: Field) -> int:

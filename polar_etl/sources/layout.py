@@ -27,6 +27,7 @@ from polar_etl.thrift import (
     items_of,
     list_at,
     number,
+    often,
     signed,
 )
 
@@ -233,8 +234,6 @@ def _of_groups(footer: bytes, at: int, columns: list[_Column]) -> Layout:
 
 
 _NONE = (0, 0, -1, 0, 0, 0)
-_often = lru_cache(decoded)
-"""For numbers that most chunks have in common."""
 
 
 @lru_cache
@@ -275,8 +274,8 @@ class _ChunkReader:
             decoded(start),
             decoded(size),
             codec_number if plain and codec_number in _CODECS else -1,
-            _often(values),
-            _often(plain_size),
+            often(values),
+            often(plain_size),
             0,
         ), sizes.end() + len(self._rest)
 

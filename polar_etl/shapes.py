@@ -1,0 +1,108 @@
+"""What a plan needs to know of a table: what its rows weigh, read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from polar_etl.features import Features, value_type
+from polar_etl.plan import Shape
+from polar_etl.scaler import output_type
+from polar_etl.settings import Settings
+from polar_etl.sources.base import SourceFile
+from polar_etl.sources.schemas import has_variable_width, leaves, width
+
+_LONG_TEXT = 112
+"""Bytes beyond `NOMINAL_TEXT_WIDTH` that a text is taken to have when slabs are cut."""
+_VALUE_COPIES, _TEXT_COPIES = 3.5, 8
+"""How often rows that are decoded from inside a row group are held (measured: 2.2 to 3, 7)."""
+
+
+def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings) -> Shape:
+    """Return what a plan needs to know of a source's schema and footers."""
+    features = settings.features
+    vectors = Features.of(schema, tuple(schema.names), features.vectors).vectors
+    numbers = {name: value_type(schema.field(name).type) for name in schema.names}
+    read = {column.name: width(column.type) for column in schema}
+    read |= {name: size * width(numbers[name]) for name, size in vectors.items()}
+    written = read | {
+        name: vectors.get(name, 1) * _output_width(numbers[name], settings.dtype)
+        for name in features.columns
+    }
+    others = [name for name in read if name not in vectors]
+    places = frozenset().union(*(file.from_arrow for file in files))
+    arrow = [schema.names[place] for place in sorted(places)]
+    normalized = set(features.columns)
+    text = max((_text_bytes(file) for file in files), default=0)
+    words = {schema.names[place] for file in files for place in file.words}
+    decoded = [name for name in arrow if name not in vectors and name not in words]
+    word_bytes = max((file.word_bytes for file in files), default=0)
+    nominal, output = sum(read.values()), sum(written.values())
+    plain = sum(read[name] for name in read if name not in words)
+    largest = max(files, key=lambda file: file.chunks, default=None)
+    return Shape(
+        rows=sum(file.rows for file in files),
+        largest_group=max((max(f.group_rows, default=0) for f in files), default=0),
+        even_group=_even_group(files),
+        files=len(files),
+        columns=len(schema) if largest is None else _leaf_columns(largest, len(schema)),
+        normalized=len(features),
+        row_bytes=plain + text + word_bytes,
+        normalized_bytes=sum(read[name] for name in features.columns),
+        output_bytes=output - nominal + plain + text + word_bytes,
+        nominal_output_bytes=output + sum(_more_for_text(schema.field(n).type) for n in others),
+        footer_chunks=0 if largest is None else largest.chunks,
+        page_bytes=max((file.page_bytes for file in files), default=0),
+        lookup_bytes=max((file.lookup_bytes for file in files), default=0),
+        arrow_columns=sum(leaves(schema.field(name).type) for name in arrow),
+        arrow_bytes=text + sum(read[name] for name in decoded),
+        stream_bytes=_TEXT_COPIES * text
+        + sum(_stream_bytes(schema.field(name).type) for name in decoded),
+        passed_bytes=text
+        + sum(written[n] for n in others if n not in normalized and n not in words),
+        normalized_arrow=sum(n in normalized for n in arrow),
+        word_columns=len(words),
+        word_bytes=word_bytes,
+        dictionary_bytes=max((file.dictionary_bytes for file in files), default=0),
+        vectors=tuple((size, max(width(numbers[name]), 4)) for name, size in vectors.items()),
+        vector_bytes=sum(read[name] for name in vectors),
+        vector_output_bytes=sum(written[name] for name in vectors),
+    )
+
+
+def _output_width(numbers: pa.DataType, asked: str | None) -> int:
+    return 4 if output_type(str(numbers), asked) == "float32" else 8
+
+
+def _more_for_text(kind: pa.DataType) -> int:
+    """Return what a value of variable width counts for more where slabs are cut: it may be long."""
+    return _LONG_TEXT * leaves(kind) if has_variable_width(kind) else 0
+
+
+def _stream_bytes(kind: pa.DataType) -> int:
+    """Return what decoding one value takes; Parquet's own types are four bytes wide at least."""
+    copies = _TEXT_COPIES if has_variable_width(kind) else _VALUE_COPIES
+    return int(copies * max(width(kind), 4))
+
+
+def _even_group(files: Sequence[SourceFile]) -> int:
+    """Return the rows that all row groups have, leaving out the last of all; 0 if they differ."""
+    groups = [rows for file in files for rows in file.group_rows]
+    return groups[0] if groups and all(rows == groups[0] for rows in groups[:-1]) else 0
+
+
+def _text_bytes(file: SourceFile) -> int:
+    """Return decoded bytes per row of columns of variable width, with room for dictionaries."""
+    return 3 * file.variable_bytes // max(file.rows, 1)
+
+
+def _leaf_columns(file: SourceFile, columns: int) -> int:
+    return file.chunks // len(file.group_rows) if file.group_rows else columns
+
+
+def rows_per_part(settings: Settings, shape: Shape) -> int | None:
+    """Return how many rows of a part were asked for, directly or as bytes; None if neither."""
+    if settings.rows_per_part is None and settings.part_bytes is not None:
+        return max(settings.part_bytes // max(shape.nominal_output_bytes, 1), 1)
+    return settings.rows_per_part
