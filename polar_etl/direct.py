@@ -13,7 +13,7 @@ import mmap
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,6 @@ _SHORT = 1 << 12
 """Bytes up to which a copy is over before another thread could have the interpreter."""
 
 
-@runtime_checkable
 class Readable(Protocol):
     """Bytes that are not in memory yet."""
 
@@ -68,14 +67,15 @@ class DirectFile:
     def append(self, pieces: Iterable[bytes | memoryview | Readable]) -> None:
         """Append some bytes."""
         for piece in pieces:
-            self.size += len(piece)
-            if isinstance(piece, Readable):
-                self._append_long(piece, len(piece))
-            elif len(piece) > min(_SHORT, _STAGED - self._filled):
-                self._append_long(_Memory(piece), len(piece))
+            size = len(piece)
+            self.size += size
+            if not isinstance(piece, (bytes, memoryview)):
+                self._append_long(piece, size)
+            elif size > min(_SHORT, _STAGED - self._filled):
+                self._append_long(_Memory(piece), size)
             else:
-                self._staged[self._filled : self._filled + len(piece)] = piece
-                self._filled += len(piece)
+                self._staged[self._filled : self._filled + size] = piece
+                self._filled += size
 
     def _append_long(self, piece: Readable, left: int) -> None:
         staged = np.frombuffer(self._staged, np.uint8)
