@@ -21,7 +21,7 @@ from polar_etl.run import Run, Share
 from polar_etl.sources.base import Source
 from polar_etl.sources.schemas import width
 
-_DRIVING = 0.05
+_DRIVING = 0.01
 """What merging and recording take, as a part of all work on columns (measured)."""
 Progress = dict[int, tuple[int, Moments]]
 """By file: rows covered from its start, and their moments."""

@@ -164,7 +164,8 @@ class ColumnReader:
             self._last = self._at
             self._at += whole
             self._left -= header.rows
-            self._usual = header.rows
+            if self._left or header.rows > self._usual:  # the last page of a chunk may be short
+                self._usual = header.rows
             rows -= header.rows
         return found
 

@@ -9,6 +9,7 @@ import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,8 @@ _PARSED = 32
 _FLOATS = ("min", "max", "sum", "sum_low", "m2", "m2_low")
 
 
-def library_versions() -> dict[str, str]:
+@cache
+def library_versions() -> Mapping[str, str]:
     """Return the versions that the bits of a result depend on."""
     return {
         name: version(name) for name in ("polar-etl", "pyarrow", "numpy", "polars", "zstandard")

@@ -21,7 +21,7 @@ from polar_etl.run import Run, Share
 from polar_etl.sources.schemas import width
 from polar_etl.workspace import Workspace
 
-_DRIVING = 0.15
+_DRIVING = 0.05
 """What appending to parts takes, as a part of all work on columns (measured)."""
 _COMMITTED_AT_A_TIME = 2
 """Parts brought to disk side by side, while the next ones are written."""
