@@ -212,7 +212,7 @@ def test_a_part_aborted_after_a_failure_leaves_nothing(folders):
     writer = PartWriter(*folders, part_name(0), form)
     append(writer, form, table())
     with pytest.raises(TypeError):
-        writer.append(Encoded([b"content", "text"], ()))
+        writer.append(Encoded([b"content", None], ()))
 
     writer.abort()
 
