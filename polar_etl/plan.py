@@ -324,7 +324,7 @@ def _readings(shape: Shape, slab: int) -> list[tuple[float, int, int]]:
 def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) -> Plan:
     """Return the plan of one way to go, with its bill."""
     slab_bytes = min(slab, max(shape.rows, 1)) * max(shape.output_bytes, shape.row_bytes)
-    shares = max(2 * way.threads if way.threads > 1 else 1, ceil(slab_bytes / _SHARE_BYTES))
+    shares = max(3 * way.threads if way.threads > 1 else 1, ceil(slab_bytes / _SHARE_BYTES))
     apart = max(shape.columns - shape.arrow_columns, 1) + shape.arrow_columns // _ARROW_SHARE + 1
     shares = max(min(shares, apart, shape.columns), 1)
     if shape.vectors:  # a column of them is one share, whose next slab only one thread can work on
