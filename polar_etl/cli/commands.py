@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -41,7 +42,7 @@ from polar_etl.cli.options import (
     Threads,
     option,
 )
-from polar_etl.cli.output import Output, configure_logging, outlive_stderr, progress
+from polar_etl.cli.output import Output, configure_logging, forget_stdout, outlive_stderr, progress
 from polar_etl.cli.signals import signals
 from polar_etl.cli.startup import open_standard_streams, start_fast
 from polar_etl.errors import (
@@ -359,7 +360,7 @@ def _show_plan(output: Output, inputs: list[str], options: Any, out: Path | None
 
     workspace = None if out is None else Workspace.at(out, options.state_dir)
     ready = prepare(inputs, options, workspace=workspace)
-    output.result(plan_fields(ready), plan_lines(ready))
+    output.answer(plan_fields(ready), plan_lines(ready))
 
 
 @app.command(epilog=_EPILOG)
@@ -386,7 +387,7 @@ def status(
             f"memory: peak {format_size(found.measured_peak)}, projected "
             f"{format_size(found.projected_peak)}, limit {format_size(found.memory_limit)}",
         ]
-        output.result(asdict(found), lines)
+        output.answer(asdict(found), lines)
 
 
 @app.command(epilog=_EPILOG)
@@ -423,7 +424,7 @@ def verify(
                 "with --overwrite, everything."
             )
         inside = ", inside too" if deep else ""
-        output.result(asdict(verdict), [f"{verdict.parts} parts are as the manifest says{inside}."])
+        output.answer(asdict(verdict), [f"{verdict.parts} parts are as the manifest says{inside}."])
 
 
 def _verify_deep(
@@ -495,5 +496,11 @@ def main() -> None:
         app()
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        forget_stdout()
+        print(f"error: Nothing could be shown on stdout: {error.strerror}.", file=sys.stderr)
+        sys.exit(1)
     finally:
         gc.freeze()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import logging
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from polar_etl.errors import InterruptedRunError, PolarEtlError, redacted
+from polar_etl.errors import InterruptedRunError, PolarEtlError, RunFailedError, redacted
 from polar_etl.events import BatchFinished, Event, PassFinished, PassStarted, Warned
 from polar_etl.memory import format_size
 
@@ -61,6 +62,12 @@ def outlive_stderr() -> None:
     sys.stderr = io.TextIOWrapper(lasting, encoding, "backslashreplace", line_buffering=True)
 
 
+def forget_stdout() -> None:
+    """Let what is still to be written to stdout go nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def configure_logging(level: str, form: str, quiet: bool) -> None:
     """Send messages to stderr."""
     handler = logging.StreamHandler(sys.stderr)
@@ -104,6 +111,7 @@ class Output:
     quiet: bool
     log_format: str = "text"
     _closed: bool = False
+    _failed: OSError | None = None
 
     def result(self, fields: Mapping[str, Any], lines: list[str]) -> None:
         """Show the result: `fields` as the JSON summary, or `lines` as text."""
@@ -111,6 +119,16 @@ class Output:
             self.line({"message_type": "summary", **fields})
         else:
             self._print(printable("\n".join(lines)))
+
+    def answer(self, fields: Mapping[str, Any], lines: list[str]) -> None:
+        """Show a result that is all a command is for.
+
+        Raises:
+            RunFailedError: It can't be written, although somebody reads.
+        """
+        self.result(fields, lines)
+        if self._failed is not None and self._failed.errno != errno.EPIPE:
+            raise RunFailedError(f"Nothing could be shown on stdout: {self._failed.strerror}.")
 
     def line(self, fields: Mapping[str, Any]) -> None:
         """Write one line of JSON to stdout."""
@@ -135,10 +153,10 @@ class Output:
             return
         try:
             print(text, flush=True)
-        except (OSError, ValueError):  # nobody reads any more: the run goes on
+        except (OSError, ValueError) as error:  # nobody reads any more: the run goes on
             self._closed = True
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            self._failed = error if isinstance(error, OSError) else None
+            forget_stdout()
 
 
 @contextlib.contextmanager

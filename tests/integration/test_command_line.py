@@ -304,6 +304,27 @@ def test_a_full_stdout_does_no_harm(folder):
     cli.run("verify", "out", cwd=folder).expect(0)
 
 
+@pytest.mark.parametrize(
+    "args", [("plan", "in.parquet"), ("status", "out"), ("verify", "out", "--json"), ("--help",)]
+)
+def test_an_answer_that_a_full_stdout_does_not_take_is_an_error(folder, args):
+    cli.run("normalize", "in.parquet", "out", cwd=folder).expect(0)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*cli.CLI, *args],
+            cwd=folder,
+            env=cli.environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1, done
+    assert "Nothing could be shown on stdout: No space left on device." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def on_a_terminal(folder, *args, **env) -> tuple[int, str, str]:
     """Run with a terminal as stderr; return exit code, stdout, and what the terminal was sent."""
     master, slave = pty.openpty()
