@@ -353,6 +353,8 @@ class Scaler:
         moments = Moments(**arrays, first_inf=Moments.empty(width).first_inf)
         if not _is_possible(moments).all():
             raise ValueError("a sum contradicts minimum and maximum")
+        for name, expected in (("mean", moments.mean()), ("std", moments.std(fields["ddof"]))):
+            _require_close(name, table.get(name), expected, table["column"])
         kinds = dict(zip(features.owners(), table["dtype"], strict=True))
         return cls(
             features.columns,
@@ -428,6 +430,26 @@ def _safe_exponent(moments: Moments, ddof: int) -> npt.NDArray[np.int64]:
     # of subnormal values the deviation itself may round to 0, but not its scaled counterpart
     size = np.frexp(moments.std(ddof, moments.exponent))[1] + moments.exponent
     return np.where(bound > 2.0**1020, 8, np.where(size < -959, size, 0)).astype(np.int64)
+
+
+def _require_close(name: str, found: Any, expected: npt.NDArray[np.float64], of: list[str]) -> None:
+    """Refuse a `mean` or `std` that was edited: it would be ignored, as moments alone count.
+
+    Raises:
+        ValueError: It is not what the moments give.
+    """
+    if found is None:
+        return
+    if not isinstance(found, list) or len(found) != len(expected):
+        raise ValueError("its columns are not of one length")
+    values = _float_array(found, np.inf)
+    wrong = np.isfinite(values) & ~np.isclose(values, expected, rtol=1e-12, atol=0.0)
+    if wrong.any():
+        place = int(wrong.argmax())
+        raise ValueError(
+            f"{name} of {of[place]!r} was changed: {values[place]} is not {expected[place]}, which "
+            "its moments give"
+        )
 
 
 def _is_possible(moments: Moments) -> npt.NDArray[np.bool_]:
