@@ -241,7 +241,7 @@ class FileColumns:
     @contextmanager
     def _opened(self, *, buffer_size: int) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(
-            self._file.path,
+            for_arrow(self._file.path),
             metadata=self._file.footer(),
             pre_buffer=False,
             buffer_size=buffer_size,
@@ -292,6 +292,15 @@ def _behind(skip: int, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
             yield table.slice(skip)
         skip = max(skip - table.num_rows, 0)
         del table
+
+
+def for_arrow(path: str) -> str | pa.NativeFile:
+    """Return a file's path, or the file where its path is not UTF-8, which is all PyArrow takes."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return pa.OSFile(os.fsencode(path))
+    return path
 
 
 @contextmanager

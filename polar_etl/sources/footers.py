@@ -18,7 +18,7 @@ from polar_etl.columns import word_type
 from polar_etl.errors import InputError, describe
 from polar_etl.pages import is_usual
 from polar_etl.sources.base import SourceFile
-from polar_etl.sources.decoding import STREAM_BUFFER, explained
+from polar_etl.sources.decoding import STREAM_BUFFER, explained, for_arrow
 from polar_etl.sources.layout import Layout, layout_of
 from polar_etl.sources.schemas import checked_schema, has_variable_width, leaves
 from polar_etl.thrift import fields_of, number
@@ -39,7 +39,7 @@ def _opened(path: str) -> Iterator[pq.ParquetFile]:
     """Open a file for a look at it; what goes wrong with it becomes an `InputError`."""
     with (
         explained(path),
-        pq.ParquetFile(path, pre_buffer=False, buffer_size=STREAM_BUFFER) as opened,
+        pq.ParquetFile(for_arrow(path), pre_buffer=False, buffer_size=STREAM_BUFFER) as opened,
     ):
         yield opened
 

@@ -19,7 +19,7 @@ from polar_etl.columns import Piece, word_type
 from polar_etl.errors import InputError, describe
 from polar_etl.features import first_length, open_lists, require_lengths
 from polar_etl.sources.base import Columns, Reading, SourceFile, Window
-from polar_etl.sources.decoding import FileColumns, ParquetFile, explained
+from polar_etl.sources.decoding import FileColumns, ParquetFile, explained, for_arrow
 from polar_etl.sources.footers import footer_of, inspect, text_bytes
 from polar_etl.sources.layout import Layout, layout_of
 from polar_etl.sources.schemas import difference, leaves
@@ -117,7 +117,7 @@ class ParquetSource:
 
     def _described(self, index: int) -> ParquetFile:
         path = self.files[index].path
-        footer = cache(partial(pq.read_metadata, path))
+        footer = cache(partial(_metadata_of, path))
         if index in self._layouts:
             layout = self._layouts.pop(index)
         else:
@@ -269,3 +269,7 @@ def _groups_of(rows: Sequence[int], first: int, stop: int) -> tuple[list[int], i
 def _hash(path: str) -> str:
     with explained(path), open(path, "rb") as file:
         return hashlib.file_digest(file, hashlib.blake2b).hexdigest()
+
+
+def _metadata_of(path: str) -> pq.FileMetaData:
+    return pq.read_metadata(for_arrow(path))

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import tables, trees
+from support import cli, tables, trees
 
 ROWS = 3000
 
@@ -234,6 +234,19 @@ def test_input_through_a_symbolic_link(run_cli, tmp_path):
     (tmp_path / "link.parquet").symlink_to("real.parquet")
     run_cli("normalize", "link.parquet", "out").expect(0)
     assert tables.read(tmp_path / "out")["x"].to_pylist() == [-1.0, 1.0]
+
+
+def test_a_path_that_is_not_utf8(tmp_path):
+    """PyArrow takes none; file systems do."""
+    tables.write(tmp_path / "in.parquet", {"x": [1.0, 2.0], "t": ["a", "b"]})
+    path, out = (os.fsdecode(name) for name in (b"caf\xe9.parquet", b"out\xe9"))
+    (tmp_path / "in.parquet").rename(tmp_path / path)
+    for _ in range(2):
+        cli.run("normalize", path, out, cwd=tmp_path).expect(0)
+    cli.run("verify", "--deep", out, cwd=tmp_path).expect(0)
+    (part,) = (tmp_path / out).iterdir()
+    with part.open("rb") as file:
+        assert pq.read_table(file)["x"].to_pylist() == [-1.0, 1.0]
 
 
 def test_special_files_are_refused_at_once(run_cli, tmp_path):
