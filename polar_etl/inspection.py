@@ -16,6 +16,7 @@ from polar_etl.durable import is_regular
 from polar_etl.errors import InputError, StateMismatchError, describe
 from polar_etl.manifest import Manifest
 from polar_etl.moments import Moments
+from polar_etl.parts import part_index
 from polar_etl.passes import output_schema, passed_through
 from polar_etl.scaler import Scaler
 from polar_etl.settings import Limits, Settings
@@ -102,7 +103,7 @@ def verify(workspace: Workspace) -> Verdict:
         problems.append(f"{total - len(rows)} of {total} parts are not written yet")
     known = {row.part for row in rows}
     problems += [
-        f"{name}: no manifest row, remove it"
+        f"{name}: no manifest row{', remove it' if part_index(name) >= total else ''}"
         for name in workspace.part_files()
         if name not in known
     ]

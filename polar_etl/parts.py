@@ -41,6 +41,16 @@ def part_name(index: int) -> str:
     return f"part-{index:05d}.parquet"
 
 
+def part_index(name: str) -> int:
+    """Return the index that `part_name` made `name` of.
+
+    Example:
+        >>> part_index("part-00007.parquet")
+        7
+    """
+    return int(name.removeprefix("part-").removesuffix(".parquet"))
+
+
 def is_part_name(name: str) -> bool:
     """Tell whether `name` is one that `part_name` gives."""
     return _NAME.fullmatch(name) is not None

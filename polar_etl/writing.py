@@ -89,12 +89,14 @@ def _write_stretch(
         _encoded(run, encoder, run.source.schema.names, parts) as results,
         PartsWriter(workspace, encoder.form) as writer,
     ):
-        for encoded in results:
-            for written in writer.append(encoded):
+        try:
+            for encoded in results:
+                for written in writer.append(encoded):
+                    _record(run, manifest, written)
+                run.observe_memory()
+        finally:  # whatever failed, parts that are on disk are finished work
+            for written in writer.finish():
                 _record(run, manifest, written)
-            run.observe_memory()
-        for written in writer.finish():
-            _record(run, manifest, written)
 
 
 @contextmanager

@@ -258,6 +258,10 @@ def fail_and_resume(scene: Scene, name: str, nth: int, error: str) -> None:
         assert "To go on: polar-etl normalize data out" in outcome.stderr, where
     rows = scene.assert_invariants(where)
     assert trees.leftovers(scene.out) == [], f"{where}: {outcome}"
+    if "manifest" not in where and scene.out.exists():
+        parts = {name for name in trees.names(scene.out) if name.startswith("part-")}
+        told = {row[trees.COLUMNS.index("part")] for row in rows} - {None}
+        assert parts == told, f"parts that no row tells of: {where}"
     if outcome.code == 0:
         assert trees.result(scene.out) == scene.expected, where
     scene.assert_resumes(rows, where)
