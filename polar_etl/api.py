@@ -331,7 +331,7 @@ def _stream_plan(stream: StreamSource, settings: Settings, options: Options) -> 
         limit=max(limits.memory, 1 << 62),
         base=0,
         threads=limits.threads,
-        rows_per_part=shapes.rows_per_part(settings, shape),
+        rows_per_part=shapes.part_rows(settings, shape.nominal_output_bytes),
     )
 
 

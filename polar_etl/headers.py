@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from polar_etl import thrift
@@ -15,9 +16,9 @@ HEADER = 256
 _LONGEST_HEADER = 1 << 16
 _SHORT_OF = 100
 """Bytes by which old writers tell too little of a chunk: the dictionary page's header."""
-_COUNTS = (5, 7, 8)
-"""Fields of `PageHeader` whose structs begin with the number of values: of data pages, version 1,
-of dictionaries, and of data pages, version 2."""
+_KINDS = {5: 2, 7: None, 8: 4}
+"""Fields of `PageHeader` whose structs begin with the number of values, and where these tell the
+encoding: of data pages, version 1, of dictionaries, and of data pages, version 2."""
 _LONGEST_VALUE = 1 << 30
 
 
@@ -106,8 +107,18 @@ def _unusual_header(raw: memoryview) -> PageHeader:
     )
 
 
-def require_sizes(file: int, start: int, stop: int, most: int) -> None:
-    """Check that no page of a column chunk claims more than the whole chunk has.
+class PageSizes(NamedTuple):
+    """What a page header says of a page of any kind."""
+
+    size: int
+    """Bytes of the page, decompressed."""
+    values: int
+    encoding: int | None
+    """Number of the encoding of its values; None for a dictionary."""
+
+
+def pages_of(file: int, start: int, stop: int, most: int) -> Iterator[PageSizes]:
+    """Yield the sizes of all pages of a column chunk, none of which claims more than the chunk has.
 
     PyArrow takes as much memory as a header asks for before it looks at the page.
 
@@ -119,27 +130,34 @@ def require_sizes(file: int, start: int, stop: int, most: int) -> None:
 
     Raises:
         LongValueError: A page's values are 1 GiB long or longer: PyArrow can't decode two of them.
-        UnusualError: A page does, or a header can't be read.
+        UnusualError: A page claims more, or a header can't be read.
     """
     while start < stop:
         found = _sizes(os.pread(file, HEADER, start))
         found = found or _sizes(os.pread(file, _LONGEST_HEADER, start))  # statistics may be long
         if found is None:
             raise UnusualError("a page header can't be read")
-        length, size, stored, values = found
+        length, stored, page = found
+        size, values = page.size, max(page.values, 1)
         if not 0 <= size <= most or not 0 <= stored <= stop + _SHORT_OF - start - length:
             raise UnusualError(f"a page claims {max(size, stored):,} bytes of {most:,}")
-        if size >= _LONGEST_VALUE * max(values, 1):
-            raise LongValueError(f"it has a value of {size // max(values, 1):,} bytes")
+        if size >= _LONGEST_VALUE * values:
+            raise LongValueError(f"it has a value of {size // values:,} bytes")
+        yield page
         start += length + stored
 
 
-def _sizes(raw: bytes) -> tuple[int, int, int, int] | None:
-    """Return the bytes of a header, of its page before and after compression, and its values."""
+def _sizes(raw: bytes) -> tuple[int, int, PageSizes] | None:
+    """Return the bytes of a header, those of its page in the file, and what it says besides."""
     try:
         fields, length = thrift.fields_of(raw)
-        counts = [thrift.fields_of(raw, fields[i].start)[0][1] for i in _COUNTS if i in fields]
-        values = sum(thrift.number(raw, count) for count in counts)
-        return length, thrift.number(raw, fields[2]), thrift.number(raw, fields[3]), values
+        values, encoding = 0, None
+        for place, encoded in _KINDS.items():
+            if place in fields:
+                inner, _ = thrift.fields_of(raw, fields[place].start)
+                values += thrift.number(raw, inner[1])
+                encoding = thrift.number(raw, inner[encoded]) if encoded else encoding
+        size, stored = thrift.number(raw, fields[2]), thrift.number(raw, fields[3])
+        return length, stored, PageSizes(size, values, encoding)
     except (ValueError, KeyError, IndexError):
         return None

@@ -33,7 +33,7 @@ from polar_etl.plan import Plan, make_plan
 from polar_etl.run import Run
 from polar_etl.scaler import Scaler, library_versions
 from polar_etl.settings import Limits, Settings
-from polar_etl.shapes import rows_per_part, shape_of
+from polar_etl.shapes import part_rows, shape_of
 from polar_etl.sources.base import Source
 from polar_etl.stop import Stop
 from polar_etl.workspace import Workspace
@@ -86,7 +86,7 @@ def plan_run(source: Source, settings: Settings, limits: Limits, base: int) -> P
         limit=limits.memory,
         base=base,
         threads=limits.threads,
-        rows_per_part=rows_per_part(settings, shape),
+        rows_per_part=part_rows(settings, shape.nominal_output_bytes),
         processes=limits.processes,
     )
 

@@ -13,6 +13,7 @@ from polar_etl.errors import MemoryLimitError
 from polar_etl.memory import format_size
 from polar_etl.sources.base import Reading
 from polar_etl.sources.decoding import columns_at_a_time
+from polar_etl.sources.texts import text_in
 
 MIB = 1 << 20
 _FOOTER_CHUNK = 1300
@@ -54,8 +55,14 @@ _PAGE_COPIES = 1.5
 """How often PyArrow holds a page while it reads rows from inside it (measured: 1.3)."""
 _PASSED_COPIES = 3
 """How often columns that PyArrow encodes are held meanwhile: as decoded, joined, and encoded."""
+_GROWTH = 0.5
+"""How much more text takes while it is decoded, in buffers that grow by doubling."""
+_LONG_PAGE = 5
+"""How often more a page of text is held, read and written, in buffers that grow by doubling."""
 _PAGE_OBJECTS = 1_300
 """Bytes of Python objects for a page of which rows are left over (measured)."""
+TEXT_COPIES = 8
+"""How often text is held that is decoded from inside a row group (measured: 7)."""
 _WORD_COPIES = 2
 """How often words are held while they are decoded."""
 _COMPUTE = 16 * MIB
@@ -140,11 +147,21 @@ class Shape:
     """Decoded bytes of the vectors of a row."""
     vector_output_bytes: int = 0
     """Bytes of the vectors of a row of the output."""
+    text_bytes: int = 0
+    """Bytes of text of a row that PyArrow decodes as it stands; counted above, too."""
+    text_windows: tuple[int, ...] = ()
+    """Bytes of it in neighbouring rows, see `SourceFile`."""
+    text_page: int = 0
+    """Bytes of the longest page of it."""
 
     @property
     def held_word_bytes(self) -> int:
         """Bytes of a row of columns of text, decoded."""
         return self.word_bytes + 5 * self.word_columns
+
+    def text_in(self, rows: int) -> int:
+        """Return the bytes of text in so many neighbouring rows, at most."""
+        return text_in(self.text_windows, rows) if self.text_windows else rows * self.text_bytes
 
     def first_pass(self) -> Shape:
         """Return what there is of it in the first pass, which reads what is normalized."""
@@ -152,13 +169,16 @@ class Shape:
             self,
             arrow_columns=self.normalized_arrow,
             columns=self.columns - self.arrow_columns + self.normalized_arrow,
-            arrow_bytes=self.arrow_bytes if self.normalized_arrow else 0,
+            arrow_bytes=self.arrow_bytes - self.text_bytes if self.normalized_arrow else 0,
             stream_bytes=self.stream_bytes if self.normalized_arrow else 0,
             passed_bytes=0,
             word_columns=0,
             word_bytes=0,
             dictionary_bytes=0,
             vector_output_bytes=0,
+            text_bytes=0,
+            text_windows=(),
+            text_page=0,
         )
 
 
@@ -423,15 +443,17 @@ def _decoding(shape: Shape, windows: tuple[int, int], window: int, way: _Way) ->
         value = 8 if shape.arrow_columns > shape.word_columns else 4
         found += way.threads * many * (_DECODER + _CHUNK_COPIES * value * decoded)
         largest = shape.word_bytes / max(min(shape.word_columns // many, way.threads), 1)
-        found += int(_CHUNK_COPIES * decoded * largest)
+        found += int(_CHUNK_COPIES * decoded * largest + _GROWTH * shape.text_in(decoded))
     else:
         pages = shape.page_bytes + shape.lookup_bytes
         found += shape.arrow_columns * (_DECODER + int(_PAGE_COPIES * pages))
         here = decoded * (shape.stream_bytes + _WORD_COPIES * shape.word_bytes)
+        here += TEXT_COPIES * shape.text_in(decoded)
         found += here + min(_STREAM, shape.rows * shape.row_bytes)
     held = min(_alive(min(group_rows or stream_rows, rows), window, shape.even_group), rows)
-    others = shape.arrow_bytes + shape.vector_bytes + shape.held_word_bytes
-    found += int(held * others * _SLACK) + _DICTIONARIES * shape.dictionary_bytes
+    others = shape.arrow_bytes - shape.text_bytes + shape.vector_bytes + shape.held_word_bytes
+    found += int((held * others + shape.text_in(held)) * _SLACK)
+    found += _DICTIONARIES * shape.dictionary_bytes
     return found + _vector_buffers(shape, decoded)
 
 
@@ -449,11 +471,12 @@ def _alive(decoded: int, window: int, even_group: int) -> int:
 
 def _working(shape: Shape, slab: int, together: int, way: _Way) -> int:
     """Return what the threads need to get from decoded columns to the bytes of the output."""
-    width = min(max(ceil(shape.row_bytes / max(shape.columns, 1)), 4), 8)
+    width = min(max(ceil(shape.normalized_bytes / max(shape.normalized, 1)), 4), 8)
     scalars = shape.normalized - sum(size for size, _ in shape.vectors)
     many = min(max(together // slab, 1), max(scalars, 0))
     group = many * max(slab * width, shape.page_bytes)
     passed = slab * (shape.passed_bytes * _PASSED_COPIES + shape.vector_output_bytes)
+    passed += shape.text_page * _LONG_PAGE
     letters = slab * (shape.word_bytes + _SHORT_TEXT)
     passed += min(way.threads, shape.word_columns) * min(letters, LETTERS) * _PASSED_COPIES
     passed += slab * shape.word_bytes * (letters > LETTERS)
@@ -467,9 +490,10 @@ def _encoded(shape: Shape, slab: int, shares: int, in_flight: int) -> int:
     Columns of vectors and of text may be far larger than the others, and can't be cut into shares.
     """
     row = max(shape.output_bytes, shape.row_bytes)
-    large = min(shape.vector_output_bytes + shape.word_bytes, row)
+    large = min(shape.vector_output_bytes + shape.word_bytes + shape.text_bytes, row)
     even = (in_flight + 1) * (row - large) * min(_UNEVEN * _SLACK / shares, 1)
-    return int(slab * (even + (1 + in_flight / min(shares, shape.columns)) * large * _SLACK))
+    waiting = slab * (even + (1 + in_flight / min(shares, shape.columns)) * large * _SLACK)
+    return int(min(waiting, max(shape.rows, 1) * row * _SLACK))
 
 
 def _vector_buffers(shape: Shape, rows: int) -> int:

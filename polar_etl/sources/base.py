@@ -40,6 +40,10 @@ class SourceFile:
     """Bytes of a row of them, not compressed, in the row group where these are most."""
     dictionary_bytes: int = 0
     """Bytes of their words in a row group, which are held together."""
+    text_windows: tuple[int, ...] = ()
+    """At place k: bytes of other text in 2^(k / 4) neighbouring rows, at most; empty if unknown."""
+    text_page: int = 0
+    """Bytes of the longest page or dictionary of it."""
 
     @property
     def rows(self) -> int:

@@ -21,6 +21,7 @@ from polar_etl.sources.base import SourceFile
 from polar_etl.sources.decoding import STREAM_BUFFER, explained, for_arrow
 from polar_etl.sources.layout import Layout, layout_of
 from polar_etl.sources.schemas import checked_schema, has_variable_width, leaves
+from polar_etl.sources.texts import Texts, texts_in
 from polar_etl.thrift import fields_of, number
 
 _COLUMNS_SAMPLED = 32
@@ -70,7 +71,8 @@ def inspect(path: str) -> Inspected:
             layout = layout_of(footer, schema)
             words = words_in(layout, schema)
             apart = [schema.names[place] for place in words]
-            variable, page_bytes, lookup_bytes = _measure(raw, opened, layout, apart)
+            texts = _texts(raw, layout, schema, apart)
+            variable, page_bytes, lookup_bytes = _measure(raw, opened, layout, apart, texts)
             dictionaries = _dictionary_bytes(raw, opened, layout, words) if layout else 0
         if sum(leaves(column.type) for column in schema) != metadata.num_columns:
             raise InputError(
@@ -95,6 +97,8 @@ def inspect(path: str) -> Inspected:
             group_rows=tuple(groups),
             chunks=chunks,
             variable_bytes=variable,
+            text_windows=texts.windows,
+            text_page=texts.longest,
             page_bytes=page_bytes,
             lookup_bytes=lookup_bytes,
             from_arrow=from_arrow,
@@ -114,6 +118,28 @@ def words_in(layout: Layout | None, schema: pa.Schema) -> frozenset[int]:
         for place, column in enumerate(schema)
         if layout and word_type(column.type) and layout.holds_words(place)
     )
+
+
+def _texts(
+    file: BinaryIO, layout: Layout | None, schema: pa.Schema, apart_from: Collection[str]
+) -> Texts:
+    """Return how much text a file holds; nothing where its pages don't tell."""
+    places = [
+        place
+        for place, column in enumerate(schema)
+        if has_variable_width(column.type) and column.name not in apart_from
+    ]
+    if layout is None or not places or not all(map(_is_flat_text, schema.types)):
+        return Texts()
+    sampled = places[:: len(places) // _COLUMNS_SAMPLED + 1]
+    windows, longest = texts_in(file, layout, [layout.leaves[place] for place in sampled])
+    return Texts(tuple(size * len(places) // len(sampled) for size in windows), longest)
+
+
+def _is_flat_text(kind: pa.DataType) -> bool:
+    """Tell whether a type is text as it stands, or no text at all."""
+    plain = word_type(kind) is not None and not pa.types.is_dictionary(kind)
+    return plain or not has_variable_width(kind)
 
 
 def _word_bytes(layout: Layout, words: Iterable[int]) -> int:
@@ -174,8 +200,8 @@ def footer_of(file: BinaryIO) -> bytes:
     return file.read(length + 8)
 
 
-def text_bytes(path: str, apart_from: Collection[str]) -> int:
-    """Return the decoded bytes of columns of variable width, as far as samples tell.
+def texts_of(path: str, apart_from: Collection[str]) -> tuple[int, Texts]:
+    """Return the decoded bytes of columns of variable width, by samples and by page headers.
 
     Raises:
         InputError: The file can't be read.
@@ -184,16 +210,21 @@ def text_bytes(path: str, apart_from: Collection[str]) -> int:
         schema = opened.schema_arrow
         layout = layout_of(footer_of(raw), schema)
         words = [schema.names[place] for place in words_in(layout, schema)]
-        return _measure(raw, opened, layout, {*apart_from, *words})[0]
+        apart = {*apart_from, *words}
+        texts = _texts(raw, layout, schema, apart)
+        return _measure(raw, opened, layout, apart, texts)[0], texts
 
 
 def _measure(
     file: BinaryIO,
     opened: pq.ParquetFile,
     layout: Layout | None,
-    apart_from: Collection[str] = (),
+    apart_from: Collection[str],
+    known: Texts,
 ) -> tuple[int, int, int]:
     """Return the bytes of columns of variable width, of the largest page, and of a dictionary.
+
+    Pages of text are left out where all is known of them.
 
     Of text the footer tells the encoded bytes; a dictionary can make a thousand times as many, so
     some rows are decoded, too. Where the words of a dictionary are far longer than these rows, the
@@ -221,7 +252,7 @@ def _measure(
         del batch
     found = lookup = values = 0
     rows = metadata.num_rows
-    for index in pages:
+    for index in sorted(set(pages).difference(variable if known.windows else ())):
         chunk = groups[largest].column(index)
         found = max(found, _page_size(file, chunk, chunk.data_page_offset))
         if chunk.has_dictionary_page:

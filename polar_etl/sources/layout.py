@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from polar_etl.headers import require_sizes
+from polar_etl.headers import pages_of
 from polar_etl.pages import Chunk, stored_dtype
 from polar_etl.thrift import (
     Field,
@@ -94,8 +94,13 @@ class Layout:
         Raises:
             UnusualError: One does.
         """
-        start, stop = int(self.start[group, leaf]), int(self.stop[group, leaf])
-        require_sizes(file, start, stop, int(self.plain_size[group, leaf]))
+        for _ in pages_of(file, *self.span(group, leaf)):
+            pass
+
+    def span(self, group: int, leaf: int) -> tuple[int, int, int]:
+        """Return where a chunk begins and ends, and its bytes before compression."""
+        found = (self.start[group, leaf], self.stop[group, leaf], self.plain_size[group, leaf])
+        return int(found[0]), int(found[1]), int(found[2])
 
     def chunk(self, group: int, column: int) -> Chunk | None:
         """Return where a column's plain values stand, None if PyArrow must read them."""

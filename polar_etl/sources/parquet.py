@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
@@ -20,7 +20,7 @@ from polar_etl.errors import InputError, describe
 from polar_etl.features import first_length, open_lists, require_lengths
 from polar_etl.sources.base import Columns, Reading, SourceFile, Window
 from polar_etl.sources.decoding import FileColumns, ParquetFile, explained, for_arrow
-from polar_etl.sources.footers import footer_of, inspect, text_bytes
+from polar_etl.sources.footers import footer_of, inspect, texts_of
 from polar_etl.sources.layout import Layout, layout_of
 from polar_etl.sources.schemas import difference, leaves
 
@@ -93,10 +93,19 @@ class ParquetSource:
         lengths = {
             name: known.get(name) or first_length(self._rows_of(name), name) for name in lists
         }
-        files = tuple(
-            replace(file, variable_bytes=text_bytes(file.path, lengths)) for file in self.files
-        )
+        files = tuple(self._without(file, lengths) for file in self.files)
         return replace(self, lengths=lengths, files=files)
+
+    @staticmethod
+    def _without(file: SourceFile, vectors: Collection[str]) -> SourceFile:
+        """Return what is known of a file whose columns `vectors` are no text."""
+        sampled, texts = texts_of(file.path, vectors)
+        return replace(
+            file,
+            variable_bytes=sampled,
+            text_windows=texts.windows,
+            text_page=texts.longest,
+        )
 
     def _rows_of(self, column: str) -> Iterator[pa.Table]:
         few = Reading(group_rows=0, stream_rows=_ROWS_LOOKED_AT)

@@ -34,7 +34,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["sources"],
     ["sources.schemas"],
     ["sources.base", "sources.layout"],
-    ["sources.decoding"],
+    ["sources.decoding", "sources.texts"],
     ["sources.footers"],
     ["sources.parquet"],
     ["sources.streams"],

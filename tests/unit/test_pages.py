@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from polar_etl import thrift
 from polar_etl.columns import Piece, validity
 from polar_etl.errors import InputError
-from polar_etl.headers import LongValueError, UnusualError, require_sizes
+from polar_etl.headers import LongValueError, UnusualError, pages_of
 from polar_etl.pages import (
     Chunk,
     ColumnReader,
@@ -421,41 +421,41 @@ def test_pages_that_claim_more_than_their_chunk_has_are_unusual(size, first):
     pages = [page(2, doubles(1, 2)), page(2, doubles(3, 4), size)]
     content = b"".join(pages[:: -1 if first else 1])
     with opened(content) as file, pytest.raises(UnusualError, match="claims"):
-        require_sizes(file, 0, len(content), 16)
+        list(pages_of(file, 0, len(content), 16))
 
 
 @pytest.mark.parametrize("stored", [2**31 - 1, 1 << 20, 16 + 101, -1])
 def test_pages_that_go_beyond_their_chunk_are_unusual(stored):
     content = page(2, doubles(1, 2), stored=stored)
     with opened(content + bytes(200)) as file, pytest.raises(UnusualError, match="claims"):
-        require_sizes(file, 0, len(content), 1000)
+        list(pages_of(file, 0, len(content), 1000))
 
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 2**30), (1, 2**31 - 1), (0, 2**30)])
 def test_values_of_a_gibibyte_are_too_long(rows, size):
     pages = [page(2, doubles(1, 2)), page(rows, b"squeezed", size)]
     with opened(b"".join(pages)) as file, pytest.raises(LongValueError, match=f"{size:,} bytes"):
-        require_sizes(file, 0, sum(map(len, pages)), 2**32)
+        list(pages_of(file, 0, sum(map(len, pages)), 2**32))
 
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 2**30 - 1), (2, 2**31 - 1)])
 def test_long_pages_need_not_have_long_values(rows, size):
     content = page(rows, b"squeezed", size)
     with opened(content) as file:
-        require_sizes(file, 0, len(content), 2**32)
+        list(pages_of(file, 0, len(content), 2**32))
 
 
 def test_old_writers_may_leave_a_header_out_of_what_a_chunk_takes():
     content = page(2, doubles(1, 2)) + page(2, doubles(3, 4))
     with opened(content) as file:
-        require_sizes(file, 0, len(content) - 20, 32)
+        list(pages_of(file, 0, len(content) - 20, 32))
 
 
 @given(st.binary(min_size=1, max_size=60), st.integers(0, 100))
 def test_sizes_in_any_bytes_are_right_or_unusual(content, most):
     with opened(content) as file:
         try:
-            require_sizes(file, 0, len(content), most)
+            list(pages_of(file, 0, len(content), most))
         except UnusualError:
             return
 
