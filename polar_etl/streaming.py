@@ -10,6 +10,7 @@ from itertools import cycle, repeat
 
 import pyarrow as pa
 
+from polar_etl.durable import make_directory
 from polar_etl.errors import UsageError
 from polar_etl.executors.local import ordered_map
 from polar_etl.features import Features
@@ -62,6 +63,9 @@ def write_stream(
 ) -> list[Receipt]:
     """Write the stream as parts and return their receipts.
 
+    Parts that replace those of an earlier run are staged until all of them are there: a stream is
+    read once, and what is wrong with it may come last.
+
     Raises:
         UsageError: The output holds an earlier run that is not to be replaced, or the stream is so
             long that there would be too many parts; nothing is left of them.
@@ -72,8 +76,10 @@ def write_stream(
                 f"{workspace.out} holds a run over files, and a stream can't resume it: "
                 "choose another output, or replace it with --overwrite."
             )
-        if overwrite:
-            workspace.clear()
+        replaces = opening.manifest == workspace.draft
+        target = workspace.staged if replaces else workspace
+        if replaces:
+            make_directory(target.out)
         encoder = Encoder.of(source.schema, scaler, level)
         results = ordered_map(
             encoder.encode_slab,
@@ -82,9 +88,12 @@ def write_stream(
             in_flight=plan.in_flight,
         )
         try:
-            with closing(results), PartsWriter(workspace, encoder.form) as writer:
+            with closing(results), PartsWriter(target, encoder.form) as writer:
                 written = [part for found in results for part in writer.append(found)]
-                return [part.receipt for part in (*written, *writer.finish())]
+                written += writer.finish()
+            if replaces:
+                workspace.take_over(target)
+            return [part.receipt for part in written]
         except BaseException:
             workspace.discard(opening)
             raise

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polar_etl.durable import is_temporary, make_directory, sweep, sync_directory
@@ -15,6 +15,7 @@ from polar_etl.lock import OutputLock, directory_lock
 from polar_etl.manifest import COMPANIONS
 from polar_etl.parts import is_part_name
 
+_STAGED = ".staged"
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
 
 
@@ -85,6 +86,11 @@ class Workspace:
             return self.state / "tmp"
         return self.out
 
+    @property
+    def staged(self) -> Workspace:
+        """The same, but for parts that replace earlier ones when all of them are there."""
+        return replace(self, out=self.scratch / _STAGED)
+
     @contextmanager
     def opened(
         self, *, overwrite: bool, goes_on: Callable[[Path], bool] = lambda _: False
@@ -142,9 +148,13 @@ class Workspace:
         self._clear()
         return self.manifest, False
 
-    def clear(self) -> None:
-        """Drop the earlier run."""
+    def take_over(self, staged: Workspace) -> None:
+        """Drop the earlier run, and put staged parts in the place of its own."""
         self._clear()
+        for name in staged.part_files():
+            os.replace(staged.out / name, self.out / name)
+        sync_directory(self.out)
+        self._drop_staged()
 
     def promote(self) -> None:
         """Drop the earlier run, and put the draft in the place of its manifest.
@@ -160,7 +170,7 @@ class Workspace:
 
     def discard(self, opening: Opening) -> None:
         """Leave the directories as they were before `opening`."""
-        if self.draft.exists():
+        if self.draft.exists() or self.staged.out.exists():
             _remove(_family(self.draft))
             self._sweep()
             self._remove_created(list(opening.created))
@@ -189,6 +199,14 @@ class Workspace:
             sweep(folder, is_part_name)
         names = {self.manifest.name, self.draft.name, self.scaler.name}
         sweep(self.state, names.__contains__)
+        self._drop_staged()
+
+    def _drop_staged(self) -> None:
+        staged = self.staged
+        if staged.out.is_dir() and not staged.out.is_symlink():
+            sweep(staged.out, is_part_name)
+            _remove([staged.out / name for name in staged.part_files()])
+            staged.out.rmdir()
 
     @property
     def _files(self) -> list[Path]:
@@ -209,7 +227,8 @@ class Workspace:
         found = [
             name
             for name in names
-            if not is_temporary(name, is_part_name)
+            if name != _STAGED
+            and not is_temporary(name, is_part_name)
             and (parts_are_foreign or not is_part_name(name))
         ]
         if found:

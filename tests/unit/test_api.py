@@ -35,6 +35,10 @@ def frame(rows: int = ROWS) -> pl.DataFrame:
     )
 
 
+def everything_in(folder) -> dict[str, bytes | bool]:
+    return {str(p.relative_to(folder)): p.is_file() and p.read_bytes() for p in folder.rglob("*")}
+
+
 class Foreign:
     """Some other library's table."""
 
@@ -410,6 +414,34 @@ class TestTransform:
             pe.transform(reader, tmp_path / "out", scaler=pe.fit(path), rows_per_part=1_000)
 
         assert os.listdir(tmp_path) == ["in.parquet"]
+
+    @pytest.mark.parametrize("first", ["file", "stream"])
+    def test_a_stream_that_breaks_off_leaves_what_it_was_to_replace(self, path, tmp_path, first):
+        scaler, table = pe.fit(path), pq.read_table(path)
+        source = path if first == "file" else frame().lazy()
+        pe.transform(source, tmp_path / "out", scaler=scaler, rows_per_part=700)
+        before = everything_in(tmp_path)
+
+        def batches():
+            yield from table.to_batches(max_chunksize=100)
+            raise OSError("the line is dead")
+
+        reader = pa.RecordBatchReader.from_batches(table.schema, batches())
+        with pytest.raises(pe.InputError, match="the line is dead"):
+            pe.transform(reader, tmp_path / "out", scaler=scaler, rows_per_part=300, overwrite=True)
+
+        assert everything_in(tmp_path) == before
+
+    def test_what_a_killed_stream_has_staged_is_swept(self, path, tmp_path):
+        scaler = pe.fit(path)
+        pe.transform(path, tmp_path / "out", scaler=scaler)
+        staged = tmp_path / "out.polar-etl" / "tmp" / ".staged"
+        staged.mkdir(parents=True)
+        (staged / "part-00000.parquet").write_bytes(b"half of it")
+
+        pe.transform(frame().lazy(), tmp_path / "out", scaler=scaler, overwrite=True)
+
+        assert not staged.exists()
 
     def test_an_empty_stream_gives_one_empty_part(self, path, tmp_path):
         scaler = pe.fit(path)
