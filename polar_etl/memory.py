@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import resource
 import threading
@@ -11,8 +12,6 @@ from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-
-import psutil
 
 from polar_etl.errors import UsageError, describe
 
@@ -84,7 +83,7 @@ def available_memory() -> int:
     """Return the bytes this process may use: the smallest of host, cgroup and rlimits."""
     soft = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
     limits = [size for size in soft if size != resource.RLIM_INFINITY]
-    return min([int(psutil.virtual_memory().total), *limits, *_cgroup_limits()])
+    return min([os.sysconf("SC_PHYS_PAGES") * _PAGE, *limits, *_cgroup_limits()])
 
 
 def _cgroup_limits(
@@ -135,6 +134,8 @@ def resident_memory() -> int:
     try:
         return _resident("self")
     except FileNotFoundError:
+        import psutil  # takes 20 ms, and only where there is no /proc
+
         return int(psutil.Process().memory_info().rss)
 
 
