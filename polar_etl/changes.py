@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from polar_etl.errors import StateMismatchError, describe, describe_some
@@ -59,3 +60,16 @@ def _differences(before: object, now: object, name: str = "") -> Iterator[str]:
                 yield from _differences(old, item, name)
     elif before != now:
         yield f"{describe(name)[1:-1]} was {describe(str(before))}, now {describe(str(now))}"
+
+
+def file_difference(path: Path, expected: bytes) -> str | None:
+    """Return how a file differs from what it is to hold, None if it does not."""
+    size = path.stat().st_size
+    if size != len(expected):
+        return f"{size} bytes instead of {len(expected)}"
+    found = path.read_bytes()
+    if found == expected:
+        return None
+    lines = zip(found.splitlines(), expected.splitlines(), strict=False)
+    number = next((i for i, (a, b) in enumerate(lines, 1) if a != b), 1)
+    return f"line {number} differs"

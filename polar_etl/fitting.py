@@ -21,8 +21,6 @@ from polar_etl.run import Run, Share
 from polar_etl.sources.base import Source
 from polar_etl.sources.schemas import width
 
-_DRIVING = 0.01
-"""What merging and recording take, as a part of all work on columns (measured)."""
 Progress = dict[int, tuple[int, Moments]]
 """By file: rows covered from its start, and their moments."""
 
@@ -46,7 +44,7 @@ def fit_files(run: Run, features: Features, manifest: Manifest | None) -> list[M
         PassStarted("moments", total, covered, _row_bytes(run.source.schema, features.columns))
     )
     if features:
-        with run.shares(features.columns, covered, total, driving=_DRIVING) as shares:
+        with run.shares(features.columns, covered, total, driving=0.0) as shares:
             begun = {file: rows for file, (rows, _) in progress.items()}
             results = run.map(
                 collect_moments,

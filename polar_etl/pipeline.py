@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from polar_etl.changes import refuse_changes
+from polar_etl.changes import file_difference, refuse_changes
 from polar_etl.durable import is_regular, write_atomically
 from polar_etl.errors import (
     InputError,
@@ -233,7 +233,7 @@ def normalize(
                     stack.close()
                     workspace.promote()
                     manifest = stack.enter_context(Manifest.open(workspace.manifest))
-                _keep_scaler(workspace, manifest, scaler, control.listen)
+                _keep_scaler(workspace, manifest, scaler)
                 warn_of_oddities(scaler, control.listen)
                 present = write_parts(run, encoder, manifest, workspace)
                 report = _report(run, workspace, settings, manifest, before + present)
@@ -285,13 +285,11 @@ def _report(
     )
 
 
-def _keep_scaler(
-    workspace: Workspace, manifest: Manifest, scaler: Scaler, listen: Listener
-) -> None:
-    """Write the scaler into the state directory, also over one that was changed there.
+def _keep_scaler(workspace: Workspace, manifest: Manifest, scaler: Scaler) -> None:
+    """Write the scaler into the state directory, if it is not there.
 
     Raises:
-        StateMismatchError: It is not the one that earlier parts were written with.
+        StateMismatchError: It is not the one that earlier parts were written with, or was changed.
     """
     content = scaler.to_json().encode()
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
@@ -303,11 +301,13 @@ def _keep_scaler(
             "were written with. Start anew with --overwrite."
         )
     path = workspace.scaler
-    if is_regular(path):
-        if path.stat().st_size == len(content) and path.read_bytes() == content:
-            return
-        listen(Warned("scaler.json in the state directory was changed: it is written again."))
-    write_atomically(path, content, 0o600)
+    if not is_regular(path):
+        write_atomically(path, content, 0o600)
+    elif difference := file_difference(path, content):
+        raise StateMismatchError(
+            f"{describe(str(path))} is not the scaler of the earlier run: {difference}. Remove it, "
+            "and the same command writes it again; or start anew with --overwrite."
+        )
 
 
 def warn_of_oddities(scaler: Scaler, listen: Listener) -> None:

@@ -30,6 +30,7 @@ _STEPS = 4
 """Windows from a number of rows to its double."""
 _MOST_WINDOWS = 40 * _STEPS
 """Rows beyond 2^40 are not told apart."""
+_WORDS = [pa.dictionary(pa.int32(), kind) for kind in (pa.string(), pa.binary())]
 _USUAL_PAGE = 1 << 21
 """Bytes of a page that is not a long one."""
 
@@ -130,16 +131,18 @@ def _pages_of(file: BinaryIO, layout: Layout, leaf: int, look_ups: Iterator[obje
     Raises:
         _UntoldError: One is encoded in a way that does not tell.
     """
-    found = _Pages([], [], 0)
-    for group, there in enumerate(layout.rows):
-        if there:
-            some, suspicious = _pages_of_chunk(file, layout.span(group, leaf))
-            if suspicious and next(look_ups, None):
-                known = _looked_up(file, group, leaf, some.rows[:suspicious])
-                some.sizes[: len(known)] = known
-            longest = max(found.longest, some.longest)
-            found = _Pages(found.rows + some.rows, found.sizes + some.sizes, longest)
-    return found
+    rows: list[int] = []
+    sizes: list[int] = []
+    longest = 0
+    for group in (group for group, there in enumerate(layout.rows) if there):
+        some, suspicious = _pages_of_chunk(file, layout.span(group, leaf))
+        if suspicious and next(look_ups, None):
+            known = _looked_up(file, group, leaf, some.rows[:suspicious])
+            some.sizes[: len(known)] = known
+        rows += some.rows
+        sizes += some.sizes
+        longest = max(longest, some.longest)
+    return _Pages(rows, sizes, longest)
 
 
 def _pages_of_chunk(file: BinaryIO, span: tuple[int, int, int]) -> tuple[_Pages, int]:
@@ -187,7 +190,7 @@ def _looked_up(file: BinaryIO, group: int, leaf: int, rows: Sequence[int]) -> li
             int(starts[few]), row_groups=[group], column_indices=[leaf], use_threads=False
         )
         words = next(batches).column(0)
-    if not pa.types.is_dictionary(words.type) or len(words) != starts[few]:
+    if words.type not in _WORDS or len(words) != starts[few]:
         return []
     lengths = np.diff(np.frombuffer(words.dictionary.buffers()[1], np.int32))
     places = np.frombuffer(words.indices.buffers()[1], np.int32)[: len(words)]

@@ -149,11 +149,18 @@ class Outputs(RuleBasedStateMachine):
             damage(path, how)
             self.damaged.add(path.name)
 
-    @rule(text=st.sampled_from([None, "", "{}"]))
-    def damage_the_scaler(self, text):
+    @rule()
+    def lose_the_scaler(self):
         self.workspace.scaler.unlink(missing_ok=True)
-        if text is not None:
-            self.workspace.scaler.write_text(text)
+
+    @rule(text=st.sampled_from(["", "{}"]))
+    def change_the_scaler(self, text):
+        self.workspace.scaler.unlink(missing_ok=True)
+        self.workspace.scaler.write_text(text)
+        with pytest.raises(pe.StateMismatchError, match="scaler.json"):
+            pe.normalize(self.source, self.out, **HOW)
+        self.workspace.scaler.unlink()
+        self.rows = trees.rows_as_found(self.out)
 
     @rule(where=st.sampled_from(["state", "scratch", "out"]))
     def leave_something_half_written(self, where):

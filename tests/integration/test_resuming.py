@@ -262,19 +262,19 @@ def test_all_parts_lost(run_cli, finished):
     assert trees.batch_rows(finished / "out", "moments") == moments
 
 
-def test_an_edited_scaler_does_not_spoil_the_result(run_cli, finished):
+def test_a_scaler_that_was_changed_in_the_state_is_refused(run_cli, finished):
     before = trees.result(finished / "out")
     path = trees.state_of(finished / "out") / "scaler.json"
     fields = json.loads(path.read_text())
     fields["table"]["sum"][0] += 1e6
     path.write_text(json.dumps(fields))
     (finished / "out" / "part-00001.parquet").unlink()
-    said = run_cli("normalize", "in.parquet", "out", *HOW)
-    if said.code == 0:
-        assert "scaler" in said.mannered().stderr
-        assert trees.result(finished / "out") == before
-    else:
-        assert "scaler" in said.expect(5).stderr
+    refused = run_cli("normalize", "in.parquet", "out", *HOW).expect(5)
+    assert "scaler.json" in refused.stderr
+    assert "Remove it" in refused.stderr
+    path.unlink()
+    run_cli("normalize", "in.parquet", "out", *HOW).expect(0)
+    assert trees.result(finished / "out") == before
 
 
 def test_verify_and_status_report_what_is_missing(run_cli, finished):
