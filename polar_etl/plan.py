@@ -81,6 +81,9 @@ _LINGERING = 0.15
 """Share of freed memory that is not yet given back (measured: up to 0.12)."""
 _SHARE_BYTES = 16 * MIB
 """Bytes of a slab's share, at most: as much waits to be written for each task in flight."""
+_SHARES = 3
+"""Shares of a slab for each thread, at least: of two, a fifth more memory waits to be written, and
+four take more time (measured)."""
 _ARROW_SHARE = 16
 """Columns that PyArrow decodes are not worth a share of their own if they are fewer."""
 _UNEVEN = 1.25
@@ -344,7 +347,7 @@ def _readings(shape: Shape, slab: int) -> list[tuple[float, int, int]]:
 def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) -> Plan:
     """Return the plan of one way to go, with its bill."""
     slab_bytes = min(slab, max(shape.rows, 1)) * max(shape.output_bytes, shape.row_bytes)
-    shares = max(3 * way.threads if way.threads > 1 else 1, ceil(slab_bytes / _SHARE_BYTES))
+    shares = max(_SHARES * way.threads if way.threads > 1 else 1, ceil(slab_bytes / _SHARE_BYTES))
     apart = max(shape.columns - shape.arrow_columns, 1) + shape.arrow_columns // _ARROW_SHARE + 1
     shares = max(min(shares, apart, shape.columns), 1)
     if shape.vectors:  # a column of them is one share, whose next slab only one thread can work on
