@@ -157,7 +157,7 @@ class Outputs(RuleBasedStateMachine):
     def change_the_scaler(self, text):
         self.workspace.scaler.unlink(missing_ok=True)
         self.workspace.scaler.write_text(text)
-        with pytest.raises(pe.StateMismatchError, match="scaler.json"):
+        with pytest.raises(pe.StateMismatchError, match=r"scaler\.json"):
             pe.normalize(self.source, self.out, **HOW)
         self.workspace.scaler.unlink()
         self.rows = trees.rows_as_found(self.out)
