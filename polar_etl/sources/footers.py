@@ -129,17 +129,16 @@ def _texts(
         for place, column in enumerate(schema)
         if has_variable_width(column.type) and column.name not in apart_from
     ]
-    if layout is None or not places or not all(map(_is_flat_text, schema.types)):
+    if layout is None or not places or any(_is_nested(schema.field(p).type) for p in places):
         return Texts()
     sampled = places[:: len(places) // _COLUMNS_SAMPLED + 1]
     windows, longest = texts_in(file, layout, [layout.leaves[place] for place in sampled])
     return Texts(tuple(size * len(places) // len(sampled) for size in windows), longest)
 
 
-def _is_flat_text(kind: pa.DataType) -> bool:
-    """Tell whether a type is text as it stands, or no text at all."""
-    plain = word_type(kind) is not None and not pa.types.is_dictionary(kind)
-    return plain or not has_variable_width(kind)
+def _is_nested(kind: pa.DataType) -> bool:
+    """Tell whether values of variable width are more than text that is decoded as it stands."""
+    return word_type(kind) is None or pa.types.is_dictionary(kind)
 
 
 def _word_bytes(layout: Layout, words: Iterable[int]) -> int:
