@@ -30,7 +30,7 @@ _CHUNK_COPIES = 3
 """How often PyArrow holds a column chunk that it decodes whole: as read, its pages, its values."""
 _RUNTIME = 32 * MIB
 """Thread stacks, code loaded late, SQLite, and what the allocators keep back."""
-_COLUMN_OBJECTS = 3_000
+_COLUMN_OBJECTS = 4_000
 """Bytes of Python objects for one column: its reader, its pieces, its statistics."""
 _WORKER = 8 * MIB
 """Tiles and the compressor of one thread."""
@@ -41,6 +41,8 @@ _WORTH_FORKING = 128 * MIB
 _GROUP_COPIES = 5
 """How often the columns that are worked on together are held: as they stand in the file,
 decompressed, standardized, as pages, and compressed."""
+_ARROW_COPIES = 3
+"""The same where PyArrow decodes all columns, numbers only: the first two are its own."""
 _STATISTICS = 1500
 """Bytes of what a scaler, its file, and the manifest hold of one feature."""
 _FETCHED_APART = 2
@@ -55,7 +57,7 @@ _PAGE_COPIES = 1.5
 """How often PyArrow holds a page while it reads rows from inside it (measured: 1.3)."""
 _PASSED_COPIES = 3
 """How often columns that PyArrow encodes are held meanwhile: as decoded, joined, and encoded."""
-_GROWTH = 0.5
+_GROWTH = 0.75
 """How much more text takes while it is decoded, in buffers that grow by doubling."""
 _LONG_PAGE = 5
 """How often more a page of text is held, read and written, in buffers that grow by doubling."""
@@ -86,8 +88,8 @@ _SHARES = 3
 four take more time (measured)."""
 _ARROW_SHARE = 16
 """Columns that PyArrow decodes are not worth a share of their own if they are fewer."""
-_UNEVEN = 1.25
-"""How much larger than the others a share may be."""
+_UNEVEN = 1.06
+"""How much larger than the others a share may be, besides the column that it ends with."""
 _VALUES_TOGETHER = 1 << 20
 """Values worked on at a time, from bytes to bytes: each call into another language waits for the
 interpreter, and the processor's caches are only so large (measured: 2^17 and 2^22 are slower)."""
@@ -453,21 +455,30 @@ def _decoding(shape: Shape, windows: tuple[int, int], window: int, way: _Way) ->
         here = decoded * (shape.stream_bytes + _WORD_COPIES * shape.word_bytes)
         here += TEXT_COPIES * shape.text_in(decoded)
         found += here + min(_STREAM, shape.rows * shape.row_bytes)
-    held = min(_alive(min(group_rows or stream_rows, rows), window, shape.even_group), rows)
+    table, group = min(group_rows or stream_rows, rows), shape.even_group
+    aligned = group >= rows or bool(group and group % table == 0)
+    held = min(_alive(table, window, aligned=aligned), rows)
     others = shape.arrow_bytes - shape.text_bytes + shape.vector_bytes + shape.held_word_bytes
     found += int((held * others + shape.text_in(held)) * _SLACK)
     found += _DICTIONARIES * shape.dictionary_bytes
     return found + _vector_buffers(shape, decoded)
 
 
-def _alive(decoded: int, window: int, even_group: int) -> int:
+def _alive(decoded: int, window: int, *, aligned: bool) -> int:
     """Return the rows of all tables that a window reaches into: of each all rows are held.
 
+    Args:
+        decoded: Rows of a table.
+        window: Rows of a window.
+        aligned: Whether tables begin at multiples of their rows.
+
     Example:
-        >>> _alive(1000, 300, 0), _alive(1000, 500, 1000), _alive(1000, 1001, 0)
-        (2000, 1000, 2000)
+        >>> _alive(1000, 300, aligned=True), _alive(1000, 500, aligned=True)
+        (2000, 1000)
+        >>> _alive(1000, 1001, aligned=True), _alive(1000, 1000, aligned=False)
+        (2000, 2000)
     """
-    if decoded == even_group and not (window % decoded and decoded % window):
+    if aligned and not (window % decoded and decoded % window):
         return max(decoded, window)
     return (ceil((window - 1) / decoded) + 1) * decoded
 
@@ -483,7 +494,9 @@ def _working(shape: Shape, slab: int, together: int, way: _Way) -> int:
     letters = slab * (shape.word_bytes + _SHORT_TEXT)
     passed += min(way.threads, shape.word_columns) * min(letters, LETTERS) * _PASSED_COPIES
     passed += slab * shape.word_bytes * (letters > LETTERS)
-    copies = _GROUP_COPIES if way.reading.keep_pages else _GROUP_COPIES + _FETCHED_APART
+    ours = shape.columns > shape.arrow_columns or shape.text_bytes or shape.word_columns
+    copies = _GROUP_COPIES if ours else _ARROW_COPIES
+    copies += 0 if way.reading.keep_pages else _FETCHED_APART
     return way.threads * (_WORKER + copies * group) + int(passed * _SLACK)
 
 
@@ -494,7 +507,8 @@ def _encoded(shape: Shape, slab: int, shares: int, in_flight: int) -> int:
     """
     row = max(shape.output_bytes, shape.row_bytes)
     large = min(shape.vector_output_bytes + shape.word_bytes + shape.text_bytes, row)
-    even = (in_flight + 1) * (row - large) * min(_UNEVEN * _SLACK / shares, 1)
+    uneven = _UNEVEN / shares + 1 / shape.columns
+    even = (in_flight + 1) * (row - large) * min(uneven * _SLACK, 1)
     waiting = slab * (even + (1 + in_flight / min(shares, shape.columns)) * large * _SLACK)
     return int(min(waiting, max(shape.rows, 1) * row * _SLACK))
 
