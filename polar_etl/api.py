@@ -21,6 +21,7 @@ from polar_etl.scaler import Scaler
 from polar_etl.selection import select
 from polar_etl.settings import Limits, Settings
 from polar_etl.sources.discovery import find_files
+from polar_etl.sources.footers import Room
 from polar_etl.sources.parquet import ParquetSource
 from polar_etl.sources.streams import StreamSource
 from polar_etl.standardize import InfPolicy
@@ -167,7 +168,8 @@ def prepare(
     limits = options.limits()
     apart = [workspace.out, workspace.state] if workspace else []
     many = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
-    source, settings = _settled(ParquetSource.open(find_files(many, apart)), options, scaler)
+    opened = ParquetSource.open(find_files(many, apart), Room(limits.memory, base))
+    source, settings = _settled(opened, options, scaler)
     return Prepared(source, settings, pipeline.plan_run(source, settings, limits, base))
 
 

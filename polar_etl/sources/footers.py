@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polar_etl.columns import word_type
-from polar_etl.errors import InputError, describe
+from polar_etl.errors import InputError, MemoryLimitError, describe
+from polar_etl.headers import pages_of
+from polar_etl.memory import format_size
 from polar_etl.pages import is_usual
 from polar_etl.sources.base import SourceFile
 from polar_etl.sources.decoding import STREAM_BUFFER, explained, for_arrow
@@ -26,6 +28,10 @@ from polar_etl.thrift import fields_of, number
 
 _COLUMNS_SAMPLED = 32
 _SAMPLED_AT_A_TIME = 4
+_HOPELESS = 3
+"""Limits up to so many times what the process has before a run are too small for any plan."""
+_LOOK_COPIES = 5
+"""How often a page is held while it is looked at (measured: 2 to 5)."""
 _COLUMNS_PEEKED_AT = 256
 _ROWS_SAMPLED = 64
 _SUSPICIOUS = 64
@@ -53,7 +59,37 @@ class Inspected(NamedTuple):
     layout: Layout | None
 
 
-def inspect(path: str) -> Inspected:
+class Room(NamedTuple):
+    """What a first look may take."""
+
+    limit: int = 1 << 62
+    """The memory limit, in bytes."""
+    base: int = 0
+    """Bytes that the process uses already."""
+
+    def require(self, path: str, page: int) -> None:
+        """Check that a page of so many bytes can be looked at.
+
+        Where the limit is too small for any plan, a look is taken all the same, so that the refusal
+        can say what would do.
+
+        Raises:
+            MemoryLimitError: It can't.
+        """
+        needed = self.base + _LOOK_COPIES * page
+        if needed > max(self.limit, _HOPELESS * self.base):
+            raise MemoryLimitError(
+                f"The memory limit of {format_size(self.limit)} is too small: {describe(path)} "
+                f"holds a page of {format_size(page)}, and decoding one takes {_LOOK_COPIES} times "
+                "as much. Nothing was read or written. Use --memory-limit "
+                f"{-(-needed // 10**6)}MB or more."
+            )
+
+
+UNLIMITED = Room()
+
+
+def inspect(path: str, room: Room = UNLIMITED) -> Inspected:
     """Return what a first look at a file shows.
 
     Raises:
@@ -71,6 +107,8 @@ def inspect(path: str) -> Inspected:
             layout = layout_of(footer, schema)
             words = words_in(layout, schema)
             apart = [schema.names[place] for place in words]
+            if layout:
+                _require_room(raw, layout, schema, room)
             texts = _texts(raw, layout, schema, apart)
             variable, page_bytes, lookup_bytes = _measure(raw, opened, layout, apart, texts)
             dictionaries = _dictionary_bytes(raw, opened, layout, words) if layout else 0
@@ -109,6 +147,22 @@ def inspect(path: str) -> Inspected:
         schema,
         layout,
     )
+
+
+def _require_room(file: BinaryIO, layout: Layout, schema: pa.Schema, room: Room) -> None:
+    """Check that there is room to look at the columns that are looked at: see `_measure`.
+
+    Raises:
+        MemoryLimitError: There is not.
+        UnusualError: A page claims more than its chunk has.
+    """
+    if not any(layout.rows):
+        return
+    largest = max(range(len(layout.rows)), key=layout.rows.__getitem__)
+    variable = [i for i, wide in enumerate(_variable_leaves(schema, ())) if wide]
+    for leaf in variable[:: len(variable) // _COLUMNS_SAMPLED + 1]:
+        pages = pages_of(file.fileno(), *layout.span(largest, leaf))
+        room.require(file.name, max((page.size for page in pages), default=0))
 
 
 def words_in(layout: Layout | None, schema: pa.Schema) -> frozenset[int]:

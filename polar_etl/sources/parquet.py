@@ -20,7 +20,7 @@ from polar_etl.errors import InputError, describe
 from polar_etl.features import first_length, open_lists, require_lengths
 from polar_etl.sources.base import Columns, Reading, SourceFile, Window
 from polar_etl.sources.decoding import FileColumns, ParquetFile, explained, for_arrow
-from polar_etl.sources.footers import footer_of, inspect, texts_of
+from polar_etl.sources.footers import UNLIMITED, Room, footer_of, inspect, texts_of
 from polar_etl.sources.layout import Layout, layout_of
 from polar_etl.sources.schemas import difference, leaves
 
@@ -42,16 +42,21 @@ class ParquetSource:
     _lock: Lock = field(default_factory=Lock, repr=False)
 
     @classmethod
-    def open(cls, paths: list[str]) -> ParquetSource:
+    def open(cls, paths: list[str], room: Room = UNLIMITED) -> ParquetSource:
         """Return the source over the files at `paths`, after reading every footer once.
 
+        Args:
+            paths: Of the files.
+            room: What looking at them may take.
+
         Raises:
+            MemoryLimitError: There is not enough room.
             InputError: A file is missing, is no Parquet, or its schema differs from the first's.
         """
         found, schema = [], None
         layouts: dict[int, Layout | None] = {}
         for path in paths:
-            file, own, layout = inspect(path)
+            file, own, layout = inspect(path, room)
             if schema is None:
                 schema = own
             elif text := difference(schema, own):

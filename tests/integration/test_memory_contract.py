@@ -231,6 +231,16 @@ def test_what_is_projected_for_texts_is_neither_too_little_nor_far_too_much(tmp_
             assert projected <= 2 * peak
 
 
+@pytest.mark.parametrize("how", [{}, {"use_dictionary": False}], ids=["words", "plain"])
+def test_a_text_that_is_too_long_to_look_at_is_refused_unread(tmp_path, how):
+    texts = ["b"] * 2_000 + [letters(1 << 20, 0) * 100] + ["a"] * 2_000
+    tables.write(tmp_path / "in.parquet", {"x": [1.0] * len(texts), "t": texts}, **how)
+    outcome, peak = measured(tmp_path, "normalize", "in.parquet", "out", "--memory-limit", "300MB")
+    assert "holds a page of 105 MB" in outcome.expect(7).stderr
+    assert peak <= 300_000_000
+    assert trees.names(tmp_path) == {"in.parquet", "usage.json"}
+
+
 def write_vectors(path, rows: int, group: int, size: int, missing: str = "") -> None:
     """Write `rows` vectors in row groups of `group`, a few thousand rows in memory at a time."""
     kind = pa.list_(pa.float32(), -1 if "lists" in missing else size)
