@@ -117,7 +117,7 @@ def _damage_of_scaler(workspace: Workspace, digest: object) -> str | None:
         return "missing"
     with path.open("rb") as file:
         found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    return None if found == digest else "its hash differs"
+    return None if found == digest else "its hash differs, remove it"
 
 
 def verify_deep(workspace: Workspace, limits: Limits, control: pipeline.Control) -> Verdict:

@@ -184,7 +184,11 @@ def test_a_scaler_that_is_gone_or_damaged_is_found_and_mended(run_cli, finished,
     if change is not None:
         path.write_text(change(before))
     assert "scaler.json" in run_cli("verify", "out", *deep).expect(5).stderr
-    run_cli("normalize", "in.parquet", "out", "--rows-per-part", 1000).expect(0)
+    again = ("normalize", "in.parquet", "out", "--rows-per-part", 1000)
+    if change is not None:
+        assert "Remove it" in run_cli(*again).expect(5).stderr
+        path.unlink()
+    run_cli(*again).expect(0)
     assert path.read_text() == before
     run_cli("verify", "out", *deep).expect(0)
 
