@@ -61,6 +61,8 @@ _GROWTH = 0.75
 """How much more text takes while it is decoded, in buffers that grow by doubling."""
 _LONG_PAGE = 5
 """How often more a page of text is held, read and written, in buffers that grow by doubling."""
+_KEPT = 1.06
+"""What the allocator needs more for what is left of pages, each in a piece of its own (measured)."""
 _PAGE_OBJECTS = 1_300
 """Bytes of Python objects for a page of which rows are left over (measured)."""
 TEXT_COPIES = 8
@@ -436,7 +438,7 @@ def _decoding(shape: Shape, windows: tuple[int, int], window: int, way: _Way) ->
     rows = max(shape.rows, 1)
     plain = shape.columns - shape.arrow_columns
     cut = not shape.even_group or any(window % shape.even_group for window in windows)
-    kept = plain * shape.page_bytes * (cut and way.reading.keep_pages)
+    kept = int(plain * shape.page_bytes * _KEPT) * (cut and way.reading.keep_pages)
     found = min(kept, shape.rows * shape.row_bytes)
     found += _PAGE_OBJECTS * plain * bool(kept)
     if not shape.arrow_columns:
