@@ -62,7 +62,7 @@ _GROWTH = 0.75
 _LONG_PAGE = 5
 """How often more a page of text is held, read and written, in buffers that grow by doubling."""
 _KEPT = 1.06
-"""What the allocator needs more for what is left of pages, each in a piece of its own (measured)."""
+"""What the allocator needs more for what is left of pages, each in a piece of its own."""
 _PAGE_OBJECTS = 1_300
 """Bytes of Python objects for a page of which rows are left over (measured)."""
 TEXT_COPIES = 8
