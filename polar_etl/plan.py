@@ -61,8 +61,9 @@ _GROWTH = 0.75
 """How much more text takes while it is decoded, in buffers that grow by doubling."""
 _LONG_PAGE = 5
 """How often more a page of text is held, read and written, in buffers that grow by doubling."""
-_KEPT = 1.06
-"""What the allocator needs more for what is left of pages, each in a piece of its own."""
+_KEPT = 1.15
+"""What the allocator needs more for what is left of pages, each in a piece of its own (measured: up
+to 1.08)."""
 _PAGE_OBJECTS = 1_300
 """Bytes of Python objects for a page of which rows are left over (measured)."""
 TEXT_COPIES = 8
