@@ -42,7 +42,14 @@ from polar_etl.cli.options import (
     Threads,
     option,
 )
-from polar_etl.cli.output import Output, configure_logging, forget_stdout, outlive_stderr, progress
+from polar_etl.cli.output import (
+    Output,
+    configure_logging,
+    forget_stdout,
+    outlive_stderr,
+    progress,
+    unshown,
+)
 from polar_etl.cli.signals import signals
 from polar_etl.cli.startup import open_standard_streams, start_fast
 from polar_etl.errors import (
@@ -500,7 +507,7 @@ def main() -> None:
         if error.errno != errno.ENOSPC:
             raise
         forget_stdout()
-        print(f"error: Nothing could be shown on stdout: {error.strerror}.", file=sys.stderr)
+        print(f"error: {unshown(error)}", file=sys.stderr)
         sys.exit(1)
     finally:
         gc.freeze()

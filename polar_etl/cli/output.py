@@ -62,6 +62,11 @@ def outlive_stderr() -> None:
     sys.stderr = io.TextIOWrapper(lasting, encoding, "backslashreplace", line_buffering=True)
 
 
+def unshown(error: OSError) -> RunFailedError:
+    """Return what to say where stdout takes nothing."""
+    return RunFailedError(f"Nothing could be shown on stdout: {error.strerror}.")
+
+
 def forget_stdout() -> None:
     """Let what is still to be written to stdout go nowhere."""
     with contextlib.suppress(OSError, ValueError):
@@ -128,7 +133,7 @@ class Output:
         """
         self.result(fields, lines)
         if self._failed is not None and self._failed.errno != errno.EPIPE:
-            raise RunFailedError(f"Nothing could be shown on stdout: {self._failed.strerror}.")
+            raise unshown(self._failed)
 
     def line(self, fields: Mapping[str, Any]) -> None:
         """Write one line of JSON to stdout."""

@@ -287,10 +287,10 @@ def test_what_the_encoding_of_stdout_lacks_is_escaped(run_process, folder):
     assert "2,000 rows" in made.stdout
 
 
-def test_a_full_stdout_does_no_harm(folder):
+def with_full_stdout(folder, *args: str) -> subprocess.CompletedProcess[str]:
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [*cli.CLI, "normalize", "in.parquet", "out", "--json"],
+        return subprocess.run(
+            [*cli.CLI, *args],
             cwd=folder,
             env=cli.environment(),
             stdout=full,
@@ -299,6 +299,10 @@ def test_a_full_stdout_does_no_harm(folder):
             timeout=60,
             check=False,
         )
+
+
+def test_a_full_stdout_does_no_harm(folder):
+    done = with_full_stdout(folder, "normalize", "in.parquet", "out", "--json")
     assert done.returncode in (0, 1), done
     assert "Traceback" not in done.stderr
     cli.run("verify", "out", cwd=folder).expect(0)
@@ -309,17 +313,7 @@ def test_a_full_stdout_does_no_harm(folder):
 )
 def test_an_answer_that_a_full_stdout_does_not_take_is_an_error(folder, args):
     cli.run("normalize", "in.parquet", "out", cwd=folder).expect(0)
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [*cli.CLI, *args],
-            cwd=folder,
-            env=cli.environment(),
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+    done = with_full_stdout(folder, *args)
     assert done.returncode == 1, done
     assert "Nothing could be shown on stdout: No space left on device." in done.stderr
     assert "Traceback" not in done.stderr
