@@ -290,6 +290,7 @@ class TestText:
             ("table/std", [0.5 + 1e-9]),
             ("table/std", ["0.5"]),
             ("table/sum", None),
+            ("table/sum", ...),
             ("table/sum", ["1.0"]),
             ("table/sum", [float("nan")]),
             ("table/m2", [10**400]),
@@ -311,7 +312,10 @@ class TestText:
         fields = json.loads(scaler_of(pa.table({"x": [1.0, 2.0]})).to_json())
         *path, last = key.split("/")
         target = fields[path[0]] if path else fields
-        target[last] = value
+        if value is ...:
+            del target[last]
+        else:
+            target[last] = value
 
         with pytest.raises(InputError, match="not a scaler"):
             Scaler.from_json(json.dumps(fields))
