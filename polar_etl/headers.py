@@ -46,10 +46,16 @@ class PageHeader(NamedTuple):
     compressed: bool
 
 
+_NUMBER = rb"[\x80-\xff]{0,9}[\x00-\x7f]"
+STATISTICS = (
+    rb"(?:[\x18\x28\x38\x48\x58\x68](?:\x00|\x01.|\x02.{2}|\x04.{4}|\x08.{8})"
+    rb"|[\x16\x26\x36\x46]%b|[\x11\x12\x21\x22])*\x00" % _NUMBER
+)
+"""`Statistics` of a column of numbers, as a regular expression."""
 _V = rb"([\x80-\xff]{0,4}[\x00-\x7f])"
 _USUAL = re.compile(
-    rb"\x15\x00\x15%b\x15%b(?:\x15%b\x1c|\x2c)\x15%b\x15\x00\x15\x06\x15.(?:\x1c\x00)?\x00\x00"
-    % ((_V,) * 4),
+    rb"\x15\x00\x15%b\x15%b(?:\x15%b\x1c|\x2c)\x15%b\x15\x00\x15\x06\x15.(?:\x1c%b)?\x00\x00"
+    % (*((_V,) * 4), STATISTICS),
     re.DOTALL,
 )
 """A header as most writers write it: sizes, checksum, rows; plain values, levels in runs."""

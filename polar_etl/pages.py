@@ -29,7 +29,7 @@ Array = npt.NDArray[np.generic]
 Bools = npt.NDArray[np.bool_]
 Bytes = bytes | memoryview
 
-_LONGEST_USUAL = 64
+_LONGEST_USUAL = 96
 """Bytes of a usual header, at most."""
 _FETCHED = 1 << 20
 """Bytes fetched at one go."""

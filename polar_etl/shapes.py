@@ -33,9 +33,10 @@ def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings)
     }
     others = [name for name in read if name not in vectors]
     places = frozenset().union(*(file.from_arrow for file in files))
-    arrow = [schema.names[place] for place in sorted(places)]
+    names = schema.names
+    arrow = [names[place] for place in sorted(places)]
     normalized = set(features.columns)
-    words = {schema.names[place] for file in files for place in file.words}
+    words = {names[place] for file in files for place in file.words}
     decoded = [name for name in arrow if name not in vectors and name not in words]
     word_bytes = max((file.word_bytes for file in files), default=0)
     nominal, output = sum(read.values()), sum(written.values())

@@ -106,7 +106,7 @@ def inspect(path: str, room: Room = UNLIMITED) -> Inspected:
             footer = footer_of(raw)
             layout = layout_of(footer, schema)
             words = words_in(layout, schema)
-            apart = [schema.names[place] for place in words]
+            apart = _names_of(schema, words)
             if layout:
                 _require_room(raw, layout, schema, room)
             texts = _texts(raw, layout, schema, apart)
@@ -172,6 +172,11 @@ def words_in(layout: Layout | None, schema: pa.Schema) -> frozenset[int]:
         for place, column in enumerate(schema)
         if layout and word_type(column.type) and layout.holds_words(place)
     )
+
+
+def _names_of(schema: pa.Schema, places: Iterable[int]) -> list[str]:
+    names = schema.names  # made anew each time it is asked for
+    return [names[place] for place in places]
 
 
 def _texts(
@@ -262,8 +267,7 @@ def texts_of(path: str, apart_from: Collection[str]) -> tuple[int, Texts]:
     with explained(path), _opened(path) as opened, open(path, "rb") as raw:
         schema = opened.schema_arrow
         layout = layout_of(footer_of(raw), schema)
-        words = [schema.names[place] for place in words_in(layout, schema)]
-        apart = {*apart_from, *words}
+        apart = {*apart_from, *_names_of(schema, words_in(layout, schema))}
         texts = _texts(raw, layout, schema, apart)
         return _measure(raw, opened, layout, apart, texts)[0], texts
 

@@ -10,16 +10,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, islice
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from polar_etl.headers import pages_of
+from polar_etl.headers import STATISTICS, pages_of
 from polar_etl.pages import Chunk, stored_dtype
 from polar_etl.thrift import (
-    Field,
     behind,
     decoded,
     fields_of,
@@ -27,9 +27,11 @@ from polar_etl.thrift import (
     items_of,
     list_at,
     number,
-    often,
     signed,
+    varint,
 )
+
+Ints = npt.NDArray[np.int64]
 
 _PHYSICAL = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY",
              "FIXED_LEN_BYTE_ARRAY")  # fmt: skip
@@ -41,13 +43,25 @@ _WORDS = frozenset((2, 8))
 """Encodings of places in a dictionary."""
 _DATA_PAGES = frozenset((0, 3))
 
-_NUMBER = rb"([\x80-\xff]{0,9}[\x00-\x7f])"
-_HEAD = re.compile(
-    rb"\x26%b\x1c\x15([\x00-\x0e])\x19(?:\x15(.)|\x25(..)|\x35(...))" % _NUMBER, re.DOTALL
+_NUMBER = rb"(?:[\x80-\xff]{0,9}[\x00-\x7f])"
+_CHUNK = re.compile(
+    rb"\x26%(n)b\x1c"  # the chunk's offset, and its metadata:
+    rb"(\x15[\x00-\x0e]\x19(?:\x15.|\x25..|\x35...|\x45....))"  # physical type, encodings
+    rb"(\x19\x18.+?)"  # name
+    rb"\x15([\x00-\x0e])\x16(%(n)b)\x16(%(n)b)\x16(%(n)b)"  # codec, values, two sizes
+    rb"\x26(%(n)b)(?:\x26(%(n)b))?"  # offsets of the first data page and of the dictionary
+    rb"(?:[\x1c\x3c]%(s)b)?"  # statistics
+    rb"(?:[\x19\x29\x49](.(?:\x15.\x15.\x15%(n)b\x00)*))?"  # pages by encoding
+    rb"(?:[\x3c\x4c\x5c\x7c](?:\x16%(n)b)?"  # sizes of text, levels by height
+    rb"(?:[\x19\x29\x39](?:\x06|\x16%(n)b|\x26%(n)b%(n)b))*\x00)?"
+    rb"\x00(?:[\x16\x36]%(n)b\x15%(n)b)*\x00" % {b"n": _NUMBER, b"s": STATISTICS},
+    re.DOTALL,
 )
-"""A chunk as most writers begin it: offset, physical type, encodings; then comes its name."""
-_SIZES = re.compile(rb"\x15([\x00-\x0e])\x16%b\x16%b\x16%b\x26%b" % ((_NUMBER,) * 4))
-"""And what they put behind the name: codec, values, two sizes, offset of the first data page."""
+"""A chunk of a scalar column, as writers describe it."""
+_SCALAR = re.compile(rb"\x15([\x00-\x0e])\x25([\x00\x02])\x18")
+"""A schema element of a scalar without logical type, up to its name."""
+_TOGETHER = 1 << 12
+"""Chunks that are taken from a footer at one go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +151,52 @@ def _layout_of(footer: bytes, schema: pa.Schema) -> Layout:
     while footer[at]:
         last, kind, at = head_of(footer, at, last)
         if last == 2:
-            columns = _columns(footer, at, schema)
+            nodes, at = _nodes(footer, at)
+            columns = _columns(nodes, schema)
+            continue
         if last == 4:
             return _of_groups(footer, at, columns)
         at = behind(footer, at, kind)
     raise ValueError("there are no row groups")
+
+
+class _Node(NamedTuple):
+    """A `SchemaElement`."""
+
+    physical: int | None
+    """Number of the type that it is stored as; None if others are beneath it."""
+    repetition: int | None
+    name: bytes
+    """With its length before it."""
+    children: int
+
+
+def _nodes(footer: bytes, at: int) -> tuple[list[_Node], int]:
+    """Return the list of schema elements at `at`, depth first, and where it ends."""
+    count, at = list_at(footer, at)
+    if count > len(footer) - at:
+        raise ValueError("it has not the bytes for so many columns")
+    found = []
+    for _ in range(count):
+        node, at = _node(footer, at)
+        found.append(node)
+    return found, at
+
+
+def _node(footer: bytes, at: int) -> tuple[_Node, int]:
+    usual = _SCALAR.match(footer, at)
+    if usual:
+        length, start = varint(footer, usual.end())
+        stop = start + length
+        if not footer[stop]:
+            kind, repeated = usual.groups()
+            return _Node(decoded(kind), decoded(repeated), footer[usual.end() : stop], 0), stop + 1
+    fields, stop = fields_of(footer, at)
+    physical, repetition, children = (
+        number(footer, fields[place]) if place in fields else None for place in (1, 3, 5)
+    )
+    name = fields[4]
+    return _Node(physical, repetition, footer[name.start : name.stop], children or 0), stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,16 +212,14 @@ class _Column:
     """Dtype of its values, None if they are no plain numbers."""
 
 
-def _columns(footer: bytes, at: int, schema: pa.Schema) -> list[_Column]:
-    elements, _ = items_of(footer, at)
-    nodes = [fields_of(footer, element.start)[0] for element in elements]
-    children = [number(footer, node[5]) if 5 in node else 0 for node in nodes]
+def _columns(nodes: list[_Node], schema: pa.Schema) -> list[_Column]:
+    children = [node.children for node in nodes]
     found: list[_Column] = []
     place = 1
     for field in schema:
         first, place = place, _behind_subtree(children, place)
         leaves = sum(not count for count in children[first:place])
-        found.append(_column(footer, nodes[first], field.type, leaves))
+        found.append(_column(nodes[first], field.type, leaves))
     if place != len(nodes) or children[0] != len(schema):
         raise ValueError("its columns are not those of the schema")
     return found
@@ -180,13 +233,12 @@ def _behind_subtree(children: list[int], place: int) -> int:
     return place
 
 
-def _column(footer: bytes, node: dict[int, Field], kind: pa.DataType, leaves: int) -> _Column:
-    if leaves != 1 or 1 not in node or 3 not in node:
+def _column(node: _Node, kind: pa.DataType, leaves: int) -> _Column:
+    if leaves != 1 or node.physical is None or node.repetition is None:
         return _Column(leaves, b"", 0, True, None)
-    name = footer[node[4].start : node[4].stop]
-    physical, repetition = number(footer, node[1]), number(footer, node[3])
-    stored = stored_dtype(kind, _PHYSICAL[physical]) if repetition < _REPEATED else None
-    return _Column(1, b"\x19\x18" + name, physical, repetition == _OPTIONAL, stored)
+    stored = stored_dtype(kind, _PHYSICAL[node.physical]) if node.repetition < _REPEATED else None
+    path = b"\x19\x18" + node.name
+    return _Column(1, path, node.physical, node.repetition == _OPTIONAL, stored)
 
 
 _OPTIONAL, _REPEATED = 1, 2
@@ -194,13 +246,12 @@ _OPTIONAL, _REPEATED = 1, 2
 
 def _of_groups(footer: bytes, at: int, columns: list[_Column]) -> Layout:
     """Return the layout of the list of row groups at `at`."""
-    chunks = _ChunkReader(footer)
     groups, at = list_at(footer, at)
     rows: list[int] = []
-    leaves = sum(column.leaves for column in columns)
-    if groups * leaves > len(footer):
+    leaves = [column for column in columns for _ in range(column.leaves)]
+    if groups * len(leaves) > len(footer):
         raise ValueError("it has not the bytes for so many row groups")
-    table = np.empty((groups, leaves, 6), np.int64)
+    table = np.empty((groups, len(leaves), 6), np.int64)
     filled = set()
     for group in range(groups):
         last = 0
@@ -208,14 +259,11 @@ def _of_groups(footer: bytes, at: int, columns: list[_Column]) -> Layout:
             last, kind, at = head_of(footer, at, last)
             if last == 1:
                 count, at = list_at(footer, at)
-                if count != leaves:
+                if count != len(leaves):
                     raise ValueError("a row group lacks columns")
-                found = []
-                for column in columns:
-                    for _ in range(column.leaves):
-                        chunk, at = chunks.read(at, column)
-                        found.append(chunk)
-                table[group] = found
+                for low in range(0, count, _TOGETHER):
+                    some = slice(low, low + _TOGETHER)
+                    at = _read(footer, at, leaves[some], table[group, some])
                 filled.add(group)
             else:
                 if last == 3:
@@ -238,73 +286,87 @@ def _of_groups(footer: bytes, at: int, columns: list[_Column]) -> Layout:
     )
 
 
-_NONE = (0, 0, -1, 0, 0, 0)
+def _read(footer: bytes, at: int, columns: Sequence[_Column], into: Ints) -> int:
+    """Write what is kept of some neighbouring chunks into `into`, and return where they end."""
+    end = _read_usual(footer, at, columns, into)
+    if end is not None:
+        return end
+    for column, row in zip(columns, into, strict=True):
+        end = _read_usual(footer, at, [column], row[None])
+        if end is None:
+            row[:], end = _read_any(footer, at, column)
+        at = end
+    return at
+
+
+def _read_usual(footer: bytes, at: int, columns: Sequence[_Column], into: Ints) -> int | None:
+    """Do the same for chunks that are all described as usual; return None if one is not."""
+    if _CHUNK.match(footer, at) is None:
+        return None
+    found = list(islice(_CHUNK.finditer(footer, at), len(columns)))
+    stops = [chunk.end() for chunk in found]
+    if [chunk.start() for chunk in found] != [at, *stops[:-1]]:
+        return None
+    kinds, names, codecs, *numbers, pages = zip(*(m.groups(b"\0") for m in found), strict=True)
+    if list(names) != [column.path for column in columns]:
+        return None
+    values, plain_size, size, data, dictionary = map(_decoded, numbers)
+    into[:, 0] = np.where((dictionary > 0) & (dictionary < data), dictionary, data)
+    into[:, 1] = size
+    into[:, 2] = [
+        -1 if column.stored is None else _codec(kind, codec, column.physical)
+        for column, kind, codec in zip(columns, kinds, codecs, strict=True)
+    ]
+    into[:, 3], into[:, 4] = values, plain_size
+    into[:, 5] = [_hold_places(some) for some in pages]
+    return stops[-1]
+
+
+def _decoded(raws: Sequence[bytes]) -> Ints:
+    """Return signed numbers, each of which is the whole of its bytes."""
+    data = np.frombuffer(b"".join(raws), np.uint8)
+    lengths = np.fromiter(map(len, raws), np.int64, len(raws))
+    starts = np.cumsum(lengths) - lengths
+    found = np.zeros(len(raws), np.uint64)
+    for place in range(int(lengths.max(initial=0))):
+        there = lengths > place
+        bits = (data[starts[there] + place] & 127).astype(np.uint64)
+        found[there] |= bits << np.uint64(7 * place)
+    return (found >> np.uint64(1)).astype(np.int64) ^ -(found & np.uint64(1)).astype(np.int64)
 
 
 @lru_cache
-def _are_plain(*encodings: bytes) -> bool:
-    return set(b"".join(encodings)) <= _PLAIN_BYTES
+def _codec(kind: bytes, codec: bytes, physical: int) -> int:
+    """Return the number of the codec, -1 where the column does not hold plain numbers."""
+    encodings = {decoded(kind[place : place + 1]) for place in range(4, len(kind))}
+    plain = decoded(kind[1:2]) == physical and encodings <= _PLAIN
+    return decoded(codec) if plain and decoded(codec) in _CODECS else -1
 
 
-class _ChunkReader:
-    """Reads `ColumnChunk` structs.
-
-    What stands behind the sizes is mostly the same from column to column: it is looked at once.
-    """
-
-    def __init__(self, footer: bytes) -> None:
-        self._footer = footer
-        self._rest = b"\xff"
-        """What stood behind the sizes of an earlier chunk, to its end."""
-
-    def read(self, at: int, column: _Column) -> tuple[tuple[int, ...], int]:
-        """Return what is kept of a chunk, see `Layout`, and where it ends."""
-        footer = self._footer
-        head = _HEAD.match(footer, at)
-        if head is None or column.stored is None or not footer.startswith(column.path, head.end()):
-            return self._slowly(at, column)
-        sizes = _SIZES.match(footer, head.end() + len(column.path))
-        if sizes is None:
-            return self._slowly(at, column)
-        if not footer.startswith(self._rest, sizes.end()):
-            found = self._slowly(at, column)
-            if found[0][2] >= 0:
-                self._rest = footer[sizes.end() : found[1]]
-            return found
-        _, physical, *encodings = head.groups(b"")
-        codec, values, plain_size, size, start = sizes.groups()
-        plain = _are_plain(*encodings) and physical[0] >> 1 == column.physical
-        codec_number = codec[0] >> 1
-        return (
-            decoded(start),
-            decoded(size),
-            codec_number if plain and codec_number in _CODECS else -1,
-            often(values),
-            often(plain_size),
-            0,
-        ), sizes.end() + len(self._rest)
-
-    def _slowly(self, at: int, column: _Column) -> tuple[tuple[int, ...], int]:
-        footer = self._footer
-        chunk, stop = fields_of(footer, at)
-        if 3 not in chunk or 8 in chunk or 9 in chunk or 1 in chunk:
-            return _NONE, stop  # encrypted, or in another file
-        meta, _ = fields_of(footer, chunk[3].start)
-        encodings = {number(footer, item) for item in items_of(footer, meta[2].start)[0]}
-        codec = number(footer, meta[4])
-        plain = column.stored is not None and number(footer, meta[1]) == column.physical
-        plain = plain and 11 not in meta and encodings <= _PLAIN and codec in _CODECS
-        start = min(number(footer, meta[place]) for place in (9, 11) if place in meta)
-        size, values, plain_size = (number(footer, meta[place]) for place in (7, 5, 6))
-        words = 13 in meta and _holds_places(footer, meta[13].start)
-        return (max(start, 0), size, codec if plain else -1, values, plain_size, words), stop
+_NONE = (0, 0, -1, 0, 0, 0)
 
 
-def _holds_places(footer: bytes, at: int) -> bool:
+def _read_any(footer: bytes, at: int, column: _Column) -> tuple[tuple[int, ...], int]:
+    """Return what is kept of one chunk, and where it ends."""
+    chunk, stop = fields_of(footer, at)
+    if 3 not in chunk or 8 in chunk or 9 in chunk or 1 in chunk:
+        return _NONE, stop  # encrypted, or in another file
+    meta, _ = fields_of(footer, chunk[3].start)
+    encodings = {number(footer, item) for item in items_of(footer, meta[2].start)[0]}
+    codec = number(footer, meta[4])
+    plain = column.stored is not None and number(footer, meta[1]) == column.physical
+    plain = plain and encodings <= _PLAIN and codec in _CODECS
+    start = number(footer, meta[9])
+    dictionary = number(footer, meta[11]) if 11 in meta else 0
+    start = dictionary if 0 < dictionary < start else max(start, 0)
+    size, values, plain_size = (number(footer, meta[place]) for place in (7, 5, 6))
+    words = 13 in meta and _hold_places(footer[meta[13].start : meta[13].stop])
+    return (start, size, codec if plain else -1, values, plain_size, words), stop
+
+
+@lru_cache
+def _hold_places(pages: bytes) -> bool:
     """Tell whether a list of `PageEncodingStats` has data pages of places in a dictionary only."""
-    pages = [fields_of(footer, item.start)[0] for item in items_of(footer, at)[0]]
-    found = [page for page in pages if number(footer, page[1]) in _DATA_PAGES]
-    return bool(found) and all(number(footer, page[2]) in _WORDS for page in found)
-
-
-_PLAIN_BYTES = frozenset(2 * encoding for encoding in _PLAIN)
+    found = [fields_of(pages, item.start)[0] for item in items_of(pages, 0)[0]]
+    data = [page for page in found if number(pages, page[1]) in _DATA_PAGES]
+    return bool(data) and all(number(pages, page[2]) in _WORDS for page in data)
