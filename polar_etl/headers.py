@@ -5,21 +5,28 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from polar_etl import thrift
 
-_DATA, _DATA_V2 = 0, 3
+_DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 _PLAIN, _RLE = 0, 3
+_PLACES = (2, 8)
+"""Encodings of values by their places in a dictionary."""
 HEADER = 256
 """Bytes that hold a header, as a rule."""
 _LONGEST_HEADER = 1 << 16
 _SHORT_OF = 100
 """Bytes by which old writers tell too little of a chunk: the dictionary page's header."""
+_STRUCTS = {_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}
+"""Fields of `PageHeader` that hold what is said of each kind of page."""
 _KINDS = {5: 2, 7: None, 8: 4}
 """Fields of `PageHeader` whose structs begin with the number of values, and where these tell the
 encoding: of data pages, version 1, of dictionaries, and of data pages, version 2."""
 _LONGEST_VALUE = 1 << 30
+
+
+Holds = Literal["values", "places", "dictionary"]
 
 
 class UnusualError(ValueError):
@@ -31,11 +38,14 @@ class LongValueError(UnusualError):
 
 
 class PageHeader(NamedTuple):
-    """What a page header says of a data page."""
+    """What a page header says of a page of numbers."""
 
     length: int
     """Bytes of the header itself."""
+    holds: Holds
+    """Plain values, places of values in the chunk's dictionary, or the dictionary, itself plain."""
     rows: int
+    """Values of a dictionary."""
     stored: int
     """Bytes of the page in the file."""
     size: int
@@ -54,28 +64,42 @@ STATISTICS = (
 """`Statistics` of a column of numbers, as a regular expression."""
 _V = rb"([\x80-\xff]{0,4}[\x00-\x7f])"
 _USUAL = re.compile(
-    rb"\x15\x00\x15%b\x15%b(?:\x15%b\x1c|\x2c)\x15%b\x15\x00\x15\x06\x15.(?:\x1c%b)?\x00\x00"
-    % (*((_V,) * 4), STATISTICS),
+    rb"\x15\x00\x15%b\x15%b(?:\x15%b\x1c|\x2c)\x15%b\x15([\x00\x04\x10])\x15\x06\x15."
+    rb"(?:\x1c%b)?\x00\x00" % (*((_V,) * 4), STATISTICS),
     re.DOTALL,
 )
-"""A header as most writers write it: sizes, checksum, rows; plain values, levels in runs."""
+"""A header as most writers write it: sizes, checksum, rows, encoding; levels in runs."""
+
+
+_USUAL_DICTIONARY = re.compile(
+    rb"\x15\x04\x15%b\x15%b(?:\x15%b\x3c|\x4c)\x15%b\x15[\x00\x04][\x11\x12]?\x00\x00"
+    % ((_V,) * 4),
+    re.DOTALL,
+)
+"""The header of a dictionary."""
 
 
 def header_of(raw: memoryview) -> PageHeader:
-    """Return the header of a data page of plain values, which `raw` begins with.
+    """Return the header of a page of numbers, which `raw` begins with.
 
     Raises:
         UnusualError: It is none.
     """
     usual = _USUAL.match(raw)
+    holds: Holds = "values"
+    if usual is None:
+        usual, holds = _USUAL_DICTIONARY.match(raw), "dictionary"
+    elif usual[5] != b"\0":
+        holds = "places"
     if usual is None:
         try:
             return _unusual_header(raw)
         except (ValueError, KeyError, IndexError) as error:
             raise UnusualError(str(error)) from None
-    size, stored, checksum, rows = usual.groups()
+    size, stored, checksum, rows = usual.groups()[:4]
     return PageHeader(
         usual.end(),
+        holds,
         thrift.often(rows),
         thrift.decoded(stored),
         thrift.often(size),
@@ -88,22 +112,24 @@ def header_of(raw: memoryview) -> PageHeader:
 def _unusual_header(raw: memoryview) -> PageHeader:
     outer, length = thrift.fields_of(raw)
     found = {place: thrift.number(raw, outer[place]) for place in (1, 2, 3, 4) if place in outer}
-    second = found.get(1) == _DATA_V2
-    if found.get(1) not in (_DATA, _DATA_V2) or (8 if second else 5) not in outer:
-        raise UnusualError("it is no data page")
-    inner, _ = thrift.fields_of(raw, outer[8 if second else 5].start)
+    kind = found.get(1)
+    if kind not in _STRUCTS or _STRUCTS[kind] not in outer:
+        raise UnusualError("it is no page of numbers")
+    inner, _ = thrift.fields_of(raw, outer[_STRUCTS[kind]].start)
     levels, compressed = None, True
-    if second:
+    if kind == _DATA_V2:
         if thrift.number(raw, inner[6]):
             raise UnusualError("it has repetition levels")
         levels = thrift.number(raw, inner[5])
         compressed = 7 not in inner or inner[7].kind == thrift.TRUE
-    elif thrift.number(raw, inner[3]) != _RLE:
+    elif kind == _DATA and thrift.number(raw, inner[3]) != _RLE:
         raise UnusualError("its levels are encoded in another way")
-    if thrift.number(raw, inner[4 if second else 2]) != _PLAIN:
+    encoding = thrift.number(raw, inner[4 if kind == _DATA_V2 else 2])
+    if encoding not in (_PLAIN, *_PLACES):
         raise UnusualError("its values are not plain")
     return PageHeader(
         length=length,
+        holds="dictionary" if kind == _DICTIONARY else "places" if encoding else "values",
         rows=thrift.number(raw, inner[1]),
         stored=found.get(3, -1),
         size=found.get(2, -1),

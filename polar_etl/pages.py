@@ -23,11 +23,11 @@ from polar_etl import thrift
 from polar_etl.columns import Bitmap, Piece
 from polar_etl.encoding import equal_levels
 from polar_etl.headers import HEADER, PageHeader, UnusualError, header_of
+from polar_etl.runs import Places, places_in, valid_in
 from polar_etl.scratch import scratch
 
 Array = npt.NDArray[np.generic]
 Bools = npt.NDArray[np.bool_]
-Bytes = bytes | memoryview
 
 _LONGEST_USUAL = 96
 """Bytes of a usual header, at most."""
@@ -35,8 +35,6 @@ _FETCHED = 1 << 20
 """Bytes fetched at one go."""
 _UNLIKE = 64
 """Pages are fetched with so small a part more, because they differ in length."""
-_RUNS_PER_VALUE = 1 / 64
-"""Bytes of levels per value up to which they are read here: one by one, in Python."""
 
 _STORED = {
     pa.int8(): ("INT32", "i4"),
@@ -81,6 +79,8 @@ class Chunk:
     nullable: bool
     """Whether levels stand before the values."""
     stored: np.dtype[np.generic]
+    data: int = 0
+    """Where the first page behind the dictionary stands; not beyond `start` if there is none."""
 
 
 class _Page(NamedTuple):
@@ -93,6 +93,20 @@ class _Page(NamedTuple):
     """Which rows are not null; None if all are."""
 
 
+class _Dictionary:
+    """The dictionary of a column chunk, decoded or not.
+
+    Args:
+        place: Where its page stands.
+        header: Of the page.
+    """
+
+    def __init__(self, place: int, header: PageHeader) -> None:
+        self.place, self.header = place, header
+        self.values: Array | None = None
+        """What is in it; None while nobody needs it."""
+
+
 class ColumnReader:
     """Reads the rows of one column in order, page by page, over one or several row groups.
 
@@ -101,11 +115,23 @@ class ColumnReader:
         file: Descriptor of the file.
         keep: Whether what is left of a page is kept; otherwise it is decoded again when it is
             needed, which takes time instead of memory.
+        keep_dictionary: The same for the dictionary of a chunk.
     """
 
-    def __init__(self, chunks: Iterable[Chunk], file: int, *, keep: bool = True) -> None:
+    def __init__(
+        self,
+        chunks: Iterable[Chunk],
+        file: int,
+        *,
+        keep: bool = True,
+        keep_dictionary: bool = True,
+    ) -> None:
         self._file = file
-        self._keep = keep
+        self._keep, self._keep_dictionary = keep, keep_dictionary
+        self._dictionary: _Dictionary | None = None
+        """That of the chunk, once its header is read."""
+        self._by_places = False
+        """Whether the page that was read last refers to it."""
         self._last = 0
         """Where the page that was read last stands."""
         self._again = 0
@@ -137,7 +163,8 @@ class ColumnReader:
         self._turn_chunk()
         chunk = self._chunk
         rows = min(-(-rows // self._usual) * self._usual, self._left)
-        size = (chunk.stop - self._at) * rows // self._left
+        dictionary = max(chunk.data - self._at, 0)
+        size = dictionary + (chunk.stop - self._at - dictionary) * rows // self._left
         return self._at, min(self._at + min(size + size // _UNLIKE, _FETCHED) + HEADER, chunk.stop)
 
     def pages(self, rows: int, fetched: memoryview) -> list[_Stored]:
@@ -151,6 +178,7 @@ class ColumnReader:
             return []
         rows -= self._there()
         found: list[_Stored] = []
+        asked: _Dictionary | None = None
         start = self._at
         while rows > 0:
             if self._at == self._chunk.stop:
@@ -160,7 +188,12 @@ class ColumnReader:
             whole = header.length + header.stored
             if len(raw) < whole:
                 raw = self._fetch(whole)
-            found.append(_Stored(self._chunk, header, raw[header.length : whole]))
+            dictionary = self._referred_to(header)
+            if dictionary and dictionary.values is None and dictionary is not asked:
+                asked = dictionary
+                found.append(self._stored_dictionary(dictionary, fetched, start))
+            content = raw[header.length : whole]
+            found.append(_Stored(self._chunk, header, content, dictionary))
             self._last = self._at
             self._at += whole
             self._left -= header.rows
@@ -168,6 +201,24 @@ class ColumnReader:
                 self._usual = header.rows
             rows -= header.rows
         return found
+
+    def _referred_to(self, header: PageHeader) -> _Dictionary | None:
+        """Return the dictionary that a page refers to, if it does."""
+        self._by_places = header.holds == "places"
+        if self._by_places and self._dictionary is None:
+            raise UnusualError("it refers to a dictionary that is not there")
+        return self._dictionary if self._by_places else None
+
+    def _stored_dictionary(
+        self, dictionary: _Dictionary, fetched: memoryview, start: int
+    ) -> _Stored:
+        """Return the page of a dictionary, from the bytes that were fetched from `start` on."""
+        header = dictionary.header
+        first = dictionary.place + header.length
+        content = fetched[first - start :][: header.stored] if first >= start else fetched[:0]
+        if len(content) < header.stored:
+            content = self._fetch(header.stored, first)
+        return _Stored(self._chunk, header, content, dictionary)
 
     def take(self, rows: int, pages: Sequence[_Page]) -> list[Piece]:
         """Return the next rows, as they stand in the open page and in those behind it."""
@@ -196,6 +247,9 @@ class ColumnReader:
         Pages are decompressed into one piece of memory, which lives as long as any of them.
         """
         page = self._page
+        needed = self._by_places and self._left and self._keep_dictionary
+        if self._dictionary and not needed:
+            self._dictionary.values = None
         if self._row < page.rows and self._keep:
             if several:
                 self._page = page._replace(values=page.values.copy())
@@ -235,10 +289,20 @@ class ColumnReader:
 
     def _turn_chunk(self) -> None:
         while self._at == self._chunk.stop:
-            self._chunk = next(self._later)
+            self._chunk, self._dictionary = next(self._later), None
             self._at, self._left = self._chunk.start, self._chunk.rows
 
     def _header(self, raw: memoryview) -> tuple[memoryview, PageHeader]:
+        """Return the header of the next page of rows, and what was fetched from its start on."""
+        raw, header = self._any_header(raw)
+        if header.holds == "dictionary":
+            whole = header.length + header.stored
+            self._dictionary = _Dictionary(self._at, header)
+            self._at += whole
+            raw, header = self._any_header(raw[whole:])
+        return raw, header
+
+    def _any_header(self, raw: memoryview) -> tuple[memoryview, PageHeader]:
         """Return the next header, and the bytes from its start on that were fetched."""
         left = self._chunk.stop - self._at
         if len(raw) < min(left, _LONGEST_USUAL):
@@ -246,12 +310,17 @@ class ColumnReader:
         header = header_of(raw)
         possible = 0 < header.rows <= self._left and header.stored >= 0
         whole = header.length + header.stored
-        if not possible or whole > left or (whole == left) != (header.rows == self._left):
+        if header.holds == "dictionary":
+            possible = header.stored >= 0 and self._at == self._chunk.start and whole < left
+        elif (whole == left) != (header.rows == self._left):
+            possible = False
+        if not possible or whole > left:
             raise UnusualError("a page header is impossible")
         return raw, header
 
-    def _fetch(self, size: int) -> memoryview:
-        found = os.pread(self._file, size, self._at)
+    def _fetch(self, size: int, place: int | None = None) -> memoryview:
+        """Return bytes of the file, from the present place on if no other is given."""
+        found = os.pread(self._file, size, self._at if place is None else place)
         if len(found) != size:
             raise UnusualError("the file breaks off")
         return memoryview(found)
@@ -263,12 +332,17 @@ class _Stored(NamedTuple):
     chunk: Chunk
     header: PageHeader
     content: memoryview
+    dictionary: _Dictionary | None
+    """The one that it refers to, or is."""
 
 
 def is_usual(chunk: Chunk, file: int) -> bool:
     """Tell whether a column chunk can be read here, as far as its first page tells."""
     try:
-        return bool(_decoded(ColumnReader([chunk], file).pages(1, memoryview(b""))))
+        pages = ColumnReader([chunk], file).pages(1, memoryview(b""))
+        opened = _opened([page for page in pages if page.header.holds != "dictionary"])
+        _places(opened)
+        return bool(opened)
     except UnusualError:
         return False
 
@@ -320,7 +394,12 @@ def _decoded_apart(stored: Sequence[list[_Stored] | None]) -> list[list[_Page] |
     """Return the pages of some columns; None for columns with a page that PyArrow must read."""
     try:
         pages = iter(_decoded([page for some in stored for page in some or ()]))
-        return [None if some is None else [next(pages) for _ in some] for some in stored]
+        return [
+            None
+            if some is None
+            else [next(pages) for page in some if page.header.holds != "dictionary"]
+            for some in stored
+        ]
     except UnusualError:
         if len(stored) == 1:
             return [None]
@@ -328,77 +407,103 @@ def _decoded_apart(stored: Sequence[list[_Stored] | None]) -> list[list[_Page] |
 
 
 def _decoded(pages: Sequence[_Stored]) -> list[_Page]:
-    """Return some pages, decompressed at one go.
+    """Return some pages, decompressed at one go; dictionaries among them are only decoded.
 
     Raises:
         UnusualError: PyArrow must read one of them.
     """
+    opened = _opened(pages)
+    values = iter(_looked_up(opened))
+    return [
+        _Page(page.header.rows, next(values), valid)
+        for page, valid, _, _ in opened
+        if page.header.holds != "dictionary"
+    ]
+
+
+def _opened(pages: Sequence[_Stored]) -> list[_Opened]:
+    """Return some pages, decompressed at one go."""
     packed: list[tuple[str, memoryview, int]] = []
-    for chunk, header, content in pages:
+    for chunk, header, content, _ in pages:
         if header.checksum is not None and zlib_ng.crc32(content) != header.checksum & 0xFFFFFFFF:
             raise UnusualError("its checksum is wrong")
-        # A run of levels for each value would take 2 bytes: no page of plain numbers is larger.
-        most = header.rows * (chunk.stored.itemsize + 2) + 64
+        # A run of levels for each value would take 2 bytes, and of places 5: no page is larger.
+        width = chunk.stored.itemsize if header.holds == "values" else 5
+        most = header.rows * (width + 2) + 64
+        if header.holds == "dictionary":
+            most = min(header.rows, chunk.rows) * chunk.stored.itemsize
         apart = header.levels or 0
         if not 0 <= apart <= header.size <= most or apart > len(content):
             raise UnusualError("its size is impossible")
         codec = chunk.codec if header.compressed else "UNCOMPRESSED"
         packed.append((codec, content[apart:], header.size - apart))
-    contents = _decompressed(packed)
-    return [_page(page, content) for page, content in zip(pages, contents, strict=True)]
+    return [
+        _without_levels(page, content)
+        for page, content in zip(pages, _decompressed(packed), strict=True)
+    ]
 
 
-def _page(page: _Stored, values: memoryview) -> _Page:
-    chunk, header, content = page
-    rows, width, valid = header.rows, chunk.stored.itemsize, None
+class _Opened(NamedTuple):
+    """One page, decompressed."""
+
+    page: _Stored
+    valid: Bools | None
+    """Which rows are not null; None if all are."""
+    content: memoryview
+    """What is not null."""
+    filled: int
+    """How many values that are."""
+
+
+def _without_levels(page: _Stored, content: memoryview) -> _Opened:
+    chunk, header, stored, _ = page
+    rows, valid = header.rows, None
+    if header.holds == "dictionary":
+        if len(content) != chunk.stored.itemsize * rows:
+            raise UnusualError("it holds another number of values")
+        return _Opened(page, None, content, rows)
     if chunk.nullable and header.levels is None:
         full = equal_levels(rows, b"\x01")
         start = len(full)
-        if values[:start] != full:
-            start = 4 + int.from_bytes(values[:4], "little")
-            valid = _valid(values[4:start], rows)
-        values = values[start:]
+        if content[:start] != full:
+            start = 4 + int.from_bytes(content[:4], "little")
+            valid = valid_in(content[4:start], rows)
+        content = content[start:]
     elif chunk.nullable:
-        valid = _valid(bytes(content[: header.levels]), rows)
-    if len(values) != width * (rows if valid is None else int(np.count_nonzero(valid))):
+        valid = valid_in(bytes(stored[: header.levels]), rows)
+    filled = rows if valid is None else int(np.count_nonzero(valid))
+    if header.holds == "values" and len(content) != chunk.stored.itemsize * filled:
         raise UnusualError("it holds another number of values")
-    return _Page(rows, np.frombuffer(values, chunk.stored), valid)
+    return _Opened(page, valid, content, filled)
 
 
-def _valid(levels: Bytes, rows: int) -> Bools | None:
-    """Return which rows are not null: definition levels of one bit, in runs of either kind."""
-    found = np.empty(rows, np.bool_)
-    at = done = 0
+def _looked_up(pages: Sequence[_Opened]) -> Iterator[Array]:
+    """Yield the values of pages, with those of places looked up in their dictionaries."""
+    places = iter(_places(pages))
+    for page, _, content, _ in pages:
+        if page.header.holds == "places":
+            yield _values_at(next(places), page.dictionary)
+            continue
+        values = np.frombuffer(content, page.chunk.stored)
+        if page.dictionary:
+            page.dictionary.values = values.copy()  # what it is decompressed into is not its own
+        else:
+            yield values
+
+
+def _places(pages: Sequence[_Opened]) -> list[Places]:
+    """Return the places that those pages hold that do not hold values."""
+    found = [page for page in pages if page.page.header.holds == "places"]
+    return places_in([(page.content, page.filled) for page in found])
+
+
+def _values_at(places: Places, dictionary: _Dictionary | None) -> Array:
+    if dictionary is None or dictionary.values is None:
+        raise UnusualError("it refers to a dictionary that is not there")
     try:
-        if len(levels) > 64 + rows * _RUNS_PER_VALUE and not _is_one_run(levels):
-            raise UnusualError("its levels come in many runs")
-        while done < rows:
-            head, at = thrift.varint(levels, at)
-            count = head >> 1
-            if head & 1:
-                bits = np.frombuffer(levels[at : at + count], np.uint8)
-                at += count
-                run = np.unpackbits(bits, bitorder="little")[: rows - done].view(np.bool_)
-                found[done : done + len(run)] = run
-                count = len(run)
-            else:
-                if count >= rows and levels[at] == 1:
-                    return None
-                found[done : done + count] = levels[at]
-                at += 1
-            if not count:
-                raise UnusualError("its levels are damaged")
-            done += count
-    except UnusualError:
-        raise
-    except (IndexError, ValueError):
-        raise UnusualError("its levels are damaged") from None
-    return None if found.all() else found
-
-
-def _is_one_run(levels: Bytes) -> bool:
-    head, at = thrift.varint(levels, 0)
-    return bool(head & 1) and at + (head >> 1) == len(levels)
+        return dictionary.values.take(places)
+    except IndexError:
+        raise UnusualError("its dictionary holds fewer values") from None
 
 
 class _Local(threading.local):
@@ -445,7 +550,7 @@ def _decompressed(packed: Sequence[tuple[str, memoryview, int]]) -> list[memoryv
 
 def _unpacked(codec: str, stored: memoryview, size: int) -> bytes:
     if codec == "UNCOMPRESSED" or not size:
-        return bytes(stored)
+        return bytes(stored[:size])
     try:
         if thrift.varint(stored, 0)[0] != size:  # Snappy begins with it
             raise UnusualError("it decompresses to another size")

@@ -32,6 +32,8 @@ _RUNTIME = 32 * MIB
 """Thread stacks, code loaded late, SQLite, and what the allocators keep back."""
 _COLUMN_OBJECTS = 4_000
 """Bytes of Python objects for one column: its reader, its pieces, its statistics."""
+_PLACE = 4
+"""Bytes of a place in a dictionary, unpacked."""
 _WORKER = 8 * MIB
 """Tiles and the compressor of one thread."""
 _FORKED = 24 * MIB
@@ -131,7 +133,9 @@ class Shape:
     page_bytes: int
     """Uncompressed bytes of the largest page."""
     lookup_bytes: int = 0
-    """Bytes of the largest dictionary that PyArrow decodes numbers with."""
+    """Bytes of the largest dictionary that numbers are looked up in."""
+    number_dictionaries: int = 0
+    """Bytes of all dictionaries of numbers in a row group, those aside that PyArrow decodes."""
     arrow_columns: int = 0
     """Leaf columns that PyArrow decodes."""
     arrow_bytes: int = 0
@@ -304,7 +308,7 @@ class _Way:
 def _ways(shape: Shape, slab: int, threads: int, *, forks: bool) -> list[_Way]:
     """Return all ways to go, from fast to small, by the time they take (measured on 2 cores)."""
     ways = [
-        (work * read * again, _Way(*how, Reading(group_rows, stream_rows, keep)))
+        (work * read * again, _Way(*how, Reading(group_rows, stream_rows, *keep)))
         for (work, how), (read, group_rows, stream_rows), (again, keep) in product(
             _shares_of_work(threads, forks=forks), _readings(shape, slab), _keeping(shape, slab)
         )
@@ -325,11 +329,16 @@ def _shares_of_work(threads: int, *, forks: bool) -> Iterator[tuple[float, tuple
         workers //= 2
 
 
-def _keeping(shape: Shape, slab: int) -> list[tuple[float, bool]]:
-    """Return (time taken, whether what is left of pages is kept)."""
+def _keeping(shape: Shape, slab: int) -> list[tuple[float, tuple[bool, bool]]]:
+    """Return (time taken, whether pages and dictionaries are kept as long as rows are left)."""
     width = max(shape.row_bytes // max(shape.columns, 1), 1)
     times = ceil(shape.page_bytes / (slab * width))  # that a page is decoded for each pass
-    return [(1.0, True), (1.3 + 0.2 * times, False)]
+    pages = [(1.0, True), (1.3 + 0.2 * times, False)]
+    if not shape.number_dictionaries:
+        return [(time, (keep, True)) for time, keep in pages]
+    larger = shape.number_dictionaries / (slab * max(shape.row_bytes, 1))
+    dictionaries = [(1.0, True), (1.1 + 0.05 * larger, False)]
+    return [(a * b, (page, words)) for (a, page), (b, words) in product(pages, dictionaries)]
 
 
 def _readings(shape: Shape, slab: int) -> list[tuple[float, int, int]]:
@@ -363,9 +372,12 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     block = block_rows(shape.normalized)
     rows = max(shape.rows, 1)
     batch = max(min(slab_rows(shape.normalized_bytes), rows) // block, 1) * block
+    if not way.reading.keep_dictionaries:  # the more rows, the less often they are decoded
+        batch = max(batch, min(shape.largest_group, rows) // block * block)
     moments = ceil(min(batch, rows) / block) * shape.normalized * _MOMENTS
     ahead = max(min(_AHEAD, _MOMENTS_AHEAD // max(moments, 1)), 2)
-    pages = max(_PAGES_TOGETHER // max(shape.page_bytes, 1), 1)
+    looked_up = shape.lookup_bytes if shape.number_dictionaries else 0
+    pages = max(_PAGES_TOGETHER // max(shape.page_bytes, looked_up, 1), 1)
     together = min(_VALUES_TOGETHER, pages * min(slab, rows))
     objects = max(shape.columns, shape.normalized) * _COLUMN_OBJECTS
     slabs_per_part = ceil(min(part, rows) / slab)
@@ -374,7 +386,7 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
         _Worked(
             statistics,
             _decoding(shape.first_pass(), (batch, slab), batch, way),
-            _working(shape.first_pass(), min(slab, rows), together, way),
+            _working(shape.first_pass(), min(max(batch, slab), rows), together, way),
         ),
         _Worked(
             statistics,
@@ -440,6 +452,7 @@ def _decoding(shape: Shape, windows: tuple[int, int], window: int, way: _Way) ->
     plain = shape.columns - shape.arrow_columns
     cut = not shape.even_group or any(window % shape.even_group for window in windows)
     kept = int(plain * shape.page_bytes * _KEPT) * (cut and way.reading.keep_pages)
+    kept += int(shape.number_dictionaries * _KEPT) * (cut and way.reading.keep_dictionaries)
     found = min(kept, shape.rows * shape.row_bytes)
     found += _PAGE_OBJECTS * plain * bool(kept)
     if not shape.arrow_columns:
@@ -492,6 +505,8 @@ def _working(shape: Shape, slab: int, together: int, way: _Way) -> int:
     scalars = shape.normalized - sum(size for size, _ in shape.vectors)
     many = min(max(together // slab, 1), max(scalars, 0))
     group = many * max(slab * width, shape.page_bytes)
+    if shape.number_dictionaries:
+        group += many * shape.lookup_bytes + min(together, many * slab) * _PLACE
     passed = slab * (shape.passed_bytes * _PASSED_COPIES + shape.vector_output_bytes)
     passed += shape.text_page * _LONG_PAGE
     letters = slab * (shape.word_bytes + _SHORT_TEXT)

@@ -62,6 +62,7 @@ def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings)
         footer_chunks=0 if largest is None else largest.chunks,
         page_bytes=max((file.page_bytes for file in files), default=0),
         lookup_bytes=max((file.lookup_bytes for file in files), default=0),
+        number_dictionaries=max((file.number_dictionaries for file in files), default=0),
         arrow_columns=sum(leaves(schema.field(name).type) for name in arrow),
         arrow_bytes=text + sum(read[name] for name in decoded),
         stream_bytes=sum(_stream_bytes(schema.field(name).type) for name in decoded),

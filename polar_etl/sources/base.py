@@ -31,7 +31,10 @@ class SourceFile:
     page_bytes: int
     """Uncompressed bytes of the largest page of values among those looked at."""
     lookup_bytes: int = 0
-    """The same of pages of dictionaries."""
+    """Bytes of the largest dictionary among those looked at."""
+    number_dictionaries: int = 0
+    """Bytes of all dictionaries of numbers in the row group where these are most, except of columns
+    that PyArrow must decode."""
     from_arrow: frozenset[int] = frozenset()
     """Places of the columns that PyArrow must decode; the others hold plain numbers."""
     words: frozenset[int] = frozenset()
@@ -61,6 +64,8 @@ class Reading:
     """Rows that PyArrow decodes at a time from inside larger row groups."""
     keep_pages: bool = True
     """Whether what is left of a page of plain numbers is kept, rather than decoded again."""
+    keep_dictionaries: bool = True
+    """The same for the dictionaries of numbers."""
 
 
 class Window(Protocol):

@@ -33,6 +33,8 @@ _HOPELESS = 3
 _LOOK_COPIES = 5
 """How often a page is held while it is looked at (measured: 2 to 5)."""
 _COLUMNS_PEEKED_AT = 256
+_WIDTHS = {"INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8}
+"""Bytes of a number, by its type in Parquet."""
 _ROWS_SAMPLED = 64
 _SUSPICIOUS = 64
 """How many times longer than the first rows' the words of a dictionary are, where rows are few that
@@ -126,6 +128,8 @@ def inspect(path: str, room: Room = UNLIMITED) -> Inspected:
         chunks = metadata.num_columns * len(groups)
         del metadata, opened  # a gigabyte, where there are 600,000 column chunks
         from_arrow = _from_arrow(raw, layout, len(schema))
+        ours = [place for place in range(len(schema)) if place not in from_arrow]
+        number_dictionaries = _number_dictionaries(raw, layout, ours) if layout else 0
     return Inspected(
         SourceFile(
             path=os.path.abspath(path),
@@ -139,6 +143,7 @@ def inspect(path: str, room: Room = UNLIMITED) -> Inspected:
             text_page=texts.longest,
             page_bytes=page_bytes,
             lookup_bytes=lookup_bytes,
+            number_dictionaries=number_dictionaries,
             from_arrow=from_arrow,
             words=words,
             word_bytes=_word_bytes(layout, words) if layout else 0,
@@ -241,6 +246,25 @@ def _from_arrow(file: BinaryIO, layout: Layout | None, columns: int) -> frozense
     return everything - frozenset(plain)
 
 
+def _number_dictionaries(file: BinaryIO, layout: Layout, columns: Iterable[int]) -> int:
+    """Return the bytes of the dictionaries of some columns in the row group where they are most.
+
+    The footer tells what they take in the file, and a few headers how much larger they are.
+    """
+    leaves = [layout.leaves[column] for column in columns]
+    stored = (layout.data - layout.start)[:, leaves]
+    if not stored.any():
+        return 0
+    most = int(stored.sum(axis=1).argmax())
+    filled = np.flatnonzero(stored[most]).tolist()
+    larger = 1.0
+    for place in filled[:: len(filled) // _COLUMNS_SAMPLED + 1]:
+        header = _page_header(file, int(layout.start[most, leaves[place]]))
+        larger = max(larger, header.get(2, 0) / stored[most, place])
+    sizes = np.minimum(stored * larger, layout.plain_size[:, leaves])
+    return int(sizes.sum(axis=1).max())
+
+
 def _variable_leaves(schema: pa.Schema, apart_from: Collection[str]) -> list[bool]:
     return [
         has_variable_width(column.type) and column.name not in apart_from
@@ -312,6 +336,7 @@ def _measure(
     for index in sorted(set(pages).difference(variable if known.windows else ())):
         chunk = groups[largest].column(index)
         found = max(found, _page_size(file, chunk, chunk.data_page_offset))
+        found = max(found, _looked_up_bytes(file, chunk))
         if chunk.has_dictionary_page:
             lookup = max(lookup, _page_size(file, chunk, chunk.dictionary_page_offset or 0))
     for index in texts:
@@ -337,6 +362,13 @@ def _page_size(file: BinaryIO, chunk: pq.ColumnChunkMetaData, place: int) -> int
     return found if 0 <= found <= most else min(most, 1 << 20)
 
 
+def _looked_up_bytes(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> int:
+    """Return the bytes of the first page of a chunk when its numbers are looked up."""
+    width = _WIDTHS.get(chunk.physical_type, 0) if chunk.has_dictionary_page else 0
+    values = _page_header(file, chunk.data_page_offset).get(51, 0)
+    return width * min(values, int(chunk.num_values))
+
+
 def _value_length(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> float:
     """Return the bytes of a value of a chunk's dictionary on average, 0 where there is none."""
     if not chunk.has_dictionary_page:
@@ -346,8 +378,9 @@ def _value_length(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> float:
 
 
 def _page_header(file: BinaryIO, place: int) -> dict[int, int]:
-    """Return sizes of a page: field 2 of its header, decompressed, and 71, values in a dictionary.
+    """Return sizes of a page: field 2 of its header, decompressed; its values, 51 or 71.
 
+    The latter are those of a dictionary.
     Raises nothing: a header that can't be read says nothing.
     """
     file.seek(max(place, 0))
@@ -355,8 +388,9 @@ def _page_header(file: BinaryIO, place: int) -> dict[int, int]:
     try:
         outer, _ = fields_of(raw)
         found = {2: number(raw, outer[2])}
-        if 7 in outer:
-            found[71] = number(raw, fields_of(raw, outer[7].start)[0][1])
+        for kind in (5, 7):
+            if kind in outer:
+                found[10 * kind + 1] = number(raw, fields_of(raw, outer[kind].start)[0][1])
     except (ValueError, KeyError, IndexError):
         return {}
     return found

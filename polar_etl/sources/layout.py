@@ -37,8 +37,8 @@ _PHYSICAL = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRA
              "FIXED_LEN_BYTE_ARRAY")  # fmt: skip
 _CODECS = {0: "UNCOMPRESSED", 1: "SNAPPY", 6: "ZSTD"}
 """By number in the footer: those that tell how large their contents are."""
-_PLAIN = frozenset((0, 3, 4))
-"""Encodings of plain values and of levels."""
+_NUMBERS = frozenset((0, 2, 3, 4, 8))
+"""Encodings of plain values, of places in a dictionary of such, and of levels."""
 _WORDS = frozenset((2, 8))
 """Encodings of places in a dictionary."""
 _DATA_PAGES = frozenset((0, 3))
@@ -70,12 +70,14 @@ class Layout:
 
     rows: tuple[int, ...]
     """Rows of each row group."""
-    start: npt.NDArray[np.int64]
-    stop: npt.NDArray[np.int64]
-    plain_size: npt.NDArray[np.int64]
+    start: Ints
+    data: Ints
+    """Where the first page behind the dictionary stands: at `start` if there is no dictionary."""
+    stop: Ints
+    plain_size: Ints
     """Bytes of the chunks before compression, headers included."""
-    codec: npt.NDArray[np.int64]
-    """Number of the codec; -1 where a chunk is none of plain numbers."""
+    codec: Ints
+    """Number of the codec; -1 where a chunk holds no numbers that are plain or looked up."""
     words: npt.NDArray[np.bool_]
     """Whether all that a chunk of text holds are places in its dictionary. Of other pages PyArrow
     makes words as well, but keeps all of them to the end of the row group."""
@@ -84,7 +86,7 @@ class Layout:
     nullable: tuple[bool, ...]
     """Of each column: whether levels stand before its values."""
     stored: tuple[np.dtype[np.generic] | None, ...]
-    """Of each column: the dtype of its bytes, None if it holds no plain numbers."""
+    """Of each column: the dtype of its bytes, None if it holds no numbers."""
 
     def plain(self) -> list[int]:
         """Return the columns that hold plain numbers wherever they hold any rows."""
@@ -129,6 +131,7 @@ class Layout:
             codec=_CODECS[codec],
             nullable=self.nullable[column],
             stored=stored,
+            data=int(self.data[group, leaf]),
         )
 
 
@@ -251,7 +254,7 @@ def _of_groups(footer: bytes, at: int, columns: list[_Column]) -> Layout:
     leaves = [column for column in columns for _ in range(column.leaves)]
     if groups * len(leaves) > len(footer):
         raise ValueError("it has not the bytes for so many row groups")
-    table = np.empty((groups, len(leaves), 6), np.int64)
+    table = np.empty((groups, len(leaves), 7), np.int64)
     filled = set()
     for group in range(groups):
         last = 0
@@ -272,10 +275,11 @@ def _of_groups(footer: bytes, at: int, columns: list[_Column]) -> Layout:
         at += 1
     if len(rows) != groups or len(filled) != groups:
         raise ValueError("a row group lacks fields")
-    start, size, codec, values, plain_size, words = table.transpose(2, 0, 1)
+    start, size, codec, values, plain_size, words, data = table.transpose(2, 0, 1)
     return Layout(
         rows=tuple(rows),
         start=start,
+        data=np.clip(data, start, start + size),
         stop=start + size,
         plain_size=plain_size,
         words=words > 0,
@@ -319,6 +323,7 @@ def _read_usual(footer: bytes, at: int, columns: Sequence[_Column], into: Ints) 
     ]
     into[:, 3], into[:, 4] = values, plain_size
     into[:, 5] = [_hold_places(some) for some in pages]
+    into[:, 6] = data
     return stops[-1]
 
 
@@ -339,11 +344,11 @@ def _decoded(raws: Sequence[bytes]) -> Ints:
 def _codec(kind: bytes, codec: bytes, physical: int) -> int:
     """Return the number of the codec, -1 where the column does not hold plain numbers."""
     encodings = {decoded(kind[place : place + 1]) for place in range(4, len(kind))}
-    plain = decoded(kind[1:2]) == physical and encodings <= _PLAIN
+    plain = decoded(kind[1:2]) == physical and encodings <= _NUMBERS
     return decoded(codec) if plain and decoded(codec) in _CODECS else -1
 
 
-_NONE = (0, 0, -1, 0, 0, 0)
+_NONE = (0, 0, -1, 0, 0, 0, 0)
 
 
 def _read_any(footer: bytes, at: int, column: _Column) -> tuple[tuple[int, ...], int]:
@@ -355,13 +360,13 @@ def _read_any(footer: bytes, at: int, column: _Column) -> tuple[tuple[int, ...],
     encodings = {number(footer, item) for item in items_of(footer, meta[2].start)[0]}
     codec = number(footer, meta[4])
     plain = column.stored is not None and number(footer, meta[1]) == column.physical
-    plain = plain and encodings <= _PLAIN and codec in _CODECS
-    start = number(footer, meta[9])
+    plain = plain and encodings <= _NUMBERS and codec in _CODECS
+    data = max(number(footer, meta[9]), 0)
     dictionary = number(footer, meta[11]) if 11 in meta else 0
-    start = dictionary if 0 < dictionary < start else max(start, 0)
+    start = dictionary if 0 < dictionary < data else data
     size, values, plain_size = (number(footer, meta[place]) for place in (7, 5, 6))
     words = 13 in meta and _hold_places(footer[meta[13].start : meta[13].stop])
-    return (start, size, codec if plain else -1, values, plain_size, words), stop
+    return (start, size, codec if plain else -1, values, plain_size, words, data), stop
 
 
 @lru_cache

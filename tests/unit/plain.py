@@ -99,6 +99,8 @@ def pyarrow_files(draw: st.DrawFn, **how: object) -> tuple[pa.Table, bytes]:
     options = {
         "compression": draw(st.sampled_from(["none", "snappy", "zstd"])),
         "data_page_version": draw(st.sampled_from(["1.0", "2.0"])),
+        "use_dictionary": draw(st.booleans()),
+        "dictionary_pagesize_limit": draw(st.sampled_from([16, 200, 1 << 20])),
         "write_page_checksum": draw(st.booleans()),
         "write_statistics": draw(st.booleans()),
         "row_group_size": draw(st.sampled_from([1, 7, 64, 150, 1000])),
