@@ -179,6 +179,11 @@ SHAPES = {
         _numbers(replace(_BIG, group_rows=_WHOLE)),
     ),
     "bigrg-pages": Shape("1,500,000 x 500 float32, pages of 1 MiB", ("1GB",), _large_pages(_BIG)),
+    "bigrg-default": Shape(
+        "1,500,000 x 500 float32, as PyArrow writes by default",
+        ("512MB", "300MB"),
+        _numbers(TABLES["default"]),
+    ),
     "vwide": Shape("20,000 x 10,000 float32, row groups of 4,096", ("1GB",), _numbers(_WIDE)),
     "vwide-single": Shape(
         "20,000 x 10,000 float32, one row group",

@@ -35,6 +35,9 @@ class Table:
     """Files that the rows are shared out to; more than one lie in a directory."""
     limits: tuple[str, ...] = ("4GB", "512MB")
     """Memory limits that it is measured with."""
+    by_default: bool = False
+    """Whether it is written with PyArrow's own defaults: Snappy, statistics, and a dictionary for
+    every column until that is 1 MiB long."""
 
 
 TABLES = {
@@ -44,6 +47,7 @@ TABLES = {
     "vvwide": Table(6_000, 100_000, 1_000, limits=("4GB", "2GB")),
     "bigrg": Table(1_500_000, 500, 1_048_576),
     "nulls": Table(2_000_000, 100, 131_072, "float64", 0.05),
+    "default": Table(1_500_000, 500, 1_048_576, by_default=True),
 }
 FLIGHTS = "flights"
 """Real data of mixed types; is there when the test data are."""
@@ -109,23 +113,17 @@ def make(table: Table, seed: int, path: Path) -> None:
         ours = target.with_suffix(".ours")
         generate(ours, recipe)
         try:
-            _rewrite(ours, target)
+            _rewrite(ours, target, by_default=table.by_default)
         finally:
             ours.unlink()
 
 
-def _rewrite(source: Path, target: Path) -> None:
+def _rewrite(source: Path, target: Path, *, by_default: bool) -> None:
     """Write a file anew as PyArrow does by itself: nobody's input was written by polar-etl."""
+    plain = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
     with (
         pq.ParquetFile(source) as file,
-        pq.ParquetWriter(
-            target,
-            file.schema_arrow,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=False,
-            write_statistics=False,
-        ) as writer,
+        pq.ParquetWriter(target, file.schema_arrow, **({} if by_default else plain)) as writer,
     ):
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)

@@ -23,7 +23,7 @@ from polar_etl import thrift
 from polar_etl.columns import Bitmap, Piece
 from polar_etl.encoding import equal_levels
 from polar_etl.headers import HEADER, PageHeader, UnusualError, header_of
-from polar_etl.runs import Places, places_in, valid_in
+from polar_etl.runs import FEW_RUNS, Places, places_in, valid_in
 from polar_etl.scratch import scratch
 
 Array = npt.NDArray[np.generic]
@@ -341,7 +341,7 @@ def is_usual(chunk: Chunk, file: int) -> bool:
     try:
         pages = ColumnReader([chunk], file).pages(1, memoryview(b""))
         opened = _opened([page for page in pages if page.header.holds != "dictionary"])
-        _places(opened)
+        places_in(_stored_places(opened), FEW_RUNS)
         return bool(opened)
     except UnusualError:
         return False
@@ -479,7 +479,7 @@ def _without_levels(page: _Stored, content: memoryview) -> _Opened:
 
 def _looked_up(pages: Sequence[_Opened]) -> Iterator[Array]:
     """Yield the values of pages, with those of places looked up in their dictionaries."""
-    places = iter(_places(pages))
+    places = iter(places_in(_stored_places(pages)))
     for page, _, content, _ in pages:
         if page.header.holds == "places":
             yield _values_at(next(places), page.dictionary)
@@ -491,10 +491,10 @@ def _looked_up(pages: Sequence[_Opened]) -> Iterator[Array]:
             yield values
 
 
-def _places(pages: Sequence[_Opened]) -> list[Places]:
-    """Return the places that those pages hold that do not hold values."""
+def _stored_places(pages: Sequence[_Opened]) -> list[tuple[memoryview, int]]:
+    """Return the places, not unpacked, of those pages that do not hold values."""
     found = [page for page in pages if page.page.header.holds == "places"]
-    return places_in([(page.content, page.filled) for page in found])
+    return [(page.content, page.filled) for page in found]
 
 
 def _values_at(places: Places, dictionary: _Dictionary | None) -> Array:

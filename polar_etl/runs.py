@@ -22,6 +22,8 @@ Places = npt.NDArray[np.uint32]
 
 _RUNS_PER_VALUE = 1 / 64
 """Runs, or bytes of levels, per value up to which they are read here: one by one, in Python."""
+FEW_RUNS = 1 / 1024
+"""Runs per value up to which PyArrow takes as long to look values up (measured)."""
 _TOGETHER = 1 << 15
 """Groups of eight places that are unpacked at a time, in the processor's cache."""
 _WIDEST = 25
@@ -85,11 +87,14 @@ class _Run(NamedTuple):
     """Bytes from one header to the next."""
 
 
-def places_in(pages: Sequence[tuple[Bytes, int]]) -> list[Places]:
+def places_in(
+    pages: Sequence[tuple[Bytes, int]], runs_per_value: float = _RUNS_PER_VALUE
+) -> list[Places]:
     """Return the places that pages hold, those with the same runs unpacked together.
 
     Args:
         pages: Of each, its values, the byte with their width included, and how many there are.
+        runs_per_value: Runs up to which they are read here.
 
     Raises:
         UnusualError: They come in many runs, are very wide, or are damaged.
@@ -102,7 +107,7 @@ def places_in(pages: Sequence[tuple[Bytes, int]]) -> list[Places]:
         left = np.array(indices)
         table = np.array([np.frombuffer(pages[index][0], np.uint8) for index in indices])
         while count and len(left):
-            runs = _runs(table[0], count)
+            runs = _runs(table[0], count, 16 + count * runs_per_value)
             same = np.ones(len(table), np.bool_)
             for run in runs:
                 same &= (_heads(table, run) == run.heads).all(axis=1)
@@ -113,28 +118,32 @@ def places_in(pages: Sequence[tuple[Bytes, int]]) -> list[Places]:
     return found
 
 
-def _runs(content: Octets, count: int) -> list[_Run]:
-    """Return the runs of one page."""
+def _runs(content: Octets, count: int, most: float) -> list[_Run]:
+    """Return the runs of one page, so many at most."""
     found: list[_Run] = []
     try:
         width, raw = int(content[0]), content.data
         if width > _WIDEST:
             raise UnusualError("its dictionary is very large")
-        at, left, most = 1, count, 16 + count * _RUNS_PER_VALUE
+        at, left = 1, count
         while left:
             head, start = thrift.varint(raw, at)
             if head & 1 and width:
                 run = _run_of_bits(content, at, start - at, (head >> 1) * width, left)
             else:
                 stop = start + (0 if head & 1 else -(-width // 8))
+                if stop > len(content):
+                    raise UnusualError("its places break off")
                 value = int.from_bytes(raw[start:stop], "little")
                 many = min((head >> 1) * (8 if head & 1 else 1), left)
                 run = _Run(many, value, content[at:stop], at, 1, stop - at)
             found.append(run)
             at += run.many * run.stride
             left -= run.places
-            if not run.places or len(found) > most:
-                raise UnusualError("its places are damaged, or come in many runs")
+            if not run.places:
+                raise UnusualError("its places are damaged")
+            if len(found) > most:
+                raise UnusualError("its places come in many runs")
     except UnusualError:
         raise
     except (IndexError, ValueError, ZeroDivisionError):

@@ -41,6 +41,7 @@ SHAPES = st.builds(
     page_bytes=st.integers(0, 1 << 21),
     text_bytes=st.integers(0, 10**9),
     from_arrow=st.sampled_from([0, 0, 1, 300]),
+    dictionary_bytes=st.sampled_from([0, 0, 100, 1 << 20]),
 )
 LIMITS = st.integers(10**7, 10**11)
 BASES = st.integers(0, 300 << 20)

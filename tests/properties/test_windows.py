@@ -26,14 +26,19 @@ TABLE = pa.table(
 )
 
 
-@pytest.fixture(scope="module", params=itertools.product(["1.0", "2.0"], [1_000, 10**6]))
+@pytest.fixture(
+    scope="module",
+    params=itertools.product(["1.0", "2.0"], [1_000, 10**6], [["text"], True], ["none", "zstd"]),
+)
 def source(request, tmp_path_factory):
-    version, page = request.param
+    version, page, dictionaries, codec = request.param
     path = tmp_path_factory.mktemp("windows") / "in.parquet"
     pq.write_table(
         TABLE,
         path,
-        use_dictionary=["text"],
+        use_dictionary=dictionaries,
+        dictionary_pagesize_limit=2_000,  # some chunks begin with places, and go on with values
+        compression=codec,
         row_group_size=700,
         data_page_size=page,
         data_page_version=version,
@@ -42,13 +47,14 @@ def source(request, tmp_path_factory):
     return ParquetSource.open([str(path)])
 
 
-@given(st.data(), st.booleans(), st.integers(1, ROWS))
-def test_any_windows_hold_the_rows_of_the_file(source, data, keep, window):
+@given(st.data(), st.booleans(), st.booleans(), st.integers(1, ROWS))
+def test_any_windows_hold_the_rows_of_the_file(source, data, keep, keep_dictionaries, window):
     first = data.draw(st.integers(0, ROWS - 1))
     stop = data.draw(st.integers(first + 1, min(ROWS, first + 100 * window)))
     names = TABLE.schema.names
     found = {name: [] for name in names}
-    with closing(source.columns(names, first, stop, Reading(1 << 20, 300, keep))) as columns:
+    how = Reading(1 << 20, 300, keep, keep_dictionaries)
+    with closing(source.columns(names, first, stop, how)) as columns:
         for row in range(first, stop, window):
             rows = columns.next(min(window, stop - row))
             for name in names:

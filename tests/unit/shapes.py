@@ -18,10 +18,12 @@ def shape(
     page_bytes: int = 1 << 20,
     text_bytes: int = 0,
     from_arrow: int = 0,
+    dictionary_bytes: int = 0,
 ) -> Shape:
     """Return the shape of `files` equal files, with a column of text if it has bytes.
 
-    PyArrow decodes the text, and as many of the other columns as `from_arrow` tells.
+    PyArrow decodes the text, and as many of the other columns as `from_arrow` tells. In each row
+    group every column of numbers has a dictionary of `dictionary_bytes`.
     """
     kind = kind or pa.float32()
     schema = pa.schema([(f"c{i}", kind) for i in range(columns)])
@@ -40,5 +42,7 @@ def shape(
         variable_bytes=text_bytes,
         page_bytes=page_bytes,
         from_arrow=frozenset(by_arrow),
+        lookup_bytes=dictionary_bytes,
+        number_dictionaries=dictionary_bytes * columns,
     )
     return shape_of(schema, (file,) * files, Options().settings(schema))

@@ -15,11 +15,14 @@ from tests.unit.shapes import shape
 NARROW = shape(4_000_000, 50, 131_072)
 BIG_GROUPS = shape(1_500_000, 500, 1_048_576, page_bytes=1 << 16)
 BIG_GROUPS_BY_ARROW = shape(1_500_000, 500, 1_048_576, page_bytes=1 << 16, from_arrow=500)
+LOOKED_UP = shape(1_500_000, 500, 1_048_576, page_bytes=1 << 16, dictionary_bytes=1 << 20)
 VERY_WIDE = shape(20_000, 10_000, 4_096)
 SHAPES = {
     "narrow": NARROW,
     "big groups": BIG_GROUPS,
     "big groups by PyArrow": BIG_GROUPS_BY_ARROW,
+    "dictionaries": LOOKED_UP,
+    "very wide, dictionaries": shape(20_000, 10_000, 4_096, dictionary_bytes=1 << 14),
     "some by PyArrow": shape(4_000_000, 50, 131_072, from_arrow=3),
     "very wide": VERY_WIDE,
     "many files": shape(100_000, 20, 10_000, files=50),
@@ -66,6 +69,23 @@ def test_what_shapes_the_output_depends_on_neither_limit_nor_threads(given):
     }
 
     assert len(found) == 1
+
+
+def test_dictionaries_of_numbers_are_kept_only_where_there_is_room():
+    roomy, scarce = (plan(LOOKED_UP, limit=limit) for limit in (4 * 10**9, 512 * 10**6))
+
+    assert roomy.reading.keep_dictionaries
+    assert roomy.projected > 500 << 20
+    assert not scarce.reading.keep_dictionaries
+    assert scarce.batch_rows > roomy.batch_rows, "they are decoded less often then"
+    assert scarce.slab_rows == roomy.slab_rows
+
+
+def test_dictionaries_of_row_groups_that_end_with_a_slab_are_not_kept():
+    found = plan(SHAPES["very wide, dictionaries"])
+
+    assert found.reading.keep_dictionaries
+    assert dict(found.bill)["decoding"] == 0
 
 
 @pytest.mark.parametrize("given", SHAPES.values(), ids=SHAPES)
