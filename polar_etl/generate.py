@@ -31,11 +31,12 @@ from polar_etl.encoding import (
 )
 from polar_etl.errors import RunFailedError, UsageError, describe
 from polar_etl.passes import groups_of
+from polar_etl.plan import Together
 from polar_etl.stop import Stop
 
 DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64")
 _GROUP_ROWS = 1 << 20
-_VALUES_TOGETHER = 1 << 20
+_TOGETHER = Together(values=1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,7 @@ def _write_group(
 ) -> Iterator[Placed]:
     """Write the row group `number`, and yield its column chunks."""
     columns = _columns(recipe, number, length)
-    for names in groups_of(form.plain, length, _VALUES_TOGETHER):
+    for names in groups_of(form.plain, length, _TOGETHER):
         stop.check()
         encoded = joined(form.scalars(names, _paged(list(islice(columns, len(names))))))
         yield from placed(encoded, file.tell())

@@ -22,7 +22,7 @@ from polar_etl.encoding import Chunk, Encoded, PartFormat, joined
 from polar_etl.errors import InputError, describe
 from polar_etl.features import Features, in_short_chunks, with_values
 from polar_etl.moments import Moments
-from polar_etl.plan import LETTERS
+from polar_etl.plan import LETTERS, Together
 from polar_etl.scaler import Scaler, output_type
 from polar_etl.sources.base import Columns, Window
 from polar_etl.standardize import Standardizer
@@ -32,14 +32,14 @@ _WORDS, _REPEATED = 1 << 20, 16
 bytes of its text by so many."""
 
 
-def groups_of(names: Sequence[str], rows: int, values: int) -> Iterator[Sequence[str]]:
-    """Yield `names` in runs of as many columns of `rows` rows as `values` values are.
+def groups_of(names: Sequence[str], rows: int, together: Together) -> Iterator[Sequence[str]]:
+    """Yield `names` in runs of columns of `rows` rows that are worked on together.
 
     Example:
-        >>> list(groups_of(["a", "b", "c"], 500, 1000))
+        >>> list(groups_of(["a", "b", "c"], 500, Together(values=1000)))
         [['a', 'b'], ['c']]
     """
-    many = max(values // max(rows, 1), 1)
+    many = max(min(together.values // max(rows, 1), together.columns), 1)
     for low in range(0, len(names), many):
         yield names[low : low + many]
 
@@ -59,8 +59,8 @@ class Batch:
     """Which share of the columns this is."""
     width: int
     """Features in all shares."""
-    together: int
-    """Values that are worked on at a time."""
+    together: Together
+    """What is worked on at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def collect_moments(batch: Batch) -> BatchMoments:
 
 
 def moments_of(
-    window: Window, features: Features, first_row: int, width: int, together: int
+    window: Window, features: Features, first_row: int, width: int, together: Together
 ) -> list[Moments]:
     """Return the moments of every block of a window, a few columns at a time.
 
@@ -112,7 +112,7 @@ def moments_of(
         features: What is looked at.
         first_row: Index of the first row within its file.
         width: How many features the table has.
-        together: How many values are worked on at a time.
+        together: How much is worked on at a time.
     """
     found = [
         observe(features.select(few).pieces(window), window.rows, first_row, width)
@@ -143,8 +143,8 @@ class Slab:
     names: Sequence[str]
     share: int
     """Which share of the columns this is."""
-    together: int
-    """Values that are worked on at a time."""
+    together: Together
+    """What is worked on at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ class Encoder:
         encoded = self.encode(slab.columns.next(slab.place.rows), slab.names, slab.together)
         return EncodedSlab(slab.place, encoded, time.perf_counter() - started)
 
-    def encode(self, window: Window, names: Sequence[str], together: int) -> Encoded:
+    def encode(self, window: Window, names: Sequence[str], together: Together) -> Encoded:
         """Return columns of a window as the chunks of a row group."""
         if not window.rows:
             return Encoded((), ())

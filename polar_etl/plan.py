@@ -32,8 +32,11 @@ _RUNTIME = 32 * MIB
 """Thread stacks, code loaded late, SQLite, and what the allocators keep back."""
 _COLUMN_OBJECTS = 4_000
 """Bytes of Python objects for one column: its reader, its pieces, its statistics."""
-_PLACE = 4
-"""Bytes of a place in a dictionary, unpacked."""
+_PLACE = 8
+"""Bytes of a place in a dictionary: as stored, and unpacked."""
+_LOOKED_UP = 3
+"""How often a dictionary is held while it is decoded: as it stands in the file, decompressed, and
+by itself."""
 _WORKER = 8 * MIB
 """Tiles and the compressor of one thread."""
 _FORKED = 24 * MIB
@@ -95,11 +98,12 @@ _ARROW_SHARE = 16
 """Columns that PyArrow decodes are not worth a share of their own if they are fewer."""
 _UNEVEN = 1.06
 """How much larger than the others a share may be, besides the column that it ends with."""
-_VALUES_TOGETHER = 1 << 20
-"""Values worked on at a time, from bytes to bytes: each call into another language waits for the
-interpreter, and the processor's caches are only so large (measured: 2^17 and 2^22 are slower)."""
-_PAGES_TOGETHER = 8 * MIB
-"""Bytes of pages decompressed at one go, where pages are longer than slabs."""
+_TOGETHER = ((1.0, 1 << 20), (1.06, 1 << 18))
+"""Time taken, and values worked on at a time, from bytes to bytes: each call into another language
+waits for the interpreter, and the processor's caches are only so large (measured: 2^17 and 2^22 are
+slower)."""
+_PAGE_BYTES_TOGETHER = 8
+"""Bytes for each of these values of pages, or dictionaries, that are decompressed at one go."""
 _AHEAD = 16
 """Batches of the first pass in flight, at most: so many that tasks go on while the manifest waits
 for the disk. Until its turn comes nothing of a batch is decoded."""
@@ -194,6 +198,14 @@ class Shape:
         )
 
 
+class Together(NamedTuple):
+    """How much is worked on at a time, at most; one column at least."""
+
+    values: int
+    columns: int = 1 << 30
+    """So few where each takes much memory however few rows are asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How a run goes.
@@ -220,8 +232,8 @@ class Plan:
     """Batches of the first pass in flight."""
     in_flight: int
     """Shares of slabs in flight: they are encoded, or wait to be written."""
-    together: int
-    """Values that a thread works on at a time."""
+    together: Together
+    """What a thread works on at a time."""
     reading: Reading
     bill: tuple[tuple[str, int], ...]
     """What the projected peak consists of."""
@@ -303,14 +315,19 @@ class _Way:
     processes: int
     in_flight: int
     reading: Reading
+    values: int
+    """See `Together`."""
 
 
 def _ways(shape: Shape, slab: int, threads: int, *, forks: bool) -> list[_Way]:
     """Return all ways to go, from fast to small, by the time they take (measured on 2 cores)."""
     ways = [
-        (work * read * again, _Way(*how, Reading(group_rows, stream_rows, *keep)))
-        for (work, how), (read, group_rows, stream_rows), (again, keep) in product(
-            _shares_of_work(threads, forks=forks), _readings(shape, slab), _keeping(shape, slab)
+        (work * read * again * calls, _Way(*how, Reading(group_rows, stream_rows, *keep), values))
+        for (work, how), (read, group_rows, stream_rows), (again, keep), (calls, values) in product(
+            _shares_of_work(threads, forks=forks),
+            _readings(shape, slab),
+            _keeping(shape, slab),
+            _TOGETHER,
         )
     ]
     return [way for _, way in sorted(ways, key=lambda pair: pair[0])]
@@ -377,8 +394,8 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     moments = ceil(min(batch, rows) / block) * shape.normalized * _MOMENTS
     ahead = max(min(_AHEAD, _MOMENTS_AHEAD // max(moments, 1)), 2)
     looked_up = shape.lookup_bytes if shape.number_dictionaries else 0
-    pages = max(_PAGES_TOGETHER // max(shape.page_bytes, looked_up, 1), 1)
-    together = min(_VALUES_TOGETHER, pages * min(slab, rows))
+    pages = _PAGE_BYTES_TOGETHER * way.values // max(shape.page_bytes, looked_up, 1)
+    together = Together(way.values, max(pages, 1))
     objects = max(shape.columns, shape.normalized) * _COLUMN_OBJECTS
     slabs_per_part = ceil(min(part, rows) / slab)
     statistics = objects + shape.normalized * _STATISTICS + ahead * moments
@@ -499,14 +516,13 @@ def _alive(decoded: int, window: int, *, aligned: bool) -> int:
     return (ceil((window - 1) / decoded) + 1) * decoded
 
 
-def _working(shape: Shape, slab: int, together: int, way: _Way) -> int:
+def _working(shape: Shape, slab: int, together: Together, way: _Way) -> int:
     """Return what the threads need to get from decoded columns to the bytes of the output."""
     width = min(max(ceil(shape.normalized_bytes / max(shape.normalized, 1)), 4), 8)
     scalars = shape.normalized - sum(size for size, _ in shape.vectors)
-    many = min(max(together // slab, 1), max(scalars, 0))
+    many = min(max(together.values // slab, 1), together.columns, max(scalars, 0))
     group = many * max(slab * width, shape.page_bytes)
-    if shape.number_dictionaries:
-        group += many * shape.lookup_bytes + min(together, many * slab) * _PLACE
+    looked_up = many * (_LOOKED_UP * shape.lookup_bytes + _PLACE * slab)
     passed = slab * (shape.passed_bytes * _PASSED_COPIES + shape.vector_output_bytes)
     passed += shape.text_page * _LONG_PAGE
     letters = slab * (shape.word_bytes + _SHORT_TEXT)
@@ -515,7 +531,8 @@ def _working(shape: Shape, slab: int, together: int, way: _Way) -> int:
     ours = shape.columns > shape.arrow_columns or shape.text_bytes or shape.word_columns
     copies = _GROUP_COPIES if ours else _ARROW_COPIES
     copies += 0 if way.reading.keep_pages else _FETCHED_APART
-    return way.threads * (_WORKER + copies * group) + int(passed * _SLACK)
+    looked_up *= bool(shape.number_dictionaries)
+    return way.threads * (_WORKER + copies * group + looked_up) + int(passed * _SLACK)
 
 
 def _encoded(shape: Shape, slab: int, shares: int, in_flight: int) -> int:

@@ -17,7 +17,7 @@ from polar_etl.features import Features
 from polar_etl.moments import Moments
 from polar_etl.parts import Receipt
 from polar_etl.passes import Encoder, Place, Slab, moments_of
-from polar_etl.plan import Plan
+from polar_etl.plan import Plan, Together
 from polar_etl.scaler import Scaler
 from polar_etl.sources.base import TableWindow, cut
 from polar_etl.sources.streams import StreamSource
@@ -47,7 +47,9 @@ def _numbered(tables: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
         first += table.num_rows
 
 
-def _moments_of(batch: tuple[int, pa.Table], features: Features, together: int) -> list[Moments]:
+def _moments_of(
+    batch: tuple[int, pa.Table], features: Features, together: Together
+) -> list[Moments]:
     first, table = batch
     return moments_of(TableWindow(table), features, first, len(features), together)
 

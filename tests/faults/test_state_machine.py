@@ -106,8 +106,8 @@ class Outputs(RuleBasedStateMachine):
 
     @rule(event=st.integers(1, EVENTS), overwrite=st.booleans())
     def run_and_be_killed(self, event, overwrite):
-        if overwrite:
-            self.damaged, self.rows = set(), []
+        if overwrite:  # until all of the input is read, the earlier output stays as it is, damage too
+            self.rows = []
         target = (str(self.source), str(self.out), event, overwrite)
         process = processes.Process(target=run_and_die, args=target)
         process.start()

@@ -15,6 +15,7 @@ from polar_etl.features import Features
 from polar_etl.moments import merge_all
 from polar_etl.parts import PartWriter, part_name
 from polar_etl.passes import Encoder
+from polar_etl.plan import Together
 from polar_etl.scaler import Scaler
 from polar_etl.sources.base import TableWindow
 from tests.properties.strategies import KINDS, cuts, numbers, pieces
@@ -56,7 +57,7 @@ def fitted(table: pa.Table, features: Features, kind: str, inf: str, dtype: str 
     return Scaler(features.columns, kinds, moments, 0, inf, dtype, features.vectors)
 
 
-def normalized(table: pa.Table, scaler: Scaler, together: int) -> pa.Table:
+def normalized(table: pa.Table, scaler: Scaler, together: Together) -> pa.Table:
     """Return what reads back of the table as one part."""
     encoder = Encoder.of(table.schema, scaler, 1)
     encoded = encoder.encode(TableWindow(table), table.column_names, together)
@@ -78,7 +79,7 @@ def raw(array: pa.Array) -> tuple[bytes, bytes]:
     vectors(),
     st.sampled_from(["ignore", "null"]),
     st.sampled_from([None, "float32", "float64"]),
-    st.sampled_from([1, 8, 10**6]),
+    st.sampled_from([1, 8, 10**6]).map(Together),
 )
 def test_a_vector_column_is_like_its_dimensions_as_columns(given_, inf, dtype, together):
     column, scalars = given_

@@ -25,6 +25,7 @@ from polar_etl.passes import (
 from polar_etl.passes import (
     moments_of as moments_of_window,
 )
+from polar_etl.plan import Together
 from polar_etl.scaler import Scaler
 from polar_etl.sources.base import TableWindow
 from tests.unit.arrays import TableColumns
@@ -36,7 +37,7 @@ def fitted(table: pa.Table, names: tuple[str, ...], **options: object) -> Scaler
     return Scaler(names, kinds, moments_of(*[table[name] for name in names]), **options)
 
 
-TOGETHER = 1 << 16
+TOGETHER = Together(values=1 << 16)
 
 
 def table(rows: int = 100) -> pa.Table:
@@ -112,28 +113,32 @@ def test_shares_of_a_batch_give_the_moments_of_the_whole():
     assert [bits(block) for block in found.blocks] == [bits(block) for block in whole.blocks]
 
 
-@pytest.mark.parametrize("together", [1, 1000, 1 << 17, 1 << 30])
+@pytest.mark.parametrize("together", map(Together, [1, 1000, 1 << 17, 1 << 30], [1, 9, 2, 9]))
 def test_how_many_values_are_worked_on_together_does_not_change_moments(together):
     rows = block_rows(3) + 5
     data, features = table(rows), Features(("x", "i", "y"))
 
     found = moments_of_window(TableWindow(data), features, 0, 3, together)
 
-    whole = moments_of_window(TableWindow(data), features, 0, 3, 3 * rows)
+    whole = moments_of_window(TableWindow(data), features, 0, 3, Together(3 * rows))
     assert [bits(block) for block in found] == [bits(block) for block in whole]
     assert bits(merge_all(found, 3)) == bits(moments_of(data["x"], data["i"], data["y"]))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 1 << 18, 1 << 20, 1 << 24])
 @pytest.mark.parametrize("values", [1, 1 << 18, 3 << 18, 1 << 22])
-def test_columns_are_worked_on_a_few_at_a_time_and_in_order(rows, values):
+@pytest.mark.parametrize("columns", [1, 7, 1000])
+def test_columns_are_worked_on_a_few_at_a_time_and_in_order(rows, values, columns):
     names = [f"c{i}" for i in range(50)]
 
-    found = list(groups_of(names, rows, values))
+    found = list(groups_of(names, rows, Together(values, columns)))
 
     assert [name for some in found for name in some] == names
     assert all(len(some) == 1 or len(some) * rows <= values for some in found)
-    assert all((len(some) + 1) * max(rows, 1) > values for some in found[:-1])  # no fewer either
+    assert all(len(some) <= columns for some in found)
+    assert all(  # no fewer either
+        len(some) == columns or (len(some) + 1) * max(rows, 1) > values for some in found[:-1]
+    )
 
 
 def read_back(encoder: Encoder, tmp_path, slabs: list[EncodedSlab]) -> pa.Table:
@@ -177,7 +182,7 @@ def test_a_share_of_the_columns_has_the_bytes_that_it_has_in_the_whole():
     assert whole.chunks == tuple(chunk for share in shares for chunk in share.chunks)
 
 
-@pytest.mark.parametrize("together", [1, 1000, 2000, 1 << 30])
+@pytest.mark.parametrize("together", map(Together, [1, 1000, 2000, 1 << 30], [1, 9, 1, 9]))
 def test_how_many_values_are_worked_on_together_does_not_change_bytes(together):
     data = table(1000)
     encoder = Encoder.of(data.schema, fitted(data, ("y", "i", "x")), 1)
