@@ -106,7 +106,9 @@ class Outputs(RuleBasedStateMachine):
 
     @rule(event=st.integers(1, EVENTS), overwrite=st.booleans())
     def run_and_be_killed(self, event, overwrite):
-        if overwrite:  # until all of the input is read, the earlier output stays as it is, damage too
+        if (
+            overwrite
+        ):  # until all of the input is read, the earlier output stays as it is, damage too
             self.rows = []
         target = (str(self.source), str(self.out), event, overwrite)
         process = processes.Process(target=run_and_die, args=target)
