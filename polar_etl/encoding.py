@@ -146,16 +146,20 @@ class PartFormat:
         for (count, plain), body in pages:
             checksum = zlib_ng.crc32(body)
             header = _PAGE_HEADER % (
-                thrift.as_number(len(plain)),
+                thrift.often_number(len(plain)),
                 thrift.as_number(len(body)),
                 thrift.as_number(checksum - ((checksum & 1 << 31) << 1)),
-                thrift.as_number(count),
+                thrift.often_number(count),
             )
             content += [header, body]
             size += len(header) + len(body)
             plain_size += len(header) + len(plain)
-        sizes = b"".join(b"\x16" + thrift.as_number(n) for n in (rows, plain_size, size))
-        described = _CHUNK_HEAD + self._described[name][0] + sizes + b"\x26"
+        sizes = b"\x16%b\x16%b\x16%b\x26" % (
+            thrift.often_number(rows),
+            thrift.often_number(plain_size),
+            thrift.as_number(size),
+        )
+        described = _CHUNK_HEAD + self._described[name][0] + sizes
         return Chunk(content, size, plain_size, (described, 0, b"\x00\x00"))
 
     def others(self, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> dict[str, list[Chunk]]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +28,10 @@ from polar_etl.runs import FEW_RUNS, Places, places_in, valid_in
 from polar_etl.scratch import scratch
 
 Array = npt.NDArray[np.generic]
+Span = tuple[int, int]
 Bools = npt.NDArray[np.bool_]
 
+_NOTHING = memoryview(b"")
 _LONGEST_USUAL = 96
 """Bytes of a usual header, at most."""
 _FETCHED = 1 << 20
@@ -67,8 +70,7 @@ def _spread(values: Array, there: Bools) -> Piece:
     return Piece(spread, (Bitmap(np.packbits(there, bitorder="little")),))
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Where one column's values of one row group stand in a file."""
 
     start: int
@@ -137,6 +139,8 @@ class ColumnReader:
         self._again = 0
         """Rows of the next page that are taken already."""
         self._later = iter(chunks)
+        self._ahead: deque[Chunk] = deque()
+        """Chunks behind this one that were looked at."""
         self._chunk = next(self._later)
         self._at = self._chunk.start
         self._page = _Page(0, np.empty(0, self._chunk.stored), None)
@@ -153,45 +157,65 @@ class ColumnReader:
         """Return how many of the next rows are decoded already, less those that come again."""
         return self._page.rows - self._row - self._again
 
-    def span(self, rows: int) -> tuple[int, int]:
-        """Return where in the file the next rows are likely to stand, as start and stop."""
+    def spans(self, rows: int) -> list[Span]:
+        """Return where in the file the next rows are likely to stand, chunk by chunk."""
         rows -= self._there()
-        return self._likely(rows) if rows > 0 else (self._at, self._at)
-
-    def _likely(self, rows: int) -> tuple[int, int]:
-        """Return where as many rows behind the open page are likely to stand, in whole pages."""
+        if rows <= 0:
+            return []
         self._turn_chunk()
-        chunk = self._chunk
-        rows = min(-(-rows // self._usual) * self._usual, self._left)
-        dictionary = max(chunk.data - self._at, 0)
-        size = dictionary + (chunk.stop - self._at - dictionary) * rows // self._left
-        return self._at, min(self._at + min(size + size // _UNLIKE, _FETCHED) + HEADER, chunk.stop)
+        found = [self._likely(self._at, self._chunk, self._left, rows)]
+        rows -= self._left
+        while rows > 0 and (chunk := self._behind(len(found) - 1)):
+            found.append(self._likely(chunk.start, chunk, chunk.rows, rows))
+            rows -= chunk.rows
+        return found
 
-    def pages(self, rows: int, fetched: memoryview) -> list[_Stored]:
+    def _behind(self, place: int) -> Chunk | None:
+        """Return a chunk behind the present one, None if there are not so many."""
+        if place == len(self._ahead):
+            self._ahead.extend(islice(self._later, 1))
+        return self._ahead[place] if place < len(self._ahead) else None
+
+    def _likely(self, at: int, chunk: Chunk, left: int, rows: int) -> Span:
+        """Return where the next rows of a chunk are likely to stand, in whole pages.
+
+        Args:
+            at: Where the next page stands.
+            chunk: The chunk.
+            left: Rows of it that stand there and behind.
+            rows: How many are needed, at most.
+        """
+        rows = min(-(-rows // self._usual) * self._usual, left)
+        dictionary = max(chunk.data - at, 0)
+        size = dictionary + (chunk.stop - at - dictionary) * rows // left
+        return at, min(at + min(size + size // _UNLIKE, _FETCHED) + HEADER, chunk.stop)
+
+    def pages(self, rows: int, fetched: Iterable[memoryview] = ()) -> list[_Stored]:
         """Return the pages that the next rows need besides those that are decoded.
 
         Args:
             rows: How many rows will be taken.
-            fetched: The bytes of the file from `span` on, as far as they were fetched.
+            fetched: The bytes of `spans`, as far as they were fetched.
         """
-        if not rows:
-            return []
         rows -= self._there()
         found: list[_Stored] = []
         asked: _Dictionary | None = None
-        start = self._at
+        pieces, piece, start = iter(fetched), _NOTHING, -1
         while rows > 0:
-            if self._at == self._chunk.stop:
-                first, stop = self._likely(rows)
-                fetched, start = self._fetch(stop - first), first
-            raw, header = self._header(fetched[self._at - start :])
+            if start < 0 or self._at == self._chunk.stop:
+                self._turn_chunk()
+                piece, start = next(pieces, _NOTHING), self._at
+                if not piece:
+                    _, stop = self._likely(start, self._chunk, self._left, rows)
+                    piece = self._fetch(stop - start)
+            raw, header = self._header(piece[self._at - start :])
             whole = header.length + header.stored
             if len(raw) < whole:
                 raw = self._fetch(whole)
             dictionary = self._referred_to(header)
             if dictionary and dictionary.values is None and dictionary is not asked:
                 asked = dictionary
-                found.append(self._stored_dictionary(dictionary, fetched, start))
+                found.append(self._stored_dictionary(dictionary, piece, start))
             content = raw[header.length : whole]
             found.append(_Stored(self._chunk, header, content, dictionary))
             self._last = self._at
@@ -222,6 +246,9 @@ class ColumnReader:
 
     def take(self, rows: int, pages: Sequence[_Page]) -> list[Piece]:
         """Return the next rows, as they stand in the open page and in those behind it."""
+        if self._is_whole(rows, pages):
+            self._drop_dictionary()
+            return [Piece(pages[0].values)]
         found = []
         behind = iter(pages)
         while rows:
@@ -241,15 +268,28 @@ class ColumnReader:
         self._let_go(several=len(pages) > 1)
         return found
 
+    def _is_whole(self, rows: int, pages: Sequence[_Page]) -> bool:
+        """Tell whether the next rows are all of one page, and none is null."""
+        return (
+            len(pages) == 1
+            and pages[0].rows == rows
+            and pages[0].valid is None
+            and not (self._page.rows or self._again)
+        )
+
+    def _drop_dictionary(self) -> None:
+        """Let go of the dictionary, unless rows that are left need it and it is kept for them."""
+        needed = self._by_places and self._left and self._keep_dictionary
+        if self._dictionary and not needed:
+            self._dictionary.values = None
+
     def _let_go(self, *, several: bool) -> None:
         """Keep of the open page no more than is left of it, and of others nothing.
 
         Pages are decompressed into one piece of memory, which lives as long as any of them.
         """
         page = self._page
-        needed = self._by_places and self._left and self._keep_dictionary
-        if self._dictionary and not needed:
-            self._dictionary.values = None
+        self._drop_dictionary()
         if self._row < page.rows and self._keep:
             if several:
                 self._page = page._replace(values=page.values.copy())
@@ -276,7 +316,7 @@ class ColumnReader:
             left = self._there()
             if left <= 0:
                 self._turn_chunk()
-                _, header = self._header(memoryview(b""))
+                _, header = self._header(_NOTHING)
                 if header.rows <= rows and not self._again:
                     self._at += header.length + header.stored
                     self._left -= header.rows
@@ -284,12 +324,13 @@ class ColumnReader:
                     continue
                 left = rows
             some = min(left, rows)
-            self.take(some, _decoded(self.pages(some, memoryview(b""))))
+            self.take(some, _decoded(self.pages(some)))
             rows -= some
 
     def _turn_chunk(self) -> None:
         while self._at == self._chunk.stop:
-            self._chunk, self._dictionary = next(self._later), None
+            self._chunk = self._ahead.popleft() if self._ahead else next(self._later)
+            self._dictionary = None
             self._at, self._left = self._chunk.start, self._chunk.rows
 
     def _header(self, raw: memoryview) -> tuple[memoryview, PageHeader]:
@@ -339,7 +380,7 @@ class _Stored(NamedTuple):
 def is_usual(chunk: Chunk, file: int) -> bool:
     """Tell whether a column chunk can be read here, as far as its first page tells."""
     try:
-        pages = ColumnReader([chunk], file).pages(1, memoryview(b""))
+        pages = ColumnReader([chunk], file).pages(1)
         opened = _opened([page for page in pages if page.header.holds != "dictionary"])
         places_in(_stored_places(opened), FEW_RUNS)
         return bool(opened)
@@ -355,7 +396,7 @@ def read_together(
     Their bytes are fetched, and their pages decompressed, at one go: every call into another
     language lets another thread have the interpreter, and waiting for it costs more than a page.
     """
-    fetched = _fetched([reader.span(rows) for reader in readers], file)
+    fetched = _fetched([reader.spans(rows) for reader in readers], file)
     stored: list[list[_Stored] | None] = []
     for reader, raw in zip(readers, fetched, strict=True):
         try:
@@ -368,25 +409,33 @@ def read_together(
     ]
 
 
-def _fetched(spans: Sequence[tuple[int, int]], file: int) -> list[memoryview]:
-    """Return the bytes of some spans of a file, neighbours read together.
+def _fetched(wanted: Sequence[Sequence[Span]], file: int) -> list[list[memoryview]]:
+    """Return the bytes of some spans of a file for each of some columns.
 
-    They are good until the next call, and fewer where the file ends.
+    They are good until the next call, and fewer where the file ends. Neighbours are read together:
+    the first spans of all columns, mostly, then the second ones.
     """
-    total = sum(stop - start for start, stop in spans)
-    buffer = scratch("fetched", total).data
-    found: list[memoryview] = []
-    while len(found) < len(spans):
-        start, stop = spans[len(found)]
-        some = [(start, stop)]
-        while (more := len(found) + len(some)) < len(spans) and spans[more][0] == stop:
-            stop = spans[more][1]
-            some.append(spans[more])
+    most = max(map(len, wanted), default=0)
+    places = [
+        (*spans[turn], column)
+        for turn in range(most)
+        for column, spans in enumerate(wanted)
+        if turn < len(spans)
+    ]
+    buffer = scratch("fetched", sum(stop - start for start, stop, _ in places)).data
+    found: list[list[memoryview]] = [[] for _ in wanted]
+    first = 0
+    while first < len(places):
+        start, stop, _ = places[first]
+        behind = first + 1
+        while behind < len(places) and places[behind][0] == stop:
+            stop, behind = places[behind][1], behind + 1
         there = buffer[: stop - start]
-        if there:
-            there = there[: os.preadv(file, [there], start)]
+        there = there[: os.preadv(file, [there], start)]
         buffer = buffer[stop - start :]
-        found += [there[low - start : high - start] for low, high in some]
+        for low, high, column in places[first:behind]:
+            found[column].append(there[low - start : high - start])
+        first = behind
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
 
@@ -170,6 +171,11 @@ class Encoder:
         form = PartFormat(output_schema(schema, scaler), scaler.columns, level)
         return cls(scaler.features, scaler.standardizer(), form)
 
+    @cached_property
+    def _places(self) -> dict[str, slice]:
+        """By column: the places of its features."""
+        return dict(self.features.spans())
+
     def encode_slab(self, slab: Slab) -> EncodedSlab:
         """Return a slab's columns as bytes."""
         started = time.perf_counter()
@@ -180,8 +186,7 @@ class Encoder:
         """Return columns of a window as the chunks of a row group."""
         if not window.rows:
             return Encoded((), ())
-        wanted = set(names)
-        places = {name: span for name, span in self.features.spans() if name in wanted}
+        places = {name: self._places[name] for name in names if name in self._places}
         vectors = self.features.vectors
         scalars = [name for name in names if name in places and name not in vectors]
         chunks: dict[str, list[Chunk]] = {}

@@ -159,6 +159,10 @@ def as_number(value: int) -> bytes:
     return as_varint((value << 1 ^ value >> 63) & (1 << 64) - 1)
 
 
+often_number = lru_cache(as_number)
+"""The same, for numbers that most pages or chunks have in common."""
+
+
 def head(place: int, last: int, kind: int) -> bytes:
     """Return the bytes before the value of field `place`, behind field `last`."""
     step = place - last

@@ -121,17 +121,17 @@ class Layout:
     def chunk(self, group: int, column: int) -> Chunk | None:
         """Return where a column's plain values stand, None if PyArrow must read them."""
         leaf = self.leaves[column]
-        stored, codec = self.stored[column], int(self.codec[group, leaf])
+        stored, codec = self.stored[column], self.codec.item(group, leaf)
         if codec < 0 or stored is None:
             return None
         return Chunk(
-            start=int(self.start[group, leaf]),
-            stop=int(self.stop[group, leaf]),
+            start=self.start.item(group, leaf),
+            stop=self.stop.item(group, leaf),
             rows=self.rows[group],
             codec=_CODECS[codec],
             nullable=self.nullable[column],
             stored=stored,
-            data=int(self.data[group, leaf]),
+            data=self.data.item(group, leaf),
         )
 
 
