@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import re
 import resource
@@ -34,6 +35,8 @@ _UNITS = {
 _SIZE = re.compile(r"\s*(\d{1,99}(?:\.\d{1,99})?)\s*([a-zA-Z]*|%)\s*")
 _UNLIMITED = 1 << 60
 _PAGE = resource.getpagesize()
+_NEAR = 0.95
+"""Share of the limit from which on intake slows down; plans rarely take so much of it."""
 
 
 def parse_size(text: str | int, *, available: int | None = None) -> int:
@@ -154,7 +157,7 @@ class PeakSampler:
     """Samples the resident memory of the process tree in a thread of its own.
 
     Use it as a context manager. `exceeded` turns true, once and for good, when a sample lies
-    above the limit.
+    above the limit. `near` tells, to forked processes too, that the last one came close to it.
     """
 
     def __init__(self, limit: int, interval: float = 0.02) -> None:
@@ -162,6 +165,7 @@ class PeakSampler:
         self.peak = 0
         self.exceeded = False
         self._interval = interval
+        self._near = mmap.mmap(-1, 1)  # shared with processes that are forked later
         self._children: frozenset[int] = frozenset()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="polar-etl-memory", daemon=True)
@@ -180,6 +184,11 @@ class PeakSampler:
         self._stop.set()
         self._thread.join()
         self.sample()
+
+    @property
+    def near(self) -> bool:
+        """Tell whether the last sample came close to the limit: intake is to slow down."""
+        return self._near[0] != 0
 
     def watch(self, child: int) -> None:
         """Count the memory of a child process, too."""
@@ -200,6 +209,7 @@ class PeakSampler:
             return self.peak
         self.peak = max(self.peak, rss)
         self.exceeded = self.exceeded or rss > self.limit
+        self._near[0] = rss > _NEAR * self.limit
         return rss
 
     def _run(self) -> None:

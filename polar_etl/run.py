@@ -82,8 +82,14 @@ class Run:
                 lane=lane,
                 sampler=self.sampler,
             )
-        threads = self.plan.threads
-        return ordered_map(task, items(), threads=threads, in_flight=in_flight, lane=lane)
+        return ordered_map(
+            task,
+            items(),
+            threads=self.plan.threads,
+            in_flight=in_flight,
+            lane=lane,
+            scarce=lambda: self.sampler.near,
+        )
 
     @contextmanager
     def shares(

@@ -63,7 +63,7 @@ def forked_map(
 
     def results(process: int) -> Generator[Result, None, None]:
         own = (item for item in items() if lane(item) % processes == process)
-        return ordered_map(task, own, threads=1, in_flight=in_flight)
+        return ordered_map(task, own, threads=1, in_flight=in_flight, scarce=lambda: sampler.near)
 
     give_back()  # what a child is born with counts twice
     with ExitStack() as stack:

@@ -18,6 +18,7 @@ def ordered_map(
     threads: int,
     in_flight: int,
     lane: Callable[[Item], int] | None = None,
+    scarce: Callable[[], bool] = lambda: False,
 ) -> Generator[Result, None, None]:
     """Yield `task(item)` for every item, in order, working ahead on a few of them.
 
@@ -30,6 +31,7 @@ def ordered_map(
         threads: Number of worker threads.
         in_flight: Largest number of items drawn whose results were not yet yielded.
         lane: Items with the same lane run one after the other, in order; None for no such rule.
+        scarce: Tells that memory is short: no item is drawn then before all results are yielded.
     """
     latest: dict[int, Future[Result]] = {}
     waiting: deque[Future[Result]] = deque()
@@ -44,7 +46,7 @@ def ordered_map(
                     latest = {k: f for k, f in latest.items() if not f.done()} | {key: future}
                 waiting.append(future)
                 del item
-                while waiting and (len(waiting) >= in_flight or waiting[0].done()):
+                while waiting and (len(waiting) >= in_flight or waiting[0].done() or scarce()):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

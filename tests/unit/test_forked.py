@@ -49,6 +49,14 @@ def test_results_come_in_order(processes, in_flight, lanes):
     assert not children()
 
 
+def test_where_memory_is_scarce_results_come_in_order_too():
+    sampler = PeakSampler(1)
+    sampler.sample()
+    assert sampler.near
+
+    assert list(mapped(lambda x: -x, in_flight=5, sampler=sampler)) == [-x for x in range(20)]
+
+
 def test_lanes_have_processes_of_their_own_and_this_is_one_of_them():
     found = list(mapped(lambda item: (item % 4, os.getpid()), lanes=4, processes=4))
 

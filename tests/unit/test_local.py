@@ -54,6 +54,26 @@ def test_tasks_run_in_other_threads_and_items_are_drawn_in_this_one():
     assert threading.get_ident() not in ran_in
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_where_memory_is_scarce_one_item_is_drawn_at_a_time(threads):
+    drawn: list[int] = []
+    short_of = {3, 4, 5}
+
+    def items():
+        for item in range(9):
+            drawn.append(item)
+            yield item
+
+    def scarce() -> bool:
+        return drawn[-1] in short_of
+
+    found = ordered_map(lambda item: item, items(), threads=threads, in_flight=100, scarce=scarce)
+    for item in found:
+        if item in short_of:
+            assert drawn[-1] == item, "nothing was drawn before all results were there"
+    assert drawn == list(range(9))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize("in_flight", [1, 2, 5])
 def test_no_more_items_are_drawn_than_allowed(threads, in_flight):

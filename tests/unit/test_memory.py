@@ -1,5 +1,6 @@
 """Sizes as people write them, and the limit in force."""
 
+import os
 import resource
 
 import psutil
@@ -217,6 +218,21 @@ class TestPeak:
             pass
 
         assert sampler.exceeded
+
+    def test_coming_close_to_the_limit_is_told_to_forked_processes_too(self):
+        sampler = PeakSampler(2**60)
+        child = os.fork()
+        if child == 0:
+            while not sampler.near:
+                os.sched_yield()
+            os._exit(0)
+        assert not sampler.near
+        sampler.limit = 1
+        sampler.sample()
+        assert os.waitpid(child, 0)[1] == 0
+        sampler.limit = 2**60
+        sampler.sample()
+        assert not sampler.near
 
     def test_the_peak_of_the_process_is_at_least_what_it_uses(self):
         assert peak_of_process() >= psutil.Process().memory_info().rss * 0.9
