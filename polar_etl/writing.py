@@ -14,6 +14,7 @@ from polar_etl.encoding import PartFormat
 from polar_etl.errors import UsageError
 from polar_etl.events import BatchFinished, PassFinished, PassStarted, Warned
 from polar_etl.manifest import BatchRow, Manifest
+from polar_etl.memory import give_back
 from polar_etl.parts import MOST_PARTS, PartWriter, Receipt, digest_of, part_name
 from polar_etl.passes import EncodedSlab, Encoder, Place, Slab
 from polar_etl.plan import Plan
@@ -23,6 +24,8 @@ from polar_etl.workspace import Workspace
 
 _DRIVING = 0.05
 """What appending to parts takes, as a part of all work on columns (measured)."""
+_GIVEN_BACK = 1 << 29
+"""Decoded bytes after which memory between what is in use is given back to the system."""
 _COMMITTED_AT_A_TIME = 2
 """Parts brought to disk side by side, while the next ones are written."""
 
@@ -134,11 +137,15 @@ def _part_rows(plan: Plan, index: int, total: int) -> int:
 
 def _slabs(run: Run, shares: Sequence[Share], parts: Sequence[int]) -> Iterator[Slab]:
     """Yield the slabs of some parts, share by share."""
-    total = run.offsets[-1]
+    total, since = run.offsets[-1], 0
     for part in parts:
         for rows, last in slab_lengths(run.plan, _part_rows(run.plan, part, total)):
             if run.stop.requested:
                 return
+            since += rows * run.row_bytes
+            if since >= _GIVEN_BACK:  # in every process, so that long runs peak as short ones do
+                give_back()
+                since = 0
             for number, share in enumerate(shares):
                 yield Slab(
                     Place(part, rows, last, ends=number == len(shares) - 1),

@@ -51,7 +51,7 @@ from polar_etl.cli.output import (
     unshown,
 )
 from polar_etl.cli.signals import signals
-from polar_etl.cli.startup import open_standard_streams, start_fast
+from polar_etl.cli.startup import collect_garbage_again, open_standard_streams, start_fast
 from polar_etl.errors import (
     PolarEtlError,
     RunFailedError,
@@ -137,6 +137,7 @@ def _run(output: Output, inputs: list[str], out: Path, options: Any, scaler: Any
     from polar_etl.memory import limit_in_force
     from polar_etl.pipeline import Control
 
+    collect_garbage_again()
     with progress(output, limit_in_force(options.memory_limit)) as listener:
         control = Control(listener)
         with signals.stopping(control.stop):

@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from io import TextIOWrapper
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 def open_standard_streams() -> None:
@@ -37,6 +37,15 @@ def start_fast() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+def collect_garbage_again() -> None:
+    """Collect garbage as a run makes it; what the imports have left is never looked at again.
+
+    Rarely enough to cost nothing, and often enough that a long run's peak is a short one's.
+    """
+    gc.freeze()
+    gc.set_threshold(10_000)
+
+
 def _keep_freed_memory() -> None:
     """Have glibc take back blocks of some megabytes, which come and go, for the next ones.
 
@@ -48,3 +57,4 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, 1 << 25)
         mallopt(_M_TRIM_THRESHOLD, 1 << 27)
+        mallopt(_M_ARENA_MAX, 1)  # what one thread has freed, another one can have
