@@ -39,6 +39,8 @@ _LOOKED_UP = 3
 by itself."""
 _WORKER = 8 * MIB
 """Tiles and the compressor of one thread."""
+_SMALL_WORKER = 20 * MIB
+"""The same where few values are worked on at a time: what lingers does not get smaller."""
 _FORKED = 24 * MIB
 """Bytes of the interpreter and its libraries that a forked process never touches (measured)."""
 _WORTH_FORKING = 128 * MIB
@@ -532,7 +534,8 @@ def _working(shape: Shape, slab: int, together: Together, way: _Way) -> int:
     copies = _GROUP_COPIES if ours else _ARROW_COPIES
     copies += 0 if way.reading.keep_pages else _FETCHED_APART
     looked_up *= bool(shape.number_dictionaries)
-    return way.threads * (_WORKER + copies * group + looked_up) + int(passed * _SLACK)
+    worker = _WORKER if way.values == _TOGETHER[0][1] else _SMALL_WORKER
+    return way.threads * (worker + copies * group + looked_up) + int(passed * _SLACK)
 
 
 def _encoded(shape: Shape, slab: int, shares: int, in_flight: int) -> int:
