@@ -56,10 +56,11 @@ class PageHeader(NamedTuple):
     compressed: bool
 
 
-_NUMBER = rb"[\x80-\xff]{0,9}[\x00-\x7f]"
+NUMBER = rb"(?:[\x80-\xff]{0,9}[\x00-\x7f])"
+"""A whole number, as a regular expression."""
 STATISTICS = (
     rb"(?:[\x18\x28\x38\x48\x58\x68](?:\x00|\x01.|\x02.{2}|\x04.{4}|\x08.{8})"
-    rb"|[\x16\x26\x36\x46]%b|[\x11\x12\x21\x22])*\x00" % _NUMBER
+    rb"|[\x16\x26\x36\x46]%b|[\x11\x12\x21\x22])*\x00" % NUMBER
 )
 """`Statistics` of a column of numbers, as a regular expression."""
 _V = rb"([\x80-\xff]{0,4}[\x00-\x7f])"
@@ -69,8 +70,6 @@ _USUAL = re.compile(
     re.DOTALL,
 )
 """A header as most writers write it: sizes, checksum, rows, encoding; levels in runs."""
-
-
 _USUAL_DICTIONARY = re.compile(
     rb"\x15\x04\x15%b\x15%b(?:\x15%b\x3c|\x4c)\x15%b\x15[\x00\x04][\x11\x12]?\x00\x00"
     % ((_V,) * 4),

@@ -177,6 +177,11 @@ class Shape:
         """Bytes of a row of columns of text, decoded."""
         return self.word_bytes + 5 * self.word_columns
 
+    @property
+    def own_lookup_bytes(self) -> int:
+        """Bytes of the largest dictionary of numbers that PyArrow does not decode."""
+        return self.lookup_bytes if self.number_dictionaries else 0
+
     def text_in(self, rows: int) -> int:
         """Return the bytes of text in so many neighbouring rows, at most."""
         return text_in(self.text_windows, rows) if self.text_windows else rows * self.text_bytes
@@ -395,8 +400,8 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
         batch = max(batch, min(shape.largest_group, rows) // block * block)
     moments = ceil(min(batch, rows) / block) * shape.normalized * _MOMENTS
     ahead = max(min(_AHEAD, _MOMENTS_AHEAD // max(moments, 1)), 2)
-    looked_up = shape.lookup_bytes if shape.number_dictionaries else 0
-    pages = _PAGE_BYTES_TOGETHER * way.values // max(shape.page_bytes, looked_up, 1)
+    longest = max(shape.page_bytes, shape.own_lookup_bytes, 1)
+    pages = _PAGE_BYTES_TOGETHER * way.values // longest
     together = Together(way.values, max(pages, 1))
     objects = max(shape.columns, shape.normalized) * _COLUMN_OBJECTS
     slabs_per_part = ceil(min(part, rows) / slab)
@@ -524,7 +529,9 @@ def _working(shape: Shape, slab: int, together: Together, way: _Way) -> int:
     scalars = shape.normalized - sum(size for size, _ in shape.vectors)
     many = min(max(together.values // slab, 1), together.columns, max(scalars, 0))
     group = many * max(slab * width, shape.page_bytes)
-    looked_up = many * (_LOOKED_UP * shape.lookup_bytes + _PLACE * slab)
+    looked_up = 0
+    if shape.number_dictionaries:
+        looked_up = many * (_LOOKED_UP * shape.own_lookup_bytes + _PLACE * slab)
     passed = slab * (shape.passed_bytes * _PASSED_COPIES + shape.vector_output_bytes)
     passed += shape.text_page * _LONG_PAGE
     letters = slab * (shape.word_bytes + _SHORT_TEXT)
@@ -533,7 +540,6 @@ def _working(shape: Shape, slab: int, together: Together, way: _Way) -> int:
     ours = shape.columns > shape.arrow_columns or shape.text_bytes or shape.word_columns
     copies = _GROUP_COPIES if ours else _ARROW_COPIES
     copies += 0 if way.reading.keep_pages else _FETCHED_APART
-    looked_up *= bool(shape.number_dictionaries)
     worker = _WORKER if way.values == _TOGETHER[0][1] else _SMALL_WORKER
     return way.threads * (worker + copies * group + looked_up) + int(passed * _SLACK)
 

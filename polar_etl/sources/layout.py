@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from polar_etl.headers import STATISTICS, pages_of
+from polar_etl.headers import NUMBER, STATISTICS, pages_of
 from polar_etl.pages import Chunk, stored_dtype
 from polar_etl.thrift import (
     behind,
@@ -43,7 +43,6 @@ _WORDS = frozenset((2, 8))
 """Encodings of places in a dictionary."""
 _DATA_PAGES = frozenset((0, 3))
 
-_NUMBER = rb"(?:[\x80-\xff]{0,9}[\x00-\x7f])"
 _CHUNK = re.compile(
     rb"\x26%(n)b\x1c"  # the chunk's offset, and its metadata:
     rb"(\x15[\x00-\x0e]\x19(?:\x15.|\x25..|\x35...|\x45....))"  # physical type, encodings
@@ -54,7 +53,7 @@ _CHUNK = re.compile(
     rb"(?:[\x19\x29\x49](.(?:\x15.\x15.\x15%(n)b\x00)*))?"  # pages by encoding
     rb"(?:[\x3c\x4c\x5c\x7c](?:\x16%(n)b)?"  # sizes of text, levels by height
     rb"(?:[\x19\x29\x39](?:\x06|\x16%(n)b|\x26%(n)b%(n)b))*\x00)?"
-    rb"\x00(?:[\x16\x36]%(n)b\x15%(n)b)*\x00" % {b"n": _NUMBER, b"s": STATISTICS},
+    rb"\x00(?:[\x16\x36]%(n)b\x15%(n)b)*\x00" % {b"n": NUMBER, b"s": STATISTICS},
     re.DOTALL,
 )
 """A chunk of a scalar column, as writers describe it."""
