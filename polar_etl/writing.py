@@ -96,6 +96,7 @@ def _write_stretch(
             for encoded in results:
                 for written in writer.append(encoded):
                     _record(run, manifest, written)
+                del encoded  # or it is held until the next one is there
                 run.observe_memory()
         finally:  # whatever failed, parts that are on disk are finished work
             for written in writer.finish():

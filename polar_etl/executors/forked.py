@@ -84,6 +84,7 @@ def forked_map(
             if found is None:
                 raise _ended()
             yield found
+            del found  # or it is held until the next one is there
 
 
 class _Child(Generic[Result]):
