@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from polar_etl.columns import Piece, fill, present
+from polar_etl.columns import Piece, fill, places, present
 from polar_etl.double import add, times
 from polar_etl.moments import NO_ROW, Moments
 from polar_etl.scratch import TILE_VALUES, scratch_floats
@@ -97,8 +97,11 @@ def _observe_blocks(
     for index in np.flatnonzero(sums.irregular() | np.repeat(gaps, blocks)).tolist():
         column, block = divmod(index, blocks)
         begin = start + block * length
-        values, places = present(columns[column], begin, length)
-        sums.reduce_any(index, values, first_row + begin + places, tiles[1, : len(values)])
+        values = present(columns[column], begin, length)
+        infinite = sums.reduce_any(index, values, tiles[1, : len(values)])
+        if infinite is not None:
+            row = places(columns[column], begin, length)[infinite]
+            sums.infinite(index, first_row + begin + int(row))
     table = sums.table()
     by_block = {name: array.reshape(-1, blocks).T for name, array in table.items()}
     return [
@@ -196,23 +199,30 @@ class _Sums:
         """Tell which blocks hold NaN, infinities or extreme values."""
         return ~np.asarray(_is_regular(np.maximum(-self._min, self._max)))
 
-    def reduce_any(self, index: int, values: Floats, rows: Ints, scratch: Floats) -> None:
+    def infinite(self, index: int, row: int) -> None:
+        """Note the row of the first infinity in the place `index`."""
+        self._ints["first_inf"][index] = row
+
+    def reduce_any(self, index: int, values: Floats, scratch: Floats) -> int | None:
         """Reduce one block of any values into the place `index`.
 
         Args:
             index: The place.
             values: What is not null; overwritten.
-            rows: The row of each value, counted from the start of the file.
             scratch: As long as `values`; overwritten.
+
+        Returns:
+            Which of the values is the first infinity, None if there is none.
         """
         ints = self._ints
         ints["null_count"][index] = self._length - len(values)
+        first = None
         smallest, largest = values.min(initial=np.inf), values.max(initial=-np.inf)
         if not (smallest > -np.inf and largest < np.inf):  # NaN is neither
             finite, infinite = np.isfinite(values), np.isinf(values)
             ints["inf_count"][index] = np.count_nonzero(infinite)
             ints["nan_count"][index] = np.count_nonzero(~finite) - ints["inf_count"][index]
-            ints["first_inf"][index] = rows[infinite][0] if infinite.any() else NO_ROW
+            first = int(np.argmax(infinite)) if infinite.any() else None
             values = values[finite]
             smallest, largest = values.min(initial=np.inf), values.max(initial=-np.inf)
         ints["count"][index] = len(values)
@@ -226,6 +236,7 @@ class _Sums:
         else:
             self._high[index] = self._low[index] = self._centre[index] = 0.0
         self._min[index], self._max[index] = smallest, largest
+        return first
 
     def table(self) -> dict[str, npt.NDArray[np.generic]]:
         """Return the fields of `Moments`, one entry per block."""

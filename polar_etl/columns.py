@@ -161,7 +161,7 @@ def _windows(
 
 
 def fill(tile: Floats, columns: Sequence[Sequence[Piece]], first: int) -> None:
-    """Write rows `first` … of some columns into `tile` as Float64, NaN where a null is.
+    """Write rows `first` … of some columns into `tile` as Float64; where a null is, anything.
 
     Args:
         tile: Contiguous, shape `(columns, rows)`; says how many rows are written.
@@ -180,9 +180,6 @@ def fill(tile: Floats, columns: Sequence[Sequence[Piece]], first: int) -> None:
     else:
         for piece, low, high, into in windows:
             np.copyto(into, piece.values[low:high], casting="unsafe")
-    for piece, low, high, into in windows:
-        if piece.bitmaps:
-            np.copyto(into, np.nan, where=~piece.valid(low, high))
 
 
 def validity(pieces: Iterable[Piece], first: int, rows: int) -> Bools | None:
@@ -193,15 +190,18 @@ def validity(pieces: Iterable[Piece], first: int, rows: int) -> Bools | None:
     return np.concatenate([piece.valid(low, high) for piece, low, high, _ in windows])
 
 
-def present(pieces: Iterable[Piece], first: int, rows: int) -> tuple[Floats, Ints]:
-    """Return what is not null among the rows `first` … `first + rows` of a column.
+def present(pieces: Iterable[Piece], first: int, rows: int) -> Floats:
+    """Return what is not null among the rows `first` … `first + rows` of a column, as Float64."""
+    values = [np.empty(0)]
+    for piece, low, high, _ in _windows(pieces, first, rows):
+        found = piece.values[low:high]
+        if piece.bitmaps:
+            found = found[piece.valid(low, high)]
+        values.append(found.astype(np.float64))
+    return values[1] if len(values) == 2 else np.concatenate(values)
 
-    Returns:
-        The values as Float64, and their places counted from row `first`; both contiguous.
-    """
-    values, places = [np.empty(0)], [np.empty(0, np.int64)]
-    for piece, low, high, place in _windows(pieces, first, rows):
-        kept = np.flatnonzero(piece.valid(low, high))
-        values.append(piece.values[low:high][kept].astype(np.float64))
-        places.append(kept + place)
-    return np.concatenate(values), np.concatenate(places)
+
+def places(pieces: Iterable[Piece], first: int, rows: int) -> Ints:
+    """Return the places of what `present` returns, counted from row `first`."""
+    found = validity(pieces, first, rows)
+    return np.arange(rows) if found is None else np.flatnonzero(found)

@@ -29,8 +29,10 @@ Values = npt.NDArray[np.number]
 
 MAGIC = b"PAR1"
 _PAGE_BYTES = 1 << 18
-_ROOM = 16
-"""Bytes left free before the values of a page: equal levels take up to 10."""
+_ROOM = 64
+"""Bytes left free before the values of a page, besides a bit for each: a run of levels takes up to
+9 besides its bits."""
+_ALIGNED = 64
 _PHYSICAL = {
     **dict.fromkeys((pa.int8(), pa.int16(), pa.int32()), 1),
     pa.int64(): 2,
@@ -284,7 +286,7 @@ class Page(NamedTuple):
     """Its first row."""
     values: Values
     memory: memoryview
-    """`_ROOM` bytes, and the values."""
+    """Room for levels, and the values."""
 
 
 class PagedColumn(NamedTuple):
@@ -308,7 +310,8 @@ class PagedColumns:
     def __init__(self, columns: int, rows: int, dtype: np.dtype[Any]) -> None:
         self._rows, self._dtype = rows, dtype
         self._length = _PAGE_BYTES // dtype.itemsize
-        self._stride = rows * dtype.itemsize + -(-rows // self._length) * _ROOM
+        self._room = _ROOM + _aligned(min(rows, self._length) // 8)
+        self._stride = _aligned(rows * dtype.itemsize) + -(-rows // self._length) * self._room
         self._memory = scratch(f"pages {dtype}", columns * self._stride)
 
     def put(self, column: int, first: int, values: Values) -> None:
@@ -327,14 +330,14 @@ class PagedColumns:
                 some.shape,
                 self._dtype,
                 self._memory.data,
-                self._place(column, page) + _ROOM + row * self._dtype.itemsize,
+                self._place(column, page) + self._room + row * self._dtype.itemsize,
                 (self._stride, self._dtype.itemsize),
             )
             there[...] = some
             done += some.shape[1]
 
     def _place(self, column: int, page: int) -> int:
-        return column * self._stride + page * (self._length * self._dtype.itemsize + _ROOM)
+        return column * self._stride + page * (self._length * self._dtype.itemsize + self._room)
 
     def column(self, index: int) -> PagedColumn:
         """Return one column."""
@@ -344,34 +347,38 @@ class PagedColumns:
         for page, first in enumerate(range(0, self._rows, self._length)):
             start = self._place(column, page)
             rows = min(self._length, self._rows - first)
-            values = np.ndarray(rows, self._dtype, self._memory.data, start + _ROOM)
-            memory = self._memory.data[start : start + _ROOM + values.nbytes]
+            values = np.ndarray(rows, self._dtype, self._memory.data, start + self._room)
+            memory = self._memory.data[start : start + self._room + values.nbytes]
             yield Page(first, values, memory)
 
 
 def _plain(page: Page, valid: Bools | None, *, nullable: bool) -> Bytes:
-    """Return the bytes of a page, not yet compressed."""
-    rows = len(page.values)
+    """Return the bytes of a page, not yet compressed; what is not null takes the place of all."""
+    rows, room = len(page.values), len(page.memory) - page.values.nbytes
     if not nullable:
-        return page.memory[_ROOM:]
-    there = None if valid is None else valid[page.first : page.first + rows]
-    levels = _levels(rows, there)
-    if there is not None:
-        return b"".join((levels, page.values[there].data.cast("B")))
-    start = _ROOM - len(levels)
-    page.memory[start:_ROOM] = levels
-    return page.memory[start:]
+        return page.memory[room:]
+    levels, filled = equal_levels(rows, b"\x01"), rows
+    if valid is not None:
+        there = valid[page.first : page.first + rows]
+        filled = int(np.count_nonzero(there))
+        if filled < rows:
+            page.values[:filled] = page.values[there]
+            levels = _levels(there) if filled else equal_levels(rows, b"\x00")
+    start = room - len(levels)
+    page.memory[start:room] = levels
+    return page.memory[start : room + filled * page.values.itemsize]
 
 
-def _levels(rows: int, valid: Bools | None) -> bytes:
-    """Return the definition levels of a page: one run, of equal levels or of bits."""
-    if valid is None or valid.all():
-        return equal_levels(rows, b"\x01")
-    if not valid.any():
-        return equal_levels(rows, b"\x00")
+def _levels(valid: Bools) -> bytes:
+    """Return the definition levels of a page as one run of bits."""
     bits = np.packbits(valid, bitorder="little")
     run = thrift.as_varint(len(bits) << 1 | 1) + bits.tobytes()
     return len(run).to_bytes(4, "little") + run
+
+
+def _aligned(size: int) -> int:
+    """Return so many bytes, or a few more: processors take them faster from there on."""
+    return -(-size // _ALIGNED) * _ALIGNED
 
 
 @lru_cache

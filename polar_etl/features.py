@@ -25,6 +25,7 @@ from polar_etl.columns import (
     is_valid,
     piece_of,
     pieces_of,
+    places,
     present,
 )
 from polar_etl.errors import InputError, describe
@@ -328,10 +329,10 @@ def require_lengths(name: str, column: pa.ChunkedArray, size: int, where: str, f
     Raises:
         InputError: One is not; names the row, counted from 0, where `first` is the first.
     """
-    lengths, places = _lengths(column)
+    lengths, rows = _lengths(column)
     wrong = np.flatnonzero(lengths != size)
     if len(wrong):
-        row = places[wrong[0]]
+        row = rows[wrong[0]]
         raise InputError(
             f"Column {describe(name)} holds {lengths[wrong[0]]:.0f} numbers in row "
             f"{first + row} (counted from 0) of {describe(where)}, where {size} "
@@ -345,7 +346,8 @@ def _lengths(column: pa.ChunkedArray) -> tuple[Floats, Ints]:
     import pyarrow.compute as pc
 
     found = pc.list_value_length(column)
-    return present(pieces_of(found), 0, len(found))
+    pieces = pieces_of(found)
+    return present(pieces, 0, len(found)), places(pieces, 0, len(found))
 
 
 def first_length(tables: Iterable[pa.Table], name: str) -> int:

@@ -16,6 +16,7 @@ from polars.testing import assert_frame_equal
 import polar_etl as pe
 from polar_etl.api import Options
 from polar_etl.events import Warned
+from tests.support import trees
 from tests.unit.exact import bits
 
 ROWS = 20_000
@@ -35,8 +36,9 @@ def frame(rows: int = ROWS) -> pl.DataFrame:
     )
 
 
-def everything_in(folder) -> dict[str, bytes | bool]:
-    return {str(p.relative_to(folder)): p.is_file() and p.read_bytes() for p in folder.rglob("*")}
+def everything_in(folder) -> trees.Tree:
+    """Return all there is, but for the lock: it tells when it was last taken."""
+    return {key: found for key, found in trees.tree(folder).items() if not key.endswith("/lock")}
 
 
 class Foreign:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from polar_etl.columns import fill, is_numeric, pieces_of, present, validity
+from polar_etl.columns import fill, is_numeric, pieces_of, places, present, validity
 
 NUMERIC = [
     *(pa.int8(), pa.int16(), pa.int32(), pa.int64()),
@@ -22,8 +22,10 @@ def column(array: pa.Array) -> pa.ChunkedArray:
 
 def filled(chunks: pa.ChunkedArray, first: int = 0, rows: int | None = None) -> np.ndarray:
     target = np.full(len(chunks) - first if rows is None else rows, 12345.0)
-    fill(target[None, :], [pieces_of(chunks)], first)
-    return target
+    pieces = pieces_of(chunks)
+    fill(target[None, :], [pieces], first)
+    valid = validity(pieces, first, len(target))
+    return target if valid is None else np.where(valid, target, np.nan)
 
 
 def nulls(chunks: pa.ChunkedArray, first: int = 0, rows: int | None = None) -> list[bool]:
@@ -155,7 +157,7 @@ def test_windows_across_chunks(cuts, first, rows):
     np.testing.assert_array_equal(filled(chunks, first, rows), expected(window))
     assert nulls(chunks, first, rows) == window.is_null().to_pylist()
     if rows:
-        values, places = present(pieces_of(chunks), first, rows)
+        pieces = pieces_of(chunks)
         there = [i for i, value in enumerate(window.to_pylist()) if value is not None]
-        assert places.tolist() == there
-        assert values.tolist() == window.drop_null().to_pylist()
+        assert places(pieces, first, rows).tolist() == there
+        assert present(pieces, first, rows).tolist() == window.drop_null().to_pylist()
