@@ -565,6 +565,11 @@ class _Local(threading.local):
 _local = _Local()
 
 
+def decompressor() -> zstandard.ZstdDecompressor:
+    """Return this thread's decompressor."""
+    return _local.zstd
+
+
 def _decompressed(packed: Sequence[tuple[str, memoryview, int]]) -> list[memoryview]:
     """Return what each of (codec, bytes, decompressed size) holds.
 
@@ -578,10 +583,10 @@ def _decompressed(packed: Sequence[tuple[str, memoryview, int]]) -> list[memoryv
             ((_, stored, size),) = zstd
             if zstandard.frame_content_size(stored) not in (-1, size):
                 raise UnusualError("it decompresses to another size")
-            at_once = iter([_local.zstd.decompress(stored, max_output_size=size)])
+            at_once = iter([decompressor().decompress(stored, max_output_size=size)])
         elif zstd:
             sizes = np.array([size for _, _, size in zstd], np.uint64).tobytes()
-            together = _local.zstd.multi_decompress_to_buffer(
+            together = decompressor().multi_decompress_to_buffer(
                 [stored for _, stored, _ in zstd], decompressed_sizes=sizes
             )
             at_once = (together[i] for i in range(len(zstd)))

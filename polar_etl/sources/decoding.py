@@ -24,6 +24,7 @@ from polar_etl.headers import LongValueError, UnusualError
 from polar_etl.pages import ColumnReader, read_together
 from polar_etl.sources.base import Cutter, Reading
 from polar_etl.sources.layout import Layout
+from polar_etl.sources.single_pages import SinglePages
 
 STREAM_BUFFER = 1 << 16
 """Bytes of a file that are read at a time where columns are not read whole."""
@@ -85,14 +86,18 @@ class FileColumns:
         self._start = sum(file.group_rows[: groups[0]])
         with explained(file.path):
             self._descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
-        readers = {place: self._reader(place) for place in places}
-        self._plain = {place: reader for place, reader in readers.items() if reader}
+        self._single: SinglePages | None = None
+        self._plain: dict[int, ColumnReader] = {}
         self._arrow: list[tuple[list[int], Cutter]] = []
         self._decoded: dict[int, pa.ChunkedArray] = {}
         self._rows = 0
         try:
             with explained(file.path):
-                self._from_arrow([place for place in places if place not in self._plain])
+                self._single = self._single_pages(places)
+                others = [place for place in places if not self._is_single(place)]
+                readers = {place: self._reader(place) for place in others}
+                self._plain = {place: reader for place, reader in readers.items() if reader}
+                self._from_arrow([place for place in others if place not in self._plain])
         except BaseException:
             self.close()
             raise
@@ -106,6 +111,17 @@ class FileColumns:
     def row(self) -> int:
         """The first of the present rows, counted from the start of the file."""
         return self._start + self._row
+
+    def _single_pages(self, places: Sequence[int]) -> SinglePages | None:
+        layout = self._file.layout
+        ours = [place for place in places if place not in self._file.from_arrow]
+        if layout is None or not ours:
+            return None
+        keep = self._how.keep_pages
+        return SinglePages(layout, ours, self._groups, self._descriptor, keep=keep)
+
+    def _is_single(self, place: int) -> bool:
+        return self._single is not None and place in self._single.kinds
 
     def _reader(self, place: int) -> ColumnReader | None:
         layout = None if place in self._file.from_arrow else self._file.layout
@@ -168,8 +184,8 @@ class FileColumns:
     def pieces(self, places: Sequence[int]) -> list[list[Piece]]:
         """Return the present rows of some columns of numbers; each can be asked for once."""
         with explained(self._file.path):
+            found = self._single_pieces(places)
             plain = [place for place in places if place in self._plain]
-            found: dict[int, list[Piece]] = {}
             if plain:
                 readers = [self._plain[place] for place in plain]
                 together = read_together(readers, self._rows, self._descriptor)
@@ -183,6 +199,21 @@ class FileColumns:
                     found[place] = pieces_of(self._decoded.pop(place))
             return [found[place] for place in places]
 
+    def _single_pieces(self, places: Sequence[int]) -> dict[int, list[Piece]]:
+        """Return the present rows of columns of single pages; others are read as such from here."""
+        single = [place for place in places if self._is_single(place)]
+        if self._single is None or not single:
+            return {}
+        found = self._single.pieces(single, self._row, self._rows)
+        for place in single:
+            if place not in found and (reader := self._reader(place)):
+                self._plain[place] = reader
+                try:
+                    reader.skip(self._row)
+                except UnusualError:
+                    self._give_up(place)
+        return found
+
     def _give_up(self, place: int) -> None:
         """Let PyArrow read a column, from the present rows on."""
         del self._plain[place]
@@ -191,7 +222,7 @@ class FileColumns:
 
     def column(self, place: int) -> pa.ChunkedArray:
         """Return the present rows of a column of any type; each can be asked for once."""
-        if place not in self._plain:
+        if place in self._decoded:
             return self._decoded.pop(place)
         kind = self._file.schema.field(place).type
         (pieces,) = self.pieces([place])
@@ -201,7 +232,7 @@ class FileColumns:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._plain, self._arrow, self._decoded = {}, [], {}
+        self._single, self._plain, self._arrow, self._decoded = None, {}, [], {}
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -35,7 +35,8 @@ Ints = npt.NDArray[np.int64]
 
 _PHYSICAL = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY",
              "FIXED_LEN_BYTE_ARRAY")  # fmt: skip
-_CODECS = {0: "UNCOMPRESSED", 1: "SNAPPY", 6: "ZSTD"}
+ZSTD = 6
+_CODECS = {0: "UNCOMPRESSED", 1: "SNAPPY", ZSTD: "ZSTD"}
 """By number in the footer: those that tell how large their contents are."""
 _NUMBERS = frozenset((0, 2, 3, 4, 8))
 """Encodings of plain values, of places in a dictionary of such, and of levels."""

@@ -35,6 +35,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["sources"],
     ["sources.schemas"],
     ["sources.base", "sources.layout"],
+    ["sources.single_pages"],
     ["sources.decoding", "sources.texts"],
     ["sources.footers"],
     ["sources.parquet"],
@@ -175,8 +176,8 @@ def test_no_module_imports_an_optional_library_when_it_is_loaded(name):
         ("rich", set()),
         ("psutil", set()),
         ("xxhash", {"direct", "parts"}),
-        ("zstandard", {"pages", "encoding"}),
-        ("zlib_ng", {"pages", "encoding"}),
+        ("zstandard", {"pages", "encoding", "sources.single_pages"}),
+        ("zlib_ng", {"pages", "encoding", "sources.single_pages"}),
     ],
 )
 def test_a_library_is_imported_only_where_it_belongs(library, allowed):

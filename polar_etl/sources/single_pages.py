@@ -1,0 +1,274 @@
+"""Column chunks of one page each: those of many columns are decoded at one go.
+
+Wide tables hold little else, and going through them page by page takes as long as decompressing
+them does. What is unusual here, nulls included, is left to those who look at every page.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+from zlib_ng import zlib_ng
+
+from polar_etl.columns import Piece
+from polar_etl.encoding import equal_levels
+from polar_etl.headers import HEADER, PageHeader, UnusualError, header_of
+from polar_etl.pages import decompressor
+from polar_etl.scratch import scratch
+from polar_etl.sources.layout import ZSTD, Layout
+from polar_etl.thrift import as_number
+
+Array = npt.NDArray[np.generic]
+Bytes = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int64]
+
+_LONGEST = 1 << 20
+"""Bytes of a chunk from which on what Python does for a page no longer matters."""
+
+
+class _Kind(NamedTuple):
+    """What columns have in common that are decoded together."""
+
+    stored: np.dtype[np.generic]
+    nullable: bool
+    """Whether levels stand before the values."""
+
+
+class SinglePages:
+    """Reads some columns of one file as long as their chunks are usual pages without nulls.
+
+    Args:
+        layout: Where the chunks stand.
+        places: Which columns are wanted.
+        groups: The row groups that are read, in order.
+        file: Descriptor of the file.
+        keep: Whether what is left of a row group is kept; otherwise it is decoded again when it is
+            needed, which takes time instead of memory.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        places: Sequence[int],
+        groups: Sequence[int],
+        file: int,
+        *,
+        keep: bool,
+    ) -> None:
+        self._layout, self._file, self._keep = layout, file, keep
+        self._groups = [group for group in groups if layout.rows[group]]
+        self._leaves = np.array(layout.leaves, np.int64)
+        self._kept: dict[int, tuple[int, Array]] = {}
+        """By column: a row group, and its values, of which some are still to be asked for."""
+        self.kinds = self._likely(places)
+        """The columns that are read here, with their kinds."""
+
+    def _likely(self, places: Sequence[int]) -> dict[int, _Kind]:
+        """Return the columns that are likely to be as they must be, as far as one page tells."""
+        layout, wanted = self._layout, np.array(places, np.int64)
+        cells = np.array(self._groups, np.int64)[:, None], self._leaves[wanted]
+        starts, size = layout.start[cells], layout.stop[cells] - layout.start[cells]
+        good = (layout.codec[cells] == ZSTD) & (layout.data[cells] <= starts) & (size <= _LONGEST)
+        likely = wanted[good.all(axis=0)].tolist()
+        if not likely or not self._groups:
+            return {}
+        start, stop, _ = layout.span(self._groups[0], layout.leaves[likely[0]])
+        try:
+            header = header_of(memoryview(os.pread(self._file, HEADER, start)))
+        except UnusualError:
+            return {}
+        if header.length + header.stored != stop - start:
+            return {}
+        return {
+            place: _Kind(stored, layout.nullable[place])
+            for place in likely
+            if (stored := layout.stored[place]) is not None
+        }
+
+    def pieces(self, places: Sequence[int], first: int, rows: int) -> dict[int, list[Piece]]:
+        """Return some rows of some columns; those that must be read in another way are left out.
+
+        Args:
+            places: The columns, of those that are read here.
+            first: The first row, counted from the start of the first row group.
+            rows: How many there are. They stand behind those that were asked for before.
+        """
+        found: dict[int, list[Piece]] = {place: [] for place in places}
+        for group, low, high in self._windows(first, first + rows):
+            left = self._keep and high < self._layout.rows[group]
+            values = self._values(group, list(found))
+            for place, some in values.items():
+                found[place].append(Piece(some[low:high]))
+                if left:
+                    self._kept[place] = group, some
+            found = {place: found[place] for place in values}
+        for place in places:
+            if place not in found:
+                del self.kinds[place]
+        return found
+
+    def _windows(self, first: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (row group, first row, row behind the last) for rows of all row groups."""
+        start = 0
+        for group in self._groups:
+            rows = self._layout.rows[group]
+            low, high = max(first - start, 0), min(stop - start, rows)
+            if low < high:
+                yield group, low, high
+            start += rows
+
+    def _values(self, group: int, places: Sequence[int]) -> dict[int, Array]:
+        """Return the values of a row group, as far as they can be read here."""
+        kept = {place: self._kept.pop(place) for place in places if place in self._kept}
+        found = {place: values for place, (of, values) in kept.items() if of == group}
+        wanted = [place for place in places if place not in found]
+        if wanted:
+            found |= self._decoded(group, wanted)
+        return found
+
+    def _decoded(self, group: int, places: Sequence[int]) -> dict[int, Array]:
+        layout, leaves = self._layout, self._leaves[places]
+        start = layout.start[group, leaves]
+        size = layout.stop[group, leaves] - start
+        raw = self._fetched(start, size)
+        if raw is None:
+            return {}
+        at = np.cumsum(size) - size
+        kinds: dict[_Kind, list[int]] = {}
+        for number, place in enumerate(places):
+            kinds.setdefault(self.kinds[place], []).append(number)
+        found: dict[int, Array] = {}
+        for kind, some in kinds.items():
+            index, values = _decoded(raw, at[some], size[some], layout.rows[group], kind)
+            found |= zip([places[some[i]] for i in index.tolist()], values, strict=True)
+        return found
+
+    def _fetched(self, start: Ints, size: Ints) -> Bytes | None:
+        """Return the bytes of some chunks, one behind the other; None where the file breaks off.
+
+        They are good until the next call.
+        """
+        raw = scratch("fetched", int(size.sum()))
+        gaps = np.flatnonzero(start[1:] != start[:-1] + size[:-1]) + 1
+        ends = np.cumsum(size)
+        done = 0
+        for low, high in pairwise([0, *map(int, gaps), len(start)]):
+            room = raw[done : int(ends[high - 1])].data
+            if os.preadv(self._file, [room], int(start[low])) != len(room):
+                return None
+            done += len(room)
+        return raw
+
+
+def _decoded(raw: Bytes, at: Ints, size: Ints, rows: int, kind: _Kind) -> tuple[Ints, Array]:
+    """Return which of some chunks can be decoded here, and their values, shape `(chunks, rows)`.
+
+    Args:
+        raw: Bytes that hold the chunks.
+        at: Where in them each begins.
+        size: Bytes of each.
+        rows: Of each.
+        kind: What they hold.
+    """
+    levels = equal_levels(rows, b"\x01") if kind.nullable else b""
+    most = len(levels) + rows * kind.stored.itemsize
+    begin = _contents(raw, at, size, rows, most)
+    index = np.flatnonzero(begin)
+    pages = _decompressed(raw, begin[index], (at + size)[index], most)
+    if pages is None:
+        return index[:0], np.empty((0, rows), kind.stored)
+    usual = (pages[:, : len(levels)] == np.frombuffer(levels, np.uint8)).all(axis=1)
+    values = pages[:, len(levels) :].view(kind.stored)
+    return (index, values) if usual.all() else (index[usual], values[usual])
+
+
+def _contents(raw: Bytes, at: Ints, size: Ints, rows: int, most: int) -> Ints:
+    """Return where the contents of chunks begin; 0 where a chunk is not the page that is expected.
+
+    Args:
+        raw: Bytes that hold the chunks.
+        at: Where in them each begins.
+        size: Bytes of each.
+        rows: Of each.
+        most: Bytes of the decompressed page of each.
+    """
+    begin = np.zeros(len(at), np.int64)
+    header = _header(raw, int(at[0]), int(size[0]), rows, most)
+    if header and header.checksum is None:
+        begin = _like_the_first(raw, at, size, header)
+    for index in np.flatnonzero(begin == 0).tolist():
+        place, length = int(at[index]), int(size[index])
+        if header := _header(raw, place, length, rows, most):
+            begin[index] = place + header.length
+    return begin
+
+
+def _like_the_first(raw: Bytes, at: Ints, size: Ints, header: PageHeader) -> Ints:
+    """Return where contents begin behind headers that differ in nothing but the bytes stored."""
+    first = bytes(raw[at[0] : at[0] + header.length])
+    head = b"\x15\x00\x15" + as_number(header.size) + b"\x15"
+    tail = first[len(head) + len(as_number(header.stored)) :]
+    begin = np.zeros(len(at), np.int64)
+    for digits in range(1, 6):
+        length = len(head) + digits + len(tail)
+        number = 2 * (size - length)  # Thrift writes signed numbers so
+        fits = np.flatnonzero((number >> (7 * digits) == 0) & (number >> (7 * digits - 7) > 0))
+        expected = np.empty((len(fits), length), np.uint8)
+        expected[:, : len(head)] = np.frombuffer(head, np.uint8)
+        for digit in range(digits):
+            more = 128 if digit < digits - 1 else 0
+            expected[:, len(head) + digit] = (number[fits] >> (7 * digit)) & 127 | more
+        expected[:, length - len(tail) :] = np.frombuffer(tail, np.uint8)
+        found = raw[at[fits, None] + np.arange(length)]
+        same = fits[(found == expected).all(axis=1)]
+        begin[same] = at[same] + length
+    return begin
+
+
+def _header(raw: Bytes, at: int, size: int, rows: int, most: int) -> PageHeader | None:
+    """Return the header of a chunk if it is the page that is expected."""
+    chunk = raw[at : at + size].data
+    try:
+        header = header_of(chunk)
+    except UnusualError:
+        return None
+    expected = ("values", rows, size - header.length, most, None)
+    if (header.holds, header.rows, header.stored, header.size, header.levels) != expected:
+        return None
+    if header.checksum is not None:
+        content = chunk[header.length :]
+        if zlib_ng.crc32(content) != header.checksum & 0xFFFFFFFF:
+            return None
+    return header
+
+
+def _decompressed(raw: Bytes, begin: Ints, end: Ints, size: int) -> Bytes | None:
+    """Return the pages between `begin` and `end`, shape `(pages, size)`; None if one is damaged."""
+    if not len(begin):
+        return None
+    segments = np.stack([begin, end - begin], axis=1).astype(np.uint64).tobytes()
+    sizes = np.full(len(begin), size, np.uint64).tobytes()
+    try:
+        found = decompressor().multi_decompress_to_buffer(
+            zstandard.BufferWithSegments(raw.data, segments), decompressed_sizes=sizes
+        )
+    except zstandard.ZstdError:
+        return None
+    first, last = _bytes_of(found[0]), _bytes_of(found[len(begin) - 1])
+    if _address(last) - _address(first) == (len(begin) - 1) * size:
+        return np.lib.stride_tricks.as_strided(first, (len(begin), size), (size, 1))
+    return np.stack([_bytes_of(found[i]) for i in range(len(begin))])
+
+
+def _bytes_of(segment: zstandard.BufferSegment) -> Bytes:
+    return np.frombuffer(memoryview(segment), np.uint8)  # type: ignore[arg-type]  # it has the protocol
+
+
+def _address(array: Bytes) -> int:
+    return int(array.__array_interface__["data"][0])
