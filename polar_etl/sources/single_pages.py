@@ -7,8 +7,9 @@ them does. What is unusual here, nulls included, is left to those who look at ev
 from __future__ import annotations
 
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -63,7 +64,8 @@ class SinglePages:
     ) -> None:
         self._layout, self._file, self._keep = layout, file, keep
         self._groups = [group for group in groups if layout.rows[group]]
-        self._leaves = np.array(layout.leaves, np.int64)
+        self._starts = list(accumulate((layout.rows[g] for g in self._groups), initial=0))
+        """First row of each, counted from that of the first one."""
         self._kept: dict[int, tuple[int, Array]] = {}
         """By column: a row group, and its values, of which some are still to be asked for."""
         self.kinds = self._likely(places)
@@ -72,7 +74,7 @@ class SinglePages:
     def _likely(self, places: Sequence[int]) -> dict[int, _Kind]:
         """Return the columns that are likely to be as they must be, as far as one page tells."""
         layout, wanted = self._layout, np.array(places, np.int64)
-        cells = np.array(self._groups, np.int64)[:, None], self._leaves[wanted]
+        cells = np.array(self._groups, np.int64)[:, None], self._leaves(places)
         starts, size = layout.start[cells], layout.stop[cells] - layout.start[cells]
         good = (layout.codec[cells] == ZSTD) & (layout.data[cells] <= starts) & (size <= _LONGEST)
         likely = wanted[good.all(axis=0)].tolist()
@@ -90,6 +92,9 @@ class SinglePages:
             for place in likely
             if (stored := layout.stored[place]) is not None
         }
+
+    def _leaves(self, places: Sequence[int]) -> Ints:
+        return np.array([self._layout.leaves[place] for place in places], np.int64)
 
     def pieces(self, places: Sequence[int], first: int, rows: int) -> dict[int, list[Piece]]:
         """Return some rows of some columns; those that must be read in another way are left out.
@@ -115,13 +120,11 @@ class SinglePages:
 
     def _windows(self, first: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Yield (row group, first row, row behind the last) for rows of all row groups."""
-        start = 0
-        for group in self._groups:
-            rows = self._layout.rows[group]
-            low, high = max(first - start, 0), min(stop - start, rows)
-            if low < high:
-                yield group, low, high
-            start += rows
+        index = bisect_right(self._starts, first) - 1
+        while (start := self._starts[index]) < stop:
+            group = self._groups[index]
+            yield group, max(first - start, 0), min(stop - start, self._layout.rows[group])
+            index += 1
 
     def _values(self, group: int, places: Sequence[int]) -> dict[int, Array]:
         """Return the values of a row group, as far as they can be read here."""
@@ -133,7 +136,7 @@ class SinglePages:
         return found
 
     def _decoded(self, group: int, places: Sequence[int]) -> dict[int, Array]:
-        layout, leaves = self._layout, self._leaves[places]
+        layout, leaves = self._layout, self._leaves(places)
         start = layout.start[group, leaves]
         size = layout.stop[group, leaves] - start
         raw = self._fetched(start, size)
@@ -145,8 +148,8 @@ class SinglePages:
             kinds.setdefault(self.kinds[place], []).append(number)
         found: dict[int, Array] = {}
         for kind, some in kinds.items():
-            index, values = _decoded(raw, at[some], size[some], layout.rows[group], kind)
-            found |= zip([places[some[i]] for i in index.tolist()], values, strict=True)
+            decoded = _decoded(raw, at[some], size[some], layout.rows[group], kind)
+            found |= ((places[some[index]], values) for index, values in decoded)
         return found
 
     def _fetched(self, start: Ints, size: Ints) -> Bytes | None:
@@ -166,8 +169,10 @@ class SinglePages:
         return raw
 
 
-def _decoded(raw: Bytes, at: Ints, size: Ints, rows: int, kind: _Kind) -> tuple[Ints, Array]:
-    """Return which of some chunks can be decoded here, and their values, shape `(chunks, rows)`.
+def _decoded(
+    raw: Bytes, at: Ints, size: Ints, rows: int, kind: _Kind
+) -> Iterator[tuple[int, Array]]:
+    """Yield the index and the values of those of some chunks that can be decoded here.
 
     Args:
         raw: Bytes that hold the chunks.
@@ -180,12 +185,11 @@ def _decoded(raw: Bytes, at: Ints, size: Ints, rows: int, kind: _Kind) -> tuple[
     most = len(levels) + rows * kind.stored.itemsize
     begin = _contents(raw, at, size, rows, most)
     index = np.flatnonzero(begin)
-    pages = _decompressed(raw, begin[index], (at + size)[index], most)
-    if pages is None:
-        return index[:0], np.empty((0, rows), kind.stored)
-    usual = (pages[:, : len(levels)] == np.frombuffer(levels, np.uint8)).all(axis=1)
-    values = pages[:, len(levels) :].view(kind.stored)
-    return (index, values) if usual.all() else (index[usual], values[usual])
+    for pages in _decompressed(raw, begin[index], (at + size)[index], most):
+        these, index = index[: len(pages)], index[len(pages) :]
+        usual = (pages[:, : len(levels)] == np.frombuffer(levels, np.uint8)).all(axis=1)
+        values = pages[:, len(levels) :].view(kind.stored)
+        yield from zip(these[usual].tolist(), values if usual.all() else values[usual], strict=True)
 
 
 def _contents(raw: Bytes, at: Ints, size: Ints, rows: int, most: int) -> Ints:
@@ -248,10 +252,10 @@ def _header(raw: Bytes, at: int, size: int, rows: int, most: int) -> PageHeader 
     return header
 
 
-def _decompressed(raw: Bytes, begin: Ints, end: Ints, size: int) -> Bytes | None:
-    """Return the pages between `begin` and `end`, shape `(pages, size)`; None if one is damaged."""
+def _decompressed(raw: Bytes, begin: Ints, end: Ints, size: int) -> Iterator[Bytes]:
+    """Yield the pages between `begin` and `end`, shape `(pages, size)`; none if one is damaged."""
     if not len(begin):
-        return None
+        return
     segments = np.stack([begin, end - begin], axis=1).astype(np.uint64).tobytes()
     sizes = np.full(len(begin), size, np.uint64).tobytes()
     try:
@@ -259,15 +263,23 @@ def _decompressed(raw: Bytes, begin: Ints, end: Ints, size: int) -> Bytes | None
             zstandard.BufferWithSegments(raw.data, segments), decompressed_sizes=sizes
         )
     except zstandard.ZstdError:
-        return None
-    first, last = _bytes_of(found[0]), _bytes_of(found[len(begin) - 1])
-    if _address(last) - _address(first) == (len(begin) - 1) * size:
-        return np.lib.stride_tricks.as_strided(first, (len(begin), size), (size, 1))
-    return np.stack([_bytes_of(found[i]) for i in range(len(begin))])
+        return
+    first = 0
+    while first < len(begin):
+        start = _bytes_of(found, first)
+        place = _address(start)
+        # zstd may need several pieces of memory: in each, one page stands behind the other.
+        behind = bisect_left(
+            range(first, len(begin)),
+            True,
+            key=lambda i: _address(_bytes_of(found, i)) - place != (i - first) * size,
+        )
+        yield np.lib.stride_tricks.as_strided(start, (behind, size), (size, 1))
+        first += behind
 
 
-def _bytes_of(segment: zstandard.BufferSegment) -> Bytes:
-    return np.frombuffer(memoryview(segment), np.uint8)  # type: ignore[arg-type]  # it has the protocol
+def _bytes_of(found: zstandard.BufferWithSegmentsCollection, index: int) -> Bytes:
+    return np.frombuffer(memoryview(found[index]), np.uint8)  # type: ignore[arg-type]  # it is one
 
 
 def _address(array: Bytes) -> int:

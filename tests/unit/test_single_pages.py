@@ -1,0 +1,146 @@
+"""Column chunks of one page each: read many at a go, and left to others where they are unusual."""
+
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polar_etl.sources import single_pages
+from polar_etl.sources.footers import footer_of
+from polar_etl.sources.layout import layout_of
+from polar_etl.sources.single_pages import SinglePages
+
+KINDS = [pa.int8(), pa.uint32(), pa.int64(), pa.float16(), pa.float32(), pa.float64()]
+
+
+def table(columns: int, rows: int, *, nullable: bool = True) -> pa.Table:
+    random = np.random.default_rng(columns)
+    fields, arrays = [], []
+    for i in range(columns):
+        kind = KINDS[i % len(KINDS)]
+        values = random.integers(0, 100, rows).astype(kind.to_pandas_dtype())
+        fields.append(pa.field(f"c{i}", kind, nullable=nullable and i % 2 == 0))
+        arrays.append(pa.array(values))
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+class Opened:
+    """A file, and the reader of some of its columns."""
+
+    def __init__(self, path, source: pa.Table, *, keep=True, groups=None, **how) -> None:
+        how = {"use_dictionary": False, "compression": "zstd", "row_group_size": 100} | how
+        pq.write_table(source, path, **how)
+        self.path, self.source = path, source
+        self.open(keep=keep, groups=groups)
+
+    def open(self, *, keep=True, groups=None) -> None:
+        with open(self.path, "rb") as file:
+            layout = layout_of(footer_of(file), self.source.schema)
+        groups = range(len(layout.rows)) if groups is None else groups
+        self.layout, self.file = layout, os.open(self.path, os.O_RDONLY)
+        places = range(self.source.num_columns)
+        self.reader = SinglePages(layout, places, groups, self.file, keep=keep)
+
+    def check(self, first: int, rows: int, places=None) -> dict:
+        places = list(self.reader.kinds) if places is None else places
+        found = self.reader.pieces(places, first, rows)
+        for place, pieces in found.items():
+            expected = self.source.column(place).slice(first, rows).to_numpy()
+            np.testing.assert_array_equal(np.concatenate([p.values for p in pieces]), expected)
+        return found
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "x.parquet"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("checksums", [True, False])
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize("step", [30, 100, 130, 1000])
+def test_all_kinds_in_any_windows(path, keep, checksums, statistics, step):
+    how = {"write_page_checksum": checksums, "write_statistics": statistics}
+    opened = Opened(path, table(12, 1000), keep=keep, **how)
+    for first in range(0, 1000, step):
+        assert len(opened.check(first, min(step, 1000 - first))) == 12
+
+
+@given(st.data())
+def test_any_columns_from_any_row_on(tmp_path_factory, data):
+    rows = data.draw(st.integers(1, 300))
+    opened = Opened(
+        tmp_path_factory.mktemp("x") / "x.parquet",
+        table(data.draw(st.integers(1, 9)), rows),
+        row_group_size=data.draw(st.integers(1, 300)),
+    )
+    first = data.draw(st.integers(0, rows - 1))
+    while first < rows:
+        some = data.draw(st.integers(1, rows - first))
+        for place in range(opened.source.num_columns):
+            assert list(opened.check(first, some, [place])) == [place]
+        first += some
+
+
+def test_a_column_with_a_null_is_left_out_from_its_row_group_on(path):
+    holed = pa.array([None if i == 250 else i for i in range(400)], pa.int64())
+    opened = Opened(path, table(5, 400).append_column("holed", holed))
+    assert len(opened.check(0, 200)) == 6
+    assert len(opened.check(200, 100)) == 5
+    assert 5 not in opened.reader.kinds
+    assert len(opened.check(300, 100)) == 5
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"compression": "snappy"},
+        {"compression": "none"},
+        {"use_dictionary": True},
+        {"max_rows_per_page": 10, "write_batch_size": 10},
+        {"column_encoding": "BYTE_STREAM_SPLIT"},
+    ],
+    ids=lambda how: next(iter(how)),
+)
+def test_what_is_no_single_zstd_page_is_left_out(path, how):
+    opened = Opened(
+        path, table(1, 400).rename_columns(["x"]).cast(pa.schema({"x": "float"})), **how
+    )
+    assert not opened.reader.kinds or not opened.check(0, 400)
+
+
+def test_pages_of_the_second_version_are_left_out(path):
+    opened = Opened(path, table(3, 400), data_page_version="2.0")
+    assert not opened.check(0, 400)
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+@pytest.mark.parametrize("place", range(40))
+def test_damage_to_one_chunk_costs_no_other_its_right_values(path, place, checksums):
+    opened = Opened(path, table(4, 100), write_page_checksum=checksums)
+    start, _, _ = opened.layout.span(0, 2)
+    raw = bytearray(path.read_bytes())
+    raw[start + place] ^= 0xFF
+    path.write_bytes(raw)
+    opened.open()
+    found = opened.check(0, 100)  # what is there is right
+    assert found.keys() >= {0, 1, 3} or not checksums
+
+
+def test_a_file_that_breaks_off_gives_nothing(path):
+    opened = Opened(path, table(4, 100))
+    os.truncate(path, opened.layout.span(0, 2)[0] + 5)
+    assert opened.check(0, 100) == {}
+
+
+def test_headers_that_differ_only_in_what_is_stored_are_not_read_one_by_one(path, monkeypatch):
+    opened = Opened(path, table(60, 100, nullable=False), write_statistics=False)
+    read = []
+    original = single_pages.header_of
+    monkeypatch.setattr(single_pages, "header_of", lambda raw: read.append(1) or original(raw))
+    assert len(opened.check(0, 100)) == 60
+    assert len(read) == len(KINDS)
