@@ -52,8 +52,6 @@ _ARROW_COPIES = 3
 """The same where PyArrow decodes all columns, numbers only: the first two are its own."""
 _STATISTICS = 1500
 """Bytes of what a scaler, its file, and the manifest hold of one feature."""
-_FETCHED_APART = 2
-"""How often more, where pages are longer than what is expected to be needed of them."""
 _MOMENTS = 96
 """Bytes of one column's moments."""
 _STREAM = 24 * MIB
@@ -539,7 +537,6 @@ def _working(shape: Shape, slab: int, together: Together, way: _Way) -> int:
     passed += slab * shape.word_bytes * (letters > LETTERS)
     ours = shape.columns > shape.arrow_columns or shape.text_bytes or shape.word_columns
     copies = _GROUP_COPIES if ours else _ARROW_COPIES
-    copies += 0 if way.reading.keep_pages else _FETCHED_APART
     worker = _WORKER if way.values == _TOGETHER[0][1] else _SMALL_WORKER
     return way.threads * (worker + copies * group + looked_up) + int(passed * _SLACK)
 
