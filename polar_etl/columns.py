@@ -169,21 +169,28 @@ def fill(tile: Floats, columns: Sequence[Sequence[Piece]], first: int) -> None:
         first: Row of the columns that comes first.
     """
     rows = tile.shape[1]
-    windows = [
-        (piece, low, high, row[place : place + high - low])
-        for row, pieces in zip(tile, columns, strict=True)
-        for piece, low, high, place in _windows(pieces, first, rows)
-    ]
-    if len({piece.values.dtype for piece, _, _, _ in windows}) == 1:
-        values = [piece.values[low:high] for piece, low, high, _ in windows]
-        np.concatenate(values, out=tile.reshape(-1), casting="unsafe")
+    if first == 0 and all(len(some) == 1 and len(some[0].values) == rows for some in columns):
+        values = [some[0].values for some in columns]  # as a rule, in wide tables
     else:
-        for piece, low, high, into in windows:
-            np.copyto(into, piece.values[low:high], casting="unsafe")
+        values = [
+            piece.values[low:high]
+            for pieces in columns
+            for piece, low, high, _ in _windows(pieces, first, rows)
+        ]
+    flat = tile.reshape(-1)
+    if len({some.dtype for some in values}) == 1:
+        np.concatenate(values, out=flat, casting="unsafe")
+    else:
+        place = 0
+        for some in values:
+            np.copyto(flat[place : place + len(some)], some, casting="unsafe")
+            place += len(some)
 
 
-def validity(pieces: Iterable[Piece], first: int, rows: int) -> Bools | None:
+def validity(pieces: Sequence[Piece], first: int, rows: int) -> Bools | None:
     """Return which of the rows `first` … `first + rows` hold a value; None if all of them do."""
+    if not any(piece.bitmaps for piece in pieces):
+        return None
     windows = list(_windows(pieces, first, rows))
     if not any(piece.bitmaps for piece, _, _, _ in windows):
         return None
@@ -201,7 +208,7 @@ def present(pieces: Iterable[Piece], first: int, rows: int) -> Floats:
     return values[1] if len(values) == 2 else np.concatenate(values)
 
 
-def places(pieces: Iterable[Piece], first: int, rows: int) -> Ints:
+def places(pieces: Sequence[Piece], first: int, rows: int) -> Ints:
     """Return the places of what `present` returns, counted from row `first`."""
     found = validity(pieces, first, rows)
     return np.arange(rows) if found is None else np.flatnonzero(found)

@@ -120,9 +120,7 @@ class PartFormat:
         counts = []
         for name, (column, valid) in zip(names, columns, strict=True):
             nullable = self._described[name][1]
-            found = [
-                (len(page.values), _plain(page, valid, nullable=nullable)) for page in column.pages
-            ]
+            found = [(page.rows, _plain(page, valid, nullable=nullable)) for page in column.pages]
             pages += found
             counts.append((column.rows, len(found)))
         bodies = self._compressed([page for _, page in pages])
@@ -284,9 +282,20 @@ class Page(NamedTuple):
 
     first: int
     """Its first row."""
-    values: Values
+    rows: int
+    dtype: np.dtype[Any]
     memory: memoryview
     """Room for levels, and the values."""
+
+    @property
+    def room(self) -> int:
+        """Bytes before the values."""
+        return len(self.memory) - self.rows * self.dtype.itemsize
+
+    @property
+    def values(self) -> Values:
+        """The values themselves; what is written to them stands in the page."""
+        return np.frombuffer(self.memory, self.dtype, self.rows, self.room)
 
 
 class PagedColumn(NamedTuple):
@@ -312,7 +321,7 @@ class PagedColumns:
         self._length = _PAGE_BYTES // dtype.itemsize
         self._room = _ROOM + _aligned(min(rows, self._length) // 8)
         self._stride = _aligned(rows * dtype.itemsize) + -(-rows // self._length) * self._room
-        self._memory = scratch(f"pages {dtype}", columns * self._stride)
+        self._memory = scratch(f"pages {dtype}", columns * self._stride).data
 
     def put(self, column: int, first: int, values: Values) -> None:
         """Write some rows of some neighbouring columns, rounding them to the dtype.
@@ -329,7 +338,7 @@ class PagedColumns:
             there: Values = np.ndarray(
                 some.shape,
                 self._dtype,
-                self._memory.data,
+                self._memory,
                 self._place(column, page) + self._room + row * self._dtype.itemsize,
                 (self._stride, self._dtype.itemsize),
             )
@@ -347,14 +356,13 @@ class PagedColumns:
         for page, first in enumerate(range(0, self._rows, self._length)):
             start = self._place(column, page)
             rows = min(self._length, self._rows - first)
-            values = np.ndarray(rows, self._dtype, self._memory.data, start + self._room)
-            memory = self._memory.data[start : start + self._room + values.nbytes]
-            yield Page(first, values, memory)
+            stop = start + self._room + rows * self._dtype.itemsize
+            yield Page(first, rows, self._dtype, self._memory[start:stop])
 
 
 def _plain(page: Page, valid: Bools | None, *, nullable: bool) -> Bytes:
     """Return the bytes of a page, not yet compressed; what is not null takes the place of all."""
-    rows, room = len(page.values), len(page.memory) - page.values.nbytes
+    rows, room = page.rows, page.room
     if not nullable:
         return page.memory[room:]
     levels, filled = equal_levels(rows, b"\x01"), rows
@@ -362,11 +370,12 @@ def _plain(page: Page, valid: Bools | None, *, nullable: bool) -> Bytes:
         there = valid[page.first : page.first + rows]
         filled = int(np.count_nonzero(there))
         if filled < rows:
-            page.values[:filled] = page.values[there]
+            values = page.values
+            values[:filled] = values[there]
             levels = _levels(there) if filled else equal_levels(rows, b"\x00")
     start = room - len(levels)
     page.memory[start:room] = levels
-    return page.memory[start : room + filled * page.values.itemsize]
+    return page.memory[start : room + filled * page.dtype.itemsize]
 
 
 def _levels(valid: Bools) -> bytes:

@@ -108,6 +108,23 @@ def header_of(raw: memoryview) -> PageHeader:
     )
 
 
+def pages_like(header: PageHeader, raw: memoryview, at: int) -> Iterator[tuple[int, int]]:
+    """Yield where the contents of pages begin and end of which headers say the same as `header`.
+
+    Args:
+        header: That of a page of plain values, levels included, without checksum.
+        raw: Bytes of a column chunk.
+        at: Where in them the first of the pages begins. They stand one behind the other; one that
+            is not there as a whole ends it.
+    """
+    alike = thrift.often_number(header.size), None, thrift.often_number(header.rows), b"\0"
+    while (usual := _USUAL.match(raw, at)) and usual.group(1, 3, 4, 5) == alike:
+        begin, at = usual.end(), usual.end() + thrift.decoded(usual[2])
+        if not begin <= at <= len(raw):
+            return
+        yield begin, at
+
+
 def _unusual_header(raw: memoryview) -> PageHeader:
     outer, length = thrift.fields_of(raw)
     found = {place: thrift.number(raw, outer[place]) for place in (1, 2, 3, 4) if place in outer}

@@ -23,7 +23,7 @@ from zlib_ng import zlib_ng
 from polar_etl import thrift
 from polar_etl.columns import Bitmap, Piece
 from polar_etl.encoding import equal_levels
-from polar_etl.headers import HEADER, PageHeader, UnusualError, header_of
+from polar_etl.headers import HEADER, PageHeader, UnusualError, header_of, pages_like
 from polar_etl.runs import FEW_RUNS, Places, places_in, valid_in
 from polar_etl.scratch import scratch
 
@@ -136,6 +136,8 @@ class ColumnReader:
         """Whether the page that was read last refers to it."""
         self._last = 0
         """Where the page that was read last stands."""
+        self._last_rows = 0
+        """Its rows."""
         self._again = 0
         """Rows of the next page that are taken already."""
         self._later = iter(chunks)
@@ -217,12 +219,42 @@ class ColumnReader:
                 asked = dictionary
                 found.append(self._stored_dictionary(dictionary, piece, start))
             content = raw[header.length : whole]
-            found.append(_Stored(self._chunk, header, content, dictionary))
-            self._last = self._at
-            self._at += whole
-            self._left -= header.rows
+            self._go_on(whole, header.rows)
             if self._left or header.rows > self._usual:  # the last page of a chunk may be short
                 self._usual = header.rows
+            rows -= header.rows
+            more = self._alike(header, rows, piece, start)
+            found.append(_Stored(self._chunk, header, (content, *more), dictionary))
+            rows -= len(more) * header.rows
+        return found
+
+    def _go_on(self, size: int, rows: int) -> None:
+        """Go on behind a page of so many bytes and rows."""
+        self._last, self._last_rows = self._at, rows
+        self._at += size
+        self._left -= rows
+
+    def _alike(
+        self, header: PageHeader, rows: int, piece: memoryview, start: int
+    ) -> list[memoryview]:
+        """Return the contents of pages like the one before, as far as rows need and bytes allow.
+
+        Args:
+            header: Of the page before.
+            rows: How many rows are needed.
+            piece: Bytes that were fetched.
+            start: Where in the file they stand.
+        """
+        found: list[memoryview] = []
+        plain = header.holds == "values" and header.compressed
+        if rows <= 0 or not plain or header.checksum is not None or header.levels is not None:
+            return found
+        for begin, end in pages_like(header, piece, self._at - start):
+            last = start + end == self._chunk.stop
+            if rows <= 0 or header.rows > self._left or last != (header.rows == self._left):
+                break
+            found.append(piece[begin:end])
+            self._go_on(start + end - self._at, header.rows)
             rows -= header.rows
         return found
 
@@ -242,7 +274,7 @@ class ColumnReader:
         content = fetched[first - start :][: header.stored] if first >= start else fetched[:0]
         if len(content) < header.stored:
             content = self._fetch(header.stored, first)
-        return _Stored(self._chunk, header, content, dictionary)
+        return _Stored(self._chunk, header, (content,), dictionary)
 
     def take(self, rows: int, pages: Sequence[_Page]) -> list[Piece]:
         """Return the next rows, as they stand in the open page and in those behind it."""
@@ -288,15 +320,17 @@ class ColumnReader:
 
         Pages are decompressed into one piece of memory, which lives as long as any of them.
         """
-        page = self._page
+        page, left = self._page, self._page.rows - self._row
         self._drop_dictionary()
-        if self._row < page.rows and self._keep:
-            if several:
-                self._page = page._replace(values=page.values.copy())
+        if left and self._keep:
+            if several or page.rows > self._last_rows:
+                valid = None if page.valid is None else page.valid[self._row :].copy()
+                self._page = _Page(left, page.values[self._taken :].copy(), valid)
+                self._row = self._taken = 0
             return
-        if self._row < page.rows:
-            self._at, self._again = self._last, self._row
-            self._left += page.rows
+        if left:
+            self._at, self._again = self._last, self._last_rows - left
+            self._left += self._last_rows
         self._page = _Page(0, np.empty(0, self._chunk.stored), None)
         self._row = self._taken = 0
 
@@ -368,11 +402,12 @@ class ColumnReader:
 
 
 class _Stored(NamedTuple):
-    """One page, as it stands in the file."""
+    """A page as it stands in the file, or several of one chunk that are alike."""
 
     chunk: Chunk
     header: PageHeader
-    content: memoryview
+    """Of each of them."""
+    contents: tuple[memoryview, ...]
     dictionary: _Dictionary | None
     """The one that it refers to, or is."""
 
@@ -464,8 +499,8 @@ def _decoded(pages: Sequence[_Stored]) -> list[_Page]:
     opened = _opened(pages)
     values = iter(_looked_up(opened))
     return [
-        _Page(page.header.rows, next(values), valid)
-        for page, valid, _, _ in opened
+        _Page(rows, next(values), valid)
+        for page, rows, valid, _, _ in opened
         if page.header.holds != "dictionary"
     ]
 
@@ -473,7 +508,8 @@ def _decoded(pages: Sequence[_Stored]) -> list[_Page]:
 def _opened(pages: Sequence[_Stored]) -> list[_Opened]:
     """Return some pages, decompressed at one go."""
     packed: list[tuple[str, memoryview, int]] = []
-    for chunk, header, content, _ in pages:
+    for chunk, header, contents, _ in pages:
+        content = contents[0]
         if header.checksum is not None and zlib_ng.crc32(content) != header.checksum & 0xFFFFFFFF:
             raise UnusualError("its checksum is wrong")
         # A run of levels for each value would take 2 bytes, and of places 5: no page is larger.
@@ -486,16 +522,16 @@ def _opened(pages: Sequence[_Stored]) -> list[_Opened]:
             raise UnusualError("its size is impossible")
         codec = chunk.codec if header.compressed else "UNCOMPRESSED"
         packed.append((codec, content[apart:], header.size - apart))
-    return [
-        _without_levels(page, content)
-        for page, content in zip(pages, _decompressed(packed), strict=True)
-    ]
+        packed += [(codec, more, header.size) for more in contents[1:]]
+    done = iter(_decompressed(packed))
+    return [_in_one(page, list(islice(done, len(page.contents)))) for page in pages]
 
 
 class _Opened(NamedTuple):
-    """One page, decompressed."""
+    """One page, decompressed, or several as if they were one."""
 
     page: _Stored
+    rows: int
     valid: Bools | None
     """Which rows are not null; None if all are."""
     content: memoryview
@@ -504,13 +540,35 @@ class _Opened(NamedTuple):
     """How many values that are."""
 
 
+def _in_one(page: _Stored, contents: Sequence[memoryview]) -> _Opened:
+    """Return one or several pages that are decompressed as one."""
+    if len(contents) == 1:
+        return _without_levels(page, contents[0])
+    rows = page.header.rows
+    levels = equal_levels(rows, b"\x01") if page.chunk.nullable else b""
+    start, size = len(levels), len(levels) + rows * page.chunk.stored.itemsize
+    if all(len(content) == size and content[:start] == levels for content in contents):
+        values = b"".join([content[start:] for content in contents])
+        many = rows * len(contents)
+        return _Opened(page, many, None, memoryview(values), many)
+    found = [_without_levels(page, content) for content in contents]
+    valid = [np.ones(rows, np.bool_) if one.valid is None else one.valid for one in found]
+    return _Opened(
+        page,
+        rows * len(found),
+        np.concatenate(valid),
+        memoryview(b"".join([one.content for one in found])),
+        sum(one.filled for one in found),
+    )
+
+
 def _without_levels(page: _Stored, content: memoryview) -> _Opened:
     chunk, header, stored, _ = page
     rows, valid = header.rows, None
     if header.holds == "dictionary":
         if len(content) != chunk.stored.itemsize * rows:
             raise UnusualError("it holds another number of values")
-        return _Opened(page, None, content, rows)
+        return _Opened(page, rows, None, content, rows)
     if chunk.nullable and header.levels is None:
         full = equal_levels(rows, b"\x01")
         start = len(full)
@@ -519,17 +577,17 @@ def _without_levels(page: _Stored, content: memoryview) -> _Opened:
             valid = valid_in(content[4:start], rows)
         content = content[start:]
     elif chunk.nullable:
-        valid = valid_in(bytes(stored[: header.levels]), rows)
+        valid = valid_in(bytes(stored[0][: header.levels]), rows)
     filled = rows if valid is None else int(np.count_nonzero(valid))
     if header.holds == "values" and len(content) != chunk.stored.itemsize * filled:
         raise UnusualError("it holds another number of values")
-    return _Opened(page, valid, content, filled)
+    return _Opened(page, rows, valid, content, filled)
 
 
 def _looked_up(pages: Sequence[_Opened]) -> Iterator[Array]:
     """Yield the values of pages, with those of places looked up in their dictionaries."""
     places = iter(places_in(_stored_places(pages)))
-    for page, _, content, _ in pages:
+    for page, _, _, content, _ in pages:
         if page.header.holds == "places":
             yield _values_at(next(places), page.dictionary)
             continue

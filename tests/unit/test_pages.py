@@ -10,7 +10,7 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from polar_etl import thrift
+from polar_etl import pages, thrift
 from polar_etl.columns import Piece, validity
 from polar_etl.errors import InputError
 from polar_etl.headers import LongValueError, UnusualError, pages_of
@@ -246,6 +246,48 @@ def test_pages_as_a_careless_writer_writes_them():
     content = page(2, doubles(1, 2)) + page(1, doubles(3))
 
     assert read_pages(content, (len(content), 3)) == [1.0, 2.0, 3.0]
+
+
+@given(
+    lengths=st.lists(st.sampled_from([1, 2, 2, 2, 5]), min_size=1, max_size=12),
+    holes=st.sets(st.integers(0, 40), max_size=2),
+    keep=st.booleans(),
+    data=st.data(),
+)
+def test_pages_that_are_alike_are_read_as_one(lengths, holes, keep, data):
+    rows = sum(lengths)
+    values = [None if i in holes else float(i) for i in range(rows)]
+    content, first = b"", 0
+    for length in lengths:
+        some = values[first : first + length]
+        there = [value is not None for value in some]
+        run = bytes([3, sum(bit << i for i, bit in enumerate(there))])
+        levels = len(run).to_bytes(4, "little") + run if not all(there) else bytes([2, 0, 0, 0])
+        levels += bytes([length << 1, 1]) if all(there) else b""
+        content += page(length, levels + doubles(*(v for v in some if v is not None)))
+        first += length
+    chunk = Chunk(0, len(content), rows, "UNCOMPRESSED", True, np.dtype("<f8"))
+    found: list[float | None] = []
+    with opened(content) as file:
+        reader = ColumnReader([chunk], file, keep=keep)
+        while len(found) < rows:
+            some = data.draw(st.integers(1, rows - len(found)))
+            (pieces,) = read_together([reader], some, file)
+            for piece in pieces:
+                valid = piece.valid(0, len(piece.values)).tolist()
+                found += [v if v_ else None for v, v_ in zip(piece.values, valid, strict=True)]
+
+    assert found == values
+
+
+def test_headers_of_pages_that_are_alike_are_not_read_one_by_one(monkeypatch):
+    read = []
+    original = pages.header_of
+    monkeypatch.setattr(pages, "header_of", lambda raw: read.append(1) or original(raw))
+    content = b"".join(page(2, doubles(i, i + 0.5)) for i in range(50)) + page(1, doubles(50))
+
+    assert read_pages(content, (len(content), 101)) == [i / 2 for i in range(101)]
+    assert len(read) == 2
 
 
 @pytest.mark.parametrize("rows", [-1, 0, 1, 3, 2**31 - 1, 2**62])
