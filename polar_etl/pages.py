@@ -136,8 +136,6 @@ class ColumnReader:
         """Whether the page that was read last refers to it."""
         self._last = 0
         """Where the page that was read last stands."""
-        self._last_rows = 0
-        """Its rows."""
         self._again = 0
         """Rows of the next page that are taken already."""
         self._later = iter(chunks)
@@ -230,7 +228,7 @@ class ColumnReader:
 
     def _go_on(self, size: int, rows: int) -> None:
         """Go on behind a page of so many bytes and rows."""
-        self._last, self._last_rows = self._at, rows
+        self._last = self._at
         self._at += size
         self._left -= rows
 
@@ -323,14 +321,14 @@ class ColumnReader:
         page, left = self._page, self._page.rows - self._row
         self._drop_dictionary()
         if left and self._keep:
-            if several or page.rows > self._last_rows:
+            if several:
                 valid = None if page.valid is None else page.valid[self._row :].copy()
                 self._page = _Page(left, page.values[self._taken :].copy(), valid)
                 self._row = self._taken = 0
             return
         if left:
-            self._at, self._again = self._last, self._last_rows - left
-            self._left += self._last_rows
+            self._at, self._again = self._last, self._row
+            self._left += page.rows
         self._page = _Page(0, np.empty(0, self._chunk.stored), None)
         self._row = self._taken = 0
 
@@ -479,15 +477,17 @@ def _decoded_apart(stored: Sequence[list[_Stored] | None]) -> list[list[_Page] |
     try:
         pages = iter(_decoded([page for some in stored for page in some or ()]))
         return [
-            None
-            if some is None
-            else [next(pages) for page in some if page.header.holds != "dictionary"]
+            None if some is None else list(islice(pages, sum(map(_pages_of_rows, some))))
             for some in stored
         ]
     except UnusualError:
         if len(stored) == 1:
             return [None]
         return [found for some in stored for found in _decoded_apart([some])]
+
+
+def _pages_of_rows(stored: _Stored) -> int:
+    return 0 if stored.header.holds == "dictionary" else len(stored.contents)
 
 
 def _decoded(pages: Sequence[_Stored]) -> list[_Page]:
@@ -499,8 +499,8 @@ def _decoded(pages: Sequence[_Stored]) -> list[_Page]:
     opened = _opened(pages)
     values = iter(_looked_up(opened))
     return [
-        _Page(rows, next(values), valid)
-        for page, rows, valid, _, _ in opened
+        _Page(page.header.rows, next(values), valid)
+        for page, valid, _, _ in opened
         if page.header.holds != "dictionary"
     ]
 
@@ -524,14 +524,15 @@ def _opened(pages: Sequence[_Stored]) -> list[_Opened]:
         packed.append((codec, content[apart:], header.size - apart))
         packed += [(codec, more, header.size) for more in contents[1:]]
     done = iter(_decompressed(packed))
-    return [_in_one(page, list(islice(done, len(page.contents)))) for page in pages]
+    return [
+        opened for page in pages for opened in _apart(page, list(islice(done, len(page.contents))))
+    ]
 
 
 class _Opened(NamedTuple):
-    """One page, decompressed, or several as if they were one."""
+    """One page, decompressed."""
 
     page: _Stored
-    rows: int
     valid: Bools | None
     """Which rows are not null; None if all are."""
     content: memoryview
@@ -540,26 +541,15 @@ class _Opened(NamedTuple):
     """How many values that are."""
 
 
-def _in_one(page: _Stored, contents: Sequence[memoryview]) -> _Opened:
-    """Return one or several pages that are decompressed as one."""
-    if len(contents) == 1:
-        return _without_levels(page, contents[0])
-    rows = page.header.rows
-    levels = equal_levels(rows, b"\x01") if page.chunk.nullable else b""
-    start, size = len(levels), len(levels) + rows * page.chunk.stored.itemsize
-    if all(len(content) == size and content[:start] == levels for content in contents):
-        values = b"".join([content[start:] for content in contents])
-        many = rows * len(contents)
-        return _Opened(page, many, None, memoryview(values), many)
-    found = [_without_levels(page, content) for content in contents]
-    valid = [np.ones(rows, np.bool_) if one.valid is None else one.valid for one in found]
-    return _Opened(
-        page,
-        rows * len(found),
-        np.concatenate(valid),
-        memoryview(b"".join([one.content for one in found])),
-        sum(one.filled for one in found),
-    )
+def _apart(page: _Stored, contents: Sequence[memoryview]) -> list[_Opened]:
+    """Return pages that are alike, decompressed; those without nulls at a glance."""
+    if len(contents) > 1:
+        rows = page.header.rows
+        levels = equal_levels(rows, b"\x01") if page.chunk.nullable else b""
+        start, size = len(levels), len(levels) + rows * page.chunk.stored.itemsize
+        if all(len(content) == size and content[:start] == levels for content in contents):
+            return [_Opened(page, None, content[start:], rows) for content in contents]
+    return [_without_levels(page, content) for content in contents]
 
 
 def _without_levels(page: _Stored, content: memoryview) -> _Opened:
@@ -568,7 +558,7 @@ def _without_levels(page: _Stored, content: memoryview) -> _Opened:
     if header.holds == "dictionary":
         if len(content) != chunk.stored.itemsize * rows:
             raise UnusualError("it holds another number of values")
-        return _Opened(page, rows, None, content, rows)
+        return _Opened(page, None, content, rows)
     if chunk.nullable and header.levels is None:
         full = equal_levels(rows, b"\x01")
         start = len(full)
@@ -581,13 +571,13 @@ def _without_levels(page: _Stored, content: memoryview) -> _Opened:
     filled = rows if valid is None else int(np.count_nonzero(valid))
     if header.holds == "values" and len(content) != chunk.stored.itemsize * filled:
         raise UnusualError("it holds another number of values")
-    return _Opened(page, rows, valid, content, filled)
+    return _Opened(page, valid, content, filled)
 
 
 def _looked_up(pages: Sequence[_Opened]) -> Iterator[Array]:
     """Yield the values of pages, with those of places looked up in their dictionaries."""
     places = iter(places_in(_stored_places(pages)))
-    for page, _, _, content, _ in pages:
+    for page, _, content, _ in pages:
         if page.header.holds == "places":
             yield _values_at(next(places), page.dictionary)
             continue

@@ -254,7 +254,7 @@ def test_pages_as_a_careless_writer_writes_them():
     keep=st.booleans(),
     data=st.data(),
 )
-def test_pages_that_are_alike_are_read_as_one(lengths, holes, keep, data):
+def test_pages_that_are_alike_are_read_together(lengths, holes, keep, data):
     rows = sum(lengths)
     values = [None if i in holes else float(i) for i in range(rows)]
     content, first = b"", 0
