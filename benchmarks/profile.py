@@ -6,9 +6,11 @@
 Runs `polar-etl normalize` in a process that samples its own threads (`benchmarks/sampling.py`), and
 sorts the samples with `RULES`, so it depends on names only there. "cpu s" is time on a processor.
 "blocked s" is time in which a thread was in the midst of this and not on a processor: it waited for
-the disk, for the interpreter's lock, or for a processor. Idle is what the run did not use of the
-cores, for want of work or because others used them: cores times wall time, less all cpu time.
-"Not seen" are threads that Python does not know, and the last milliseconds of threads that ended.
+the disk, for the interpreter's lock, or for a processor. Forked processes are not sampled: they do
+the same work on other columns, and their processor time is told as a whole. Idle is what the run
+did not use of the cores, for want of work or because others used them: cores times wall time, less
+all cpu time. "Not seen" are threads that Python does not know, and the last milliseconds of threads
+that ended.
 """
 
 from __future__ import annotations
@@ -88,7 +90,9 @@ class Profile:
     wall: float
     """From the start of the process to the end of the command line."""
     cpu: float
-    """All threads, without sampling."""
+    """All threads, without sampling and without forked processes."""
+    forked: float
+    """All processes that it forked."""
     sampling: float
     """Seconds on a processor that sampling took, which is not counted elsewhere."""
     user: float
@@ -104,7 +108,7 @@ class Profile:
     @property
     def idle(self) -> float:
         """Processor seconds that were not used."""
-        return max(_cores() * self.wall - self.cpu - self.sampling, 0.0)
+        return max(_cores() * self.wall - self.cpu - self.forked - self.sampling, 0.0)
 
 
 def _cores() -> int:
@@ -162,6 +166,7 @@ def _sorted(found: dict[str, object]) -> Profile:
     return Profile(
         wall=found["wall"],
         cpu=cpu,
+        forked=found["forked"],
         sampling=found["sampling"],
         user=found["user"],
         system=found["system"],
@@ -184,7 +189,8 @@ def rows_of(profiles: Sequence[Profile]) -> Iterator[dict[str, str]]:
             "of cpu": f"{on / cpu:.0%}",
             "blocked s": f"{off:.3f}" if kind != _WAITING else "",
         }
-    yield {"": "idle", "cpu s": f"{statistics.fmean(p.idle for p in profiles):.3f}"}
+    for kind in ("forked", "idle"):
+        yield {"": kind, "cpu s": f"{statistics.fmean(getattr(p, kind) for p in profiles):.3f}"}
 
 
 def summary(profiles: Sequence[Profile]) -> str:
@@ -203,18 +209,20 @@ def summary(profiles: Sequence[Profile]) -> str:
 
 def draw(path: Path, measured: dict[str, list[Profile]]) -> None:
     """Draw a bar for each run, its processor time by kind of work, as shares of cores x wall."""
-    kinds = [*ORDER, "idle"]
+    kinds = [*ORDER, "forked", "idle"]
     with plots.drawing(path, size=(8.0, 1.8 + 0.4 * len(measured))) as (panel,):
         left = [0.0] * len(measured)
         for number, kind in enumerate(kinds):
             widths = [
                 statistics.fmean(
-                    (p.idle if kind == "idle" else p.shares[kind].on) / (_cores() * p.wall) * 100
+                    (p.shares[kind].on if kind in p.shares else getattr(p, kind))
+                    / (_cores() * p.wall)
+                    * 100
                     for p in several
                 )
                 for several in measured.values()
             ]
-            color = "0.9" if kind == "idle" else plots.COLORS[number]
+            color = {"idle": "0.9", "forked": "0.6"}.get(kind) or plots.COLORS[number]
             panel.barh(list(measured), widths, left=left, label=kind, color=color)
             left = [a + b for a, b in zip(left, widths, strict=True)]
         panel.invert_yaxis()

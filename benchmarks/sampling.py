@@ -112,6 +112,7 @@ def main():
         return f"{module}:{code.co_name}: {linecache.getline(code.co_filename, line).strip()}"
 
     usage = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
     with open("/proc/self/io") as file:
         io = dict(line.split(": ") for line in file)
     found = {
@@ -120,6 +121,7 @@ def main():
         "wall": wall,
         "cpu": cpu,
         "sampling": own,
+        "forked": children.ru_utime + children.ru_stime,
         "user": usage.ru_utime,
         "system": usage.ru_stime,
         "major_faults": usage.ru_majflt,

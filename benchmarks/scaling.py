@@ -92,8 +92,8 @@ class Point:
 
     @property
     def peak(self) -> int:
-        """Most bytes in memory in any run."""
-        return max(run.peak for run in self.runs)
+        """Most bytes in memory in any run, all processes together."""
+        return max(run.tree_peak for run in self.runs)
 
     def per_cell(self, what: str) -> float:
         """Return nanoseconds of "wall" or "cpu" per cell without the start."""
@@ -166,7 +166,7 @@ def row(axis: str, point: Point) -> dict[str, str]:
     return {
         axis: f"{point.x:,.0f}" if axis != "limit" else point.label,
         "cells": f"{point.cells:,}",
-        **{name: shown[name] for name in ("wall s", "cpu s", "peak MB", "out MB")},
+        **{name: shown[name] for name in ("wall s", "cpu s", "tree MB", "out MB")},
         "ns per cell": f"{point.per_cell('wall'):.2f}",
         "cpu ns per cell": f"{point.per_cell('cpu'):.2f}",
     }

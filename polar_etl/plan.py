@@ -28,7 +28,7 @@ _DECODER = 110_000
 """Bytes of buffers and zstd state for one column that PyArrow decodes (measured: 0.1 MB)."""
 _CHUNK_COPIES = 3
 """How often PyArrow holds a column chunk that it decodes whole: as read, its pages, its values."""
-_RUNTIME = 32 * MIB
+_RUNTIME = 28 * MIB
 """Thread stacks, code loaded late, SQLite, and what the allocators keep back."""
 _COLUMN_OBJECTS = 4_000
 """Bytes of Python objects for one column: its reader, its pieces, its statistics."""
@@ -45,9 +45,9 @@ _FORKED = 24 * MIB
 """Bytes of the interpreter and its libraries that a forked process never touches (measured)."""
 _WORTH_FORKING = 128 * MIB
 """Decoded bytes of a table from which processes save more time than forking them takes."""
-_GROUP_COPIES = 5
+_GROUP_COPIES = 4
 """How often the columns that are worked on together are held: as they stand in the file,
-decompressed, standardized, as pages, and compressed."""
+decompressed, as pages, and compressed."""
 _ARROW_COPIES = 3
 """The same where PyArrow decodes all columns, numbers only: the first two are its own."""
 _STATISTICS = 1500
@@ -549,7 +549,7 @@ def _encoded(shape: Shape, slab: int, shares: int, in_flight: int) -> int:
     row = max(shape.output_bytes, shape.row_bytes)
     large = min(shape.vector_output_bytes + shape.word_bytes + shape.text_bytes, row)
     uneven = _UNEVEN / shares + 1 / shape.columns
-    even = (in_flight + 1) * (row - large) * min(uneven * _SLACK, 1)
+    even = in_flight * (row - large) * min(uneven * _SLACK, 1)
     waiting = slab * (even + (1 + in_flight / min(shares, shape.columns)) * large * _SLACK)
     return int(min(waiting, max(shape.rows, 1) * row * _SLACK))
 
