@@ -361,7 +361,7 @@ def _explanation(path: str, error: Exception) -> Exception:
         return RunFailedError(f"{describe(path)} can't be read just now: {error.strerror}.")
     if isinstance(error, LongValueError):
         return InputError(f"{describe(path)} can't be handled: {error}; 1 GiB is too much for one.")
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     if isinstance(error, FileNotFoundError):
         reason = "there is no such file"
     return InputError(
