@@ -505,12 +505,17 @@ def _decoded(pages: Sequence[_Stored]) -> list[_Page]:
     ]
 
 
+def is_intact(header: PageHeader, content: memoryview) -> bool:
+    """Tell whether the bytes of a page have the checksum that its header tells of, if it does."""
+    return header.checksum is None or zlib_ng.crc32(content) == header.checksum & 0xFFFFFFFF
+
+
 def _opened(pages: Sequence[_Stored]) -> list[_Opened]:
     """Return some pages, decompressed at one go."""
     packed: list[tuple[str, memoryview, int]] = []
     for chunk, header, contents, _ in pages:
         content = contents[0]
-        if header.checksum is not None and zlib_ng.crc32(content) != header.checksum & 0xFFFFFFFF:
+        if not is_intact(header, content):
             raise UnusualError("its checksum is wrong")
         # A run of levels for each value would take 2 bytes, and of places 5: no page is larger.
         width = chunk.stored.itemsize if header.holds == "values" else 5

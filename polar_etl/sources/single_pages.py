@@ -15,12 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import zstandard
-from zlib_ng import zlib_ng
 
 from polar_etl.columns import Piece
 from polar_etl.encoding import equal_levels
 from polar_etl.headers import HEADER, PageHeader, UnusualError, header_of
-from polar_etl.pages import decompressor
+from polar_etl.pages import decompressor, is_intact
 from polar_etl.scratch import scratch
 from polar_etl.sources.layout import ZSTD, Layout
 from polar_etl.thrift import as_number
@@ -245,11 +244,7 @@ def _header(raw: Bytes, at: int, size: int, rows: int, most: int) -> PageHeader 
     expected = ("values", rows, size - header.length, most, None)
     if (header.holds, header.rows, header.stored, header.size, header.levels) != expected:
         return None
-    if header.checksum is not None:
-        content = chunk[header.length :]
-        if zlib_ng.crc32(content) != header.checksum & 0xFFFFFFFF:
-            return None
-    return header
+    return header if is_intact(header, chunk[header.length :]) else None
 
 
 def _decompressed(raw: Bytes, begin: Ints, end: Ints, size: int) -> Iterator[Bytes]:
