@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from polar_etl import _on_polars
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from polar_etl.api import Options, fit, normalize, transform
     from polar_etl.errors import (

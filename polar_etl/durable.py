@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -67,7 +66,7 @@ def make_directory(path: Path) -> list[Path]:
 
 def create_temporary(folder: Path, name: str, mode: int = 0o666) -> Path:
     """Create an empty file in `folder` that is to be called `name` when it is whole."""
-    temporary = folder / f".{name}.{secrets.token_hex(4)}.tmp"
+    temporary = folder / f".{name}.{os.urandom(4).hex()}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     os.close(os.open(temporary, flags, mode))
     return temporary

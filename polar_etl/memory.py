@@ -9,7 +9,6 @@ import re
 import resource
 import threading
 from contextlib import suppress
-from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -59,10 +58,15 @@ def parse_size(text: str | int, *, available: int | None = None) -> int:
         raise UsageError(
             f"{describe(text)} is not a size: expected something like 512MB, 2GiB or 50%."
         )
-    number = Fraction(match.group(1))
-    if unit == "%" and number > 100:
+    whole, _, decimals = match.group(1).partition(".")
+    number = int(whole + decimals)
+    scale: int = 10 ** len(decimals)
+    if unit == "%" and number > 100 * scale:
         raise UsageError(f"{describe(text)} is more than there is.")
-    size = int(number * (available or 0) / 100 if unit == "%" else number * _UNITS[unit])
+    if unit == "%":
+        size = number * (available or 0) // (scale * 100)
+    else:
+        size = number * _UNITS[unit] // scale
     if not 0 < size < 1 << 63:
         raise UsageError(f"A size must be positive and below 2^63 bytes, found {describe(text)}.")
     return size

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from polar_etl import __version__
 from polar_etl.cli.options import (
     Check,
     CheckInput,
@@ -88,9 +89,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
-
-        typer.echo(f"polar-etl {version('polar-etl')}")
+        typer.echo(f"polar-etl {__version__}")
         raise typer.Exit
 
 
