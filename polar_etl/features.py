@@ -26,6 +26,7 @@ from polar_etl.columns import (
     piece_of,
     pieces_of,
     places,
+    plain_width,
     present,
 )
 from polar_etl.errors import InputError, describe
@@ -41,6 +42,8 @@ def value_type(kind: pa.DataType) -> pa.DataType | None:
         >>> value_type(pa.list_(pa.float32(), 768)), value_type(pa.string())
         (DataType(float), None)
     """
+    if plain_width(kind):
+        return kind
     kind = _storage(kind)
     if pa.types.is_fixed_size_list(kind):
         inner = kind.value_type if kind.list_size else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from polar_etl.columns import plain_width
 from polar_etl.errors import InputError, describe
 
 NOMINAL_TEXT_WIDTH = 16
@@ -12,6 +13,8 @@ NOMINAL_TEXT_WIDTH = 16
 
 def leaves(kind: pa.DataType) -> int:
     """Return how many Parquet columns hold a column of this type."""
+    if plain_width(kind):
+        return 1
     if isinstance(kind, pa.BaseExtensionType):
         return leaves(kind.storage_type)
     if pa.types.is_map(kind):
@@ -38,6 +41,8 @@ def width(kind: pa.DataType) -> int:
 
 
 def _fixed_width(kind: pa.DataType) -> int | None:
+    if found := plain_width(kind):
+        return found
     if pa.types.is_fixed_size_list(kind) and (inner := _fixed_width(kind.value_type)):
         return int(inner * kind.list_size)
     if pa.types.is_dictionary(kind):
