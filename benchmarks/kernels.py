@@ -140,7 +140,8 @@ def measure(columns: int, rows: int, repeat: int, seed: int) -> dict[str, Cost]:
     frame = pl.DataFrame(table)
     moments, scaled = polars_moments(frame, how.mean), polars_scaled(frame, how)
 
-    ours = pl.Series(how.apply(pieces, rows)[0]).to_numpy()
+    pages = how.apply(pieces, rows)[0].columns.pages(0)
+    ours = np.concatenate([page.values for page in pages])
     np.testing.assert_allclose(ours, scaled.collect().to_series(0).to_numpy(), rtol=1e-6)
     total = sum(float(block.sum[0]) for block in observe(pieces, rows, 0)) / rows
     np.testing.assert_allclose(

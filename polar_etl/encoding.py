@@ -10,7 +10,8 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,19 +21,12 @@ import zstandard
 from zlib_ng import zlib_ng
 
 from polar_etl import thrift
-from polar_etl.scratch import scratch
+from polar_etl.page_buffers import PAGE_BYTES, Bytes, Filled, plain
 from polar_etl.thrift import BINARY, I16, I32, I64, LIST, STRUCT, Field
 
-Bools = npt.NDArray[np.bool_]
-Bytes = bytes | memoryview
-Values = npt.NDArray[np.number]
+Ints = npt.NDArray[np.int64]
 
 MAGIC = b"PAR1"
-_PAGE_BYTES = 1 << 18
-_ROOM = 64
-"""Bytes left free before the values of a page, besides a bit for each: a run of levels takes up to
-9 besides its bits."""
-_ALIGNED = 64
 _PHYSICAL = {
     **dict.fromkeys((pa.int8(), pa.int16(), pa.int32()), 1),
     pa.int64(): 2,
@@ -50,16 +44,22 @@ _OFFSETS = (9, 10, 11)
 """Fields of `ColumnMetaData` that hold places in the file."""
 
 
-class Chunk(NamedTuple):
-    """One column chunk, except where in the file it stands."""
+class Described(NamedTuple):
+    """What there is to say of a column chunk, except where in the file it stands."""
 
-    content: Sequence[Bytes]
     size: int
-    """Bytes of the content."""
+    """Bytes of it."""
     plain_size: int
     """The same, before compression."""
-    described: tuple[bytes | int, ...]
+    entry: tuple[bytes | int, ...]
     """The `ColumnChunk` of the footer; an integer is a place, counted from the chunk's start."""
+
+
+class Chunk(NamedTuple):
+    """One column chunk."""
+
+    content: Sequence[Bytes]
+    described: Described
 
 
 class Encoded(NamedTuple):
@@ -67,8 +67,7 @@ class Encoded(NamedTuple):
 
     content: Sequence[Bytes]
     """Their bytes, one behind the other."""
-    chunks: tuple[Chunk, ...]
-    """Their descriptions, without content."""
+    chunks: tuple[Described, ...]
 
 
 def joined(chunks: Sequence[Chunk]) -> Encoded:
@@ -76,7 +75,7 @@ def joined(chunks: Sequence[Chunk]) -> Encoded:
     content = [piece for chunk in chunks for piece in chunk.content]
     if sum(map(len, content)) < _SHORT * len(content):
         content = [memoryview(b"".join(content))]
-    return Encoded(content, tuple(chunk._replace(content=()) for chunk in chunks))
+    return Encoded(content, tuple(chunk.described for chunk in chunks))
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +90,7 @@ class PartFormat:
 
     @cached_property
     def _described(self) -> dict[str, tuple[bytes, bool]]:
-        """By scalar column: its description up to the sizes, and whether it has levels."""
+        """By scalar column: its entry up to the sizes, and whether it has levels."""
         found = {}
         for name in self.plain:
             column = self.schema.field(name)
@@ -103,64 +102,99 @@ class PartFormat:
                     (3, LIST, thrift.as_list(BINARY, [thrift.as_varint(len(path)) + path])),
                     (4, I32, thrift.as_number(_ZSTD)),
                 ]
-                found[name] = thrift.as_struct(head)[:-1], column.nullable
+                found[name] = _CHUNK_HEAD + thrift.as_struct(head)[:-1], column.nullable
         return found
 
-    def scalars(
-        self, names: Sequence[str], columns: Iterable[tuple[PagedColumn, Bools | None]]
-    ) -> list[Chunk]:
+    def scalars(self, names: Sequence[str], filled: Iterable[Filled]) -> list[Chunk]:
         """Return scalar columns of plain numbers as chunks.
 
         Args:
             names: Of the columns.
-            columns: Of each, its values as Parquet stores the column's type, and which of them
-                are not null; None if all are.
+            filled: All of them, as Parquet stores their types.
         """
+        found: dict[int, Chunk] = {}
+        for some in filled:
+            alone = [at for at in range(len(some.places)) if at not in some.valid]
+            if not some.columns.are_single:
+                alone = []
+            others = sorted(set(range(len(some.places))) - set(alone))
+            for which, way in ((alone, self._of_one_page), (others, self._of_pages)):
+                if which:
+                    made = way([names[some.places[at]] for at in which], which, some)
+                    found |= zip((some.places[at] for at in which), made, strict=True)
+        return [found[place] for place in range(len(names))]
+
+    def _of_one_page(
+        self, names: Sequence[str], which: Sequence[int], filled: Filled
+    ) -> Iterator[Chunk]:
+        """Yield columns without nulls that are one page each: wide tables hold little else."""
+        rows = thrift.often_number(filled.columns.rows)
+        entries, nullable = zip(*(self._described[name] for name in names), strict=True)
+        pages, plain_sizes = filled.columns.single_pages(np.array(which), np.array(nullable))
+        bodies = self._compressed(pages)
+        count = len(bodies)
+        stored = np.fromiter(map(len, bodies), np.int64, count)
+        sums = np.fromiter(map(zlib_ng.crc32, bodies), np.uint32, count).view(np.int32)
+        numbers = zip(*map(_numbers, (plain_sizes, stored, sums.astype(np.int64))), strict=True)
+        headers = [_PAGE_HEADER % (*some, rows) for some in numbers]
+        more = np.fromiter(map(len, headers), np.int64, count)
+        sizes, plain_sizes = stored + more, plain_sizes + more
+        totals = zip(_numbers(plain_sizes), _numbers(sizes), strict=True)
+        said = (_SIZES % (rows, *some) for some in totals)
+        yield from (
+            Chunk((header, body), Described(size, plain_size, (entry + some, 0, b"\0\0")))
+            for header, body, size, plain_size, entry, some in zip(
+                headers, bodies, sizes.tolist(), plain_sizes.tolist(), entries, said, strict=True
+            )
+        )
+
+    def _of_pages(
+        self, names: Sequence[str], which: Sequence[int], filled: Filled
+    ) -> Iterator[Chunk]:
+        """Yield columns of several pages, or with nulls."""
         pages: list[tuple[int, Bytes]] = []
         counts = []
-        for name, (column, valid) in zip(names, columns, strict=True):
-            nullable = self._described[name][1]
-            found = [(page.rows, _plain(page, valid, nullable=nullable)) for page in column.pages]
-            pages += found
-            counts.append((column.rows, len(found)))
+        for name, at in zip(names, which, strict=True):
+            nullable, valid = self._described[name][1], filled.valid.get(at)
+            found = filled.columns.pages(at)
+            pages += [(page.rows, plain(page, valid, nullable=nullable)) for page in found]
+            counts.append(len(found))
         bodies = self._compressed([page for _, page in pages])
         done = iter(zip(pages, bodies, strict=True))
-        return [
-            self._chunk(name, rows, [next(done) for _ in range(count)])
-            for name, (rows, count) in zip(names, counts, strict=True)
-        ]
+        for name, count in zip(names, counts, strict=True):
+            yield self._chunk(name, filled.columns.rows, [next(done) for _ in range(count)])
 
-    def _compressed(self, pages: Sequence[Bytes]) -> Iterable[Bytes]:
+    def _compressed(self, pages: list[Bytes] | zstandard.BufferWithSegments) -> list[Bytes]:
         """Return pages compressed, many at one go: each call waits for the interpreter once."""
         compressor = _compressor(self.level)
         if len(pages) < 2:
-            return map(compressor.compress, pages)
-        together = compressor.multi_compress_to_buffer(list(pages))
-        return (memoryview(together[i]) for i in range(len(pages)))  # type: ignore[arg-type]
+            return [compressor.compress(memoryview(pages[i])) for i in range(len(pages))]  # type: ignore[arg-type]
+        together = compressor.multi_compress_to_buffer(pages)  # type: ignore[arg-type]
+        return [memoryview(together[i]) for i in range(len(pages))]  # type: ignore[arg-type]
 
     def _chunk(
         self, name: str, rows: int, pages: Iterable[tuple[tuple[int, Bytes], Bytes]]
     ) -> Chunk:
         content: list[Bytes] = []
         size = plain_size = 0
-        for (count, plain), body in pages:
+        for (count, page), body in pages:
             checksum = zlib_ng.crc32(body)
             header = _PAGE_HEADER % (
-                thrift.often_number(len(plain)),
+                thrift.often_number(len(page)),
                 thrift.as_number(len(body)),
                 thrift.as_number(checksum - ((checksum & 1 << 31) << 1)),
                 thrift.often_number(count),
             )
             content += [header, body]
             size += len(header) + len(body)
-            plain_size += len(header) + len(plain)
-        sizes = b"\x16%b\x16%b\x16%b\x26" % (
+            plain_size += len(header) + len(page)
+        said = _SIZES % (
             thrift.often_number(rows),
             thrift.often_number(plain_size),
             thrift.as_number(size),
         )
-        described = _CHUNK_HEAD + self._described[name][0] + sizes
-        return Chunk(content, size, plain_size, (described, 0, b"\x00\x00"))
+        entry = (self._described[name][0] + said, 0, b"\0\0")
+        return Chunk(content, Described(size, plain_size, entry))
 
     def others(self, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> dict[str, list[Chunk]]:
         """Return columns of any type as chunks, one for each leaf, as PyArrow encodes them."""
@@ -180,7 +214,7 @@ class PartFormat:
             compression_level=self.level,
             use_dictionary=worded or False,
             write_statistics=looked_up or False,
-            data_page_size=_PAGE_BYTES,
+            data_page_size=PAGE_BYTES,
             max_rows_per_page=1 << 20,
             write_batch_size=1 << 16,
             write_page_checksum=True,
@@ -234,6 +268,8 @@ _CHUNK_HEAD = b"\x26\x00\x1c"
 """A `ColumnChunk` begins with its deprecated offset, 0, and `ColumnMetaData` comes next."""
 _PAGE_HEADER = b"\x15\x00\x15%b\x15%b\x15%b\x1c\x15%b\x15\x00\x15\x06\x15\x06\x00\x00"
 """A data page with checksum: plain values, levels in runs."""
+_SIZES = b"\x16%b\x16%b\x16%b\x26"
+"""Of a chunk in the footer: rows, bytes before and after compression; its place comes next."""
 
 
 class Placed(NamedTuple):
@@ -242,19 +278,37 @@ class Placed(NamedTuple):
     place: int
     size: int
     plain_size: int
-    described: bytes
+    entry: bytes
     """Its `ColumnChunk` in the footer."""
 
 
 def placed(encoded: Encoded, place: int) -> Iterator[Placed]:
     """Yield the chunks of `encoded`, written to a file from `place` on."""
-    for chunk in encoded.chunks:
-        described = b"".join(
-            thrift.as_number(place + part) if isinstance(part, int) else part
-            for part in chunk.described
-        )
-        yield Placed(place, chunk.size, chunk.plain_size, described)
-        place += chunk.size
+    starts = list(accumulate((chunk.size for chunk in encoded.chunks), initial=place))[:-1]
+    at = list(zip(starts, encoded.chunks, strict=True))
+    places = [start + part for start, chunk in at for part in chunk.entry if isinstance(part, int)]
+    numbers = iter(_numbers(np.array(places, np.int64)))
+    for start, chunk in at:
+        entry = b"".join(next(numbers) if isinstance(part, int) else part for part in chunk.entry)
+        yield Placed(start, chunk.size, chunk.plain_size, entry)
+
+
+def _numbers(values: Ints) -> list[bytes]:
+    """Return signed numbers as `thrift.as_number` does, all at one go."""
+    rest = (values << 1 ^ values >> 63).view(np.uint64)
+    digits = np.zeros((len(values), 10), np.uint8)
+    lengths = np.ones(len(values), np.int64)
+    for place in range(10):
+        digits[:, place] = rest & np.uint64(127)
+        rest = rest >> np.uint64(7)
+        if not rest.any():
+            break
+        digits[:, place] |= (rest > 0).astype(np.uint8) << 7
+        lengths += rest > 0
+    raw = digits.tobytes()
+    return [
+        raw[at : at + n] for at, n in zip(range(0, len(raw), 10), lengths.tolist(), strict=True)
+    ]
 
 
 def row_group(rows: int, number: int, chunks: Sequence[Placed]) -> bytes:
@@ -267,7 +321,7 @@ def row_group(rows: int, number: int, chunks: Sequence[Placed]) -> bytes:
     """
     return thrift.as_struct(
         [
-            (1, LIST, thrift.as_list(STRUCT, [chunk.described for chunk in chunks])),
+            (1, LIST, thrift.as_list(STRUCT, [chunk.entry for chunk in chunks])),
             (2, I64, thrift.as_number(sum(chunk.plain_size for chunk in chunks))),
             (3, I64, thrift.as_number(rows)),
             (5, I64, thrift.as_number(chunks[0].place)),
@@ -275,126 +329,6 @@ def row_group(rows: int, number: int, chunks: Sequence[Placed]) -> bytes:
             (7, I16, thrift.as_number(number)),
         ]
     )
-
-
-class Page(NamedTuple):
-    """Values of one page of one column, with room for levels before them."""
-
-    first: int
-    """Its first row."""
-    rows: int
-    dtype: np.dtype[Any]
-    memory: memoryview
-    """Room for levels, and the values."""
-
-    @property
-    def room(self) -> int:
-        """Bytes before the values."""
-        return len(self.memory) - self.rows * self.dtype.itemsize
-
-    @property
-    def values(self) -> Values:
-        """The values themselves; what is written to them stands in the page."""
-        return np.frombuffer(self.memory, self.dtype, self.rows, self.room)
-
-
-class PagedColumn(NamedTuple):
-    """One column, cut into pages."""
-
-    rows: int
-    pages: Sequence[Page]
-
-
-class PagedColumns:
-    """Columns of one dtype, laid out as pages: values are written where they are compressed from.
-
-    They are this thread's scratch: good until the next ones are made.
-
-    Args:
-        columns: How many there are.
-        rows: Of each.
-        dtype: Of the values.
-    """
-
-    def __init__(self, columns: int, rows: int, dtype: np.dtype[Any]) -> None:
-        self._rows, self._dtype = rows, dtype
-        self._length = _PAGE_BYTES // dtype.itemsize
-        self._room = _ROOM + _aligned(min(rows, self._length) // 8)
-        self._stride = _aligned(rows * dtype.itemsize) + -(-rows // self._length) * self._room
-        self._memory = scratch(f"pages {dtype}", columns * self._stride).data
-
-    def put(self, column: int, first: int, values: Values) -> None:
-        """Write some rows of some neighbouring columns, rounding them to the dtype.
-
-        Args:
-            column: The first of them.
-            first: The first row.
-            values: Shape `(columns, rows)`.
-        """
-        done = 0
-        while done < values.shape[1]:
-            page, row = divmod(first + done, self._length)
-            some = values[:, done : done + self._length - row]
-            there: Values = np.ndarray(
-                some.shape,
-                self._dtype,
-                self._memory,
-                self._place(column, page) + self._room + row * self._dtype.itemsize,
-                (self._stride, self._dtype.itemsize),
-            )
-            there[...] = some
-            done += some.shape[1]
-
-    def _place(self, column: int, page: int) -> int:
-        return column * self._stride + page * (self._length * self._dtype.itemsize + self._room)
-
-    def column(self, index: int) -> PagedColumn:
-        """Return one column."""
-        return PagedColumn(self._rows, list(self._pages(index)))
-
-    def _pages(self, column: int) -> Iterator[Page]:
-        for page, first in enumerate(range(0, self._rows, self._length)):
-            start = self._place(column, page)
-            rows = min(self._length, self._rows - first)
-            stop = start + self._room + rows * self._dtype.itemsize
-            yield Page(first, rows, self._dtype, self._memory[start:stop])
-
-
-def _plain(page: Page, valid: Bools | None, *, nullable: bool) -> Bytes:
-    """Return the bytes of a page, not yet compressed; what is not null takes the place of all."""
-    rows, room = page.rows, page.room
-    if not nullable:
-        return page.memory[room:]
-    levels, filled = equal_levels(rows, b"\x01"), rows
-    if valid is not None:
-        there = valid[page.first : page.first + rows]
-        filled = int(np.count_nonzero(there))
-        if filled < rows:
-            values = page.values
-            values[:filled] = values[there]
-            levels = _levels(there) if filled else equal_levels(rows, b"\x00")
-    start = room - len(levels)
-    page.memory[start:room] = levels
-    return page.memory[start : room + filled * page.dtype.itemsize]
-
-
-def _levels(valid: Bools) -> bytes:
-    """Return the definition levels of a page as one run of bits."""
-    bits = np.packbits(valid, bitorder="little")
-    run = thrift.as_varint(len(bits) << 1 | 1) + bits.tobytes()
-    return len(run).to_bytes(4, "little") + run
-
-
-def _aligned(size: int) -> int:
-    """Return so many bytes, or a few more: processors take them faster from there on."""
-    return -(-size // _ALIGNED) * _ALIGNED
-
-
-@lru_cache
-def equal_levels(rows: int, level: bytes) -> bytes:
-    """Return the definition levels of a page whose rows are all there, or none of them."""
-    run = thrift.as_varint(rows << 1) + level
-    return len(run).to_bytes(4, "little") + run
 
 
 class _Local(threading.local):
@@ -441,11 +375,10 @@ def _chunks_of(file: memoryview) -> Iterator[Chunk]:
             value = bytes(footer[field.start : field.stop])
             described.append(places[place] - start if place in places else value)
             last = place
+        entry = (*described, b"\x00\x00")
         yield Chunk(
             (file[start : start + size],),
-            size,
-            thrift.number(footer, meta[6]),
-            (*described, b"\x00\x00"),
+            Described(size, thrift.number(footer, meta[6]), entry),
         )
 
 

@@ -18,18 +18,15 @@ import pyarrow.parquet as pq
 from polar_etl.durable import replacing, require_place, sweep
 from polar_etl.encoding import (
     MAGIC,
-    Bools,
-    PagedColumn,
-    PagedColumns,
     PartFormat,
     Placed,
-    Values,
     footer_end,
     joined,
     placed,
     row_group,
 )
 from polar_etl.errors import RunFailedError, UsageError, describe
+from polar_etl.page_buffers import Bools, Filled, PagedColumns, Values
 from polar_etl.passes import groups_of
 from polar_etl.plan import Together
 from polar_etl.stop import Stop
@@ -159,19 +156,18 @@ def _write_group(
     columns = _columns(recipe, number, length)
     for names in groups_of(form.plain, length, _TOGETHER):
         stop.check()
-        encoded = joined(form.scalars(names, _paged(list(islice(columns, len(names))))))
+        encoded = joined(form.scalars(names, [_filled(list(islice(columns, len(names))))]))
         yield from placed(encoded, file.tell())
         file.writelines(encoded.content)
 
 
-def _paged(
-    columns: Sequence[tuple[Values, Bools | None]],
-) -> Iterator[tuple[PagedColumn, Bools | None]]:
-    values = columns[0][0]
-    paged = PagedColumns(len(columns), len(values), values.dtype)
-    for index, (values, valid) in enumerate(columns):
+def _filled(columns: Sequence[tuple[Values, Bools | None]]) -> Filled:
+    first = columns[0][0]
+    paged = PagedColumns(len(columns), len(first), first.dtype)
+    for index, (values, _) in enumerate(columns):
         paged.put(index, 0, values[None, :])
-        yield paged.column(index), valid
+    nulls = {index: valid for index, (_, valid) in enumerate(columns) if valid is not None}
+    return Filled(range(len(columns)), paged, nulls)
 
 
 def _columns(recipe: Recipe, number: int, length: int) -> Iterator[tuple[Values, Bools | None]]:

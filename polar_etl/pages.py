@@ -22,8 +22,8 @@ from zlib_ng import zlib_ng
 
 from polar_etl import thrift
 from polar_etl.columns import Bitmap, Piece
-from polar_etl.encoding import equal_levels
 from polar_etl.headers import HEADER, PageHeader, UnusualError, header_of, pages_like
+from polar_etl.page_buffers import equal_levels
 from polar_etl.runs import FEW_RUNS, Places, places_in, valid_in
 from polar_etl.scratch import scratch
 

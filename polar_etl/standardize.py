@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from polar_etl.columns import Piece, array_of, fill, validity
-from polar_etl.encoding import PagedColumn, PagedColumns
 from polar_etl.features import fixed, numbers_valid, rows_valid, vector_pieces, vectors_of
+from polar_etl.page_buffers import Filled, PagedColumns
 from polar_etl.scratch import TILE_VALUES, scratch_floats
 
 Floats = npt.NDArray[np.float64]
@@ -41,33 +41,42 @@ class Standardizer:
         """Return what is needed for the features at `index`."""
         return Standardizer(**{item.name: getattr(self, item.name)[index] for item in fields(self)})
 
-    def apply(
-        self, columns: Sequence[Sequence[Piece]], rows: int
-    ) -> Iterator[tuple[PagedColumn, Bools | None]]:
-        """Yield for each column its standardized values, and which of them are not null.
+    def apply(self, columns: Sequence[Sequence[Piece]], rows: int) -> list[Filled]:
+        """Return the standardized values of columns: those that are float32, then the others.
 
-        The values are this thread's scratch: good until the next call. Instead of an array of bools
-        there is None where nothing is null.
+        They are this thread's scratch: good until the next call.
 
         Args:
             columns: The numeric columns, each as its pieces, `rows` values long.
             rows: How many rows all of them have.
         """
-        found: dict[int, PagedColumn] = {}
-        for single, dtype in ((True, np.dtype(np.float32)), (False, np.dtype(np.float64))):
-            index = np.flatnonzero(self.single == single)
-            paged = PagedColumns(len(index), rows, dtype)
-            with np.errstate(all="ignore"):
-                for column, first, tile in self._tiles(columns, index, rows):
-                    paged.put(column, first, tile)
-            found |= {column: paged.column(at) for at, column in enumerate(index.tolist())}
-        for column, pieces in enumerate(columns):
-            valid = validity(pieces, 0, rows)
+        return [
+            self._filled(columns, np.flatnonzero(self.single == single), rows, np.dtype(dtype))
+            for single, dtype in ((True, np.float32), (False, np.float64))
+        ]
+
+    def _filled(
+        self,
+        columns: Sequence[Sequence[Piece]],
+        index: npt.NDArray[np.int64],
+        rows: int,
+        dtype: np.dtype[np.floating],
+    ) -> Filled:
+        """Return the standardized values of the columns `index`."""
+        paged = PagedColumns(len(index), rows, dtype)
+        with np.errstate(all="ignore"):
+            for column, first, tile in self._tiles(columns, index, rows):
+                paged.put(column, first, tile)
+        found: dict[int, Bools] = {}
+        for at, column in enumerate(index.tolist()):
+            valid = validity(columns[column], 0, rows)
             if self.inf_to_null[column]:
-                finite = [~np.isinf(page.values) for page in found[column].pages]
+                finite = [~np.isinf(page.values) for page in paged.pages(at)]
                 kept = np.concatenate([np.empty(0, np.bool_), *finite])
                 valid = kept if valid is None else valid & kept
-            yield found[column], valid
+            if valid is not None:
+                found[at] = valid
+        return Filled(index.tolist(), paged, found)
 
     def apply_to_vectors(self, column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
         """Return a vector column, each dimension standardized as the feature of its place.

@@ -6,31 +6,34 @@ import numpy as np
 import pyarrow as pa
 
 from polar_etl.columns import Piece, array_of, is_valid, pieces_of
-from polar_etl.encoding import Encoded, PagedColumn, PagedColumns, PartFormat, joined
+from polar_etl.encoding import Encoded, PartFormat, joined
+from polar_etl.page_buffers import Filled, PagedColumns
 from polar_etl.sources.base import TableWindow
 from polar_etl.standardize import Standardizer
 
 
 def applied(how: Standardizer, columns: Sequence[pa.ChunkedArray]) -> list[pa.Array]:
-    """Return the columns standardized, as arrays of their own: what is yielded is scratch."""
-    found = []
-    made = how.apply([pieces_of(c) for c in columns], len(columns[0]))
-    for (column, valid), single in zip(made, how.single, strict=True):
-        values = values_of(column).astype(np.float32 if single else np.float64)
-        found.append(array_of(values, None if valid is None else valid.copy()))
-    return found
+    """Return the columns standardized, as arrays of their own: what is returned is scratch."""
+    found = {}
+    for filled in how.apply([pieces_of(c) for c in columns], len(columns[0])):
+        for at, place in enumerate(filled.places):
+            valid = filled.valid.get(at)
+            values = values_of(filled, at).copy()
+            found[place] = array_of(values, None if valid is None else valid.copy())
+    return [found[place] for place in range(len(columns))]
 
 
-def values_of(column: PagedColumn) -> np.ndarray:
+def values_of(filled: Filled, at: int = 0) -> np.ndarray:
     """Return the values of all pages of a column."""
-    return np.concatenate([page.values for page in column.pages] or [np.empty(0)])
+    pages = filled.columns.pages(at)
+    return np.concatenate([page.values for page in pages] or [np.empty(0, filled.columns.dtype)])
 
 
-def paged(values: np.ndarray) -> PagedColumn:
+def paged(values: np.ndarray, valid: np.ndarray | None = None) -> Filled:
     """Return a column as pages."""
     made = PagedColumns(1, len(values), values.dtype)
     made.put(0, 0, values[None, :])
-    return made.column(0)
+    return Filled([0], made, {} if valid is None else {0: valid})
 
 
 class TableColumns:
@@ -61,7 +64,7 @@ def encoded(form: PartFormat, table: pa.Table, shares: int = 1) -> list[Encoded]
         (piece,) = pieces_of(pa.chunked_array([column])) or [Piece(np.empty(0))]
         values = piece.values.astype(column.type.to_pandas_dtype())
         valid = is_valid(column) if column.null_count else None
-        chunks[name] = form.scalars([name], [(paged(values), valid)])
+        chunks[name] = form.scalars([name], [paged(values, valid)])
     others = [name for name in table.column_names if name not in plain]
     chunks |= form.others({name: table[name].combine_chunks() for name in others})
     names = table.column_names

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from polar_etl.encoding import PartFormat, leaf_paths, placed
+from polar_etl import thrift
+from polar_etl.encoding import Described, Encoded, PartFormat, leaf_paths, placed
+from polar_etl.page_buffers import Filled, PagedColumns
 from polar_etl.parts import PartWriter, part_name
 from tests.support import tables
 from tests.unit.arrays import encoded, paged
@@ -278,10 +280,10 @@ def test_chunks_stand_one_behind_the_other_wherever_they_are_placed():
 def test_the_scratch_that_values_stand_in_may_be_used_again():
     form = PartFormat(pa.schema({"x": pa.float64()}), ("x",), 1)
     column = paged(np.arange(100_000.0))
-    (chunk,) = form.scalars(["x"], [(column, None)])
+    (chunk,) = form.scalars(["x"], [column])
     content = b"".join(chunk.content)
 
-    for page in column.pages:
+    for page in column.columns.pages(0):
         page.values[:] = 0
 
     assert b"".join(chunk.content) == content
@@ -292,8 +294,8 @@ def test_the_level_decides_how_small_it_becomes(level):
     values = np.repeat(np.random.default_rng(0).standard_normal(1000), 30)
     sizes = [
         PartFormat(pa.schema({"x": pa.float64()}), ("x",), some)
-        .scalars(["x"], [(paged(values), None)])[0]
-        .size
+        .scalars(["x"], [paged(values)])[0]
+        .described.size
         for some in (-7, level, 19)
     ]
 
@@ -307,3 +309,37 @@ def test_leaf_paths_are_those_of_the_file(tmp_path):
 
     assert leaf_paths(table.schema) == [schema.column(i).path for i in range(len(schema))]
     assert leaf_paths(pa.schema([])) == []
+
+
+@pytest.mark.parametrize("nullable", [True, False])
+@pytest.mark.parametrize("rows", [1, 1000, 70_000], ids=["a row", "a page", "two pages"])
+def test_columns_are_encoded_side_by_side_as_they_are_alone(rows, nullable):
+    """Those without nulls that are one page each are put together in another way than the rest."""
+    draw = np.random.default_rng(1)
+    values = np.cumsum(draw.standard_normal((5, rows), dtype=np.float32), axis=1)
+    valid = {1: draw.random(rows) < 0.5, 3: np.zeros(rows, np.bool_)} if nullable else {}
+    names = [f"c{i}" for i in range(5)]
+    form = PartFormat(pa.schema([pa.field(n, pa.float32(), nullable) for n in names]), names, 1)
+    pages = PagedColumns(5, rows, values.dtype)
+    pages.put(0, 0, values)
+
+    together = form.scalars(names, [Filled(range(5), pages, valid)])
+    contents = [b"".join(chunk.content) for chunk in together]
+
+    for at, (name, chunk) in enumerate(zip(names, together, strict=True)):
+        there = valid.get(at, np.ones(rows, np.bool_))  # so that each page is looked at
+        (alone,) = form.scalars([name], [paged(values[at], there)])
+        assert contents[at] == b"".join(alone.content)
+        assert len(contents[at]) == chunk.described.size
+        assert chunk.described.size == alone.described.size
+        assert chunk.described.plain_size == alone.described.plain_size
+
+
+@given(st.integers(0, 1 << 20), st.lists(st.integers(1, 1 << 45), min_size=1, max_size=20))
+def test_places_are_written_as_thrift_has_them(start, sizes):
+    chunks = tuple(Described(size, size, (b"<", 0, b"|", 7, b">")) for size in sizes)
+
+    for chunk, size in zip(placed(Encoded((), chunks), start), sizes, strict=True):
+        expected = [thrift.as_number(start), thrift.as_number(start + 7)]
+        assert (chunk.place, chunk.entry) == (start, b"<%b|%b>" % tuple(expected))
+        start += size
