@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -67,7 +66,16 @@ class Encoded(NamedTuple):
 
     content: Sequence[Bytes]
     """Their bytes, one behind the other."""
-    chunks: tuple[Described, ...]
+    columns: int
+    """How many chunks that are."""
+    size: int
+    """Bytes of the content."""
+    plain_size: int
+    """The same, before compression."""
+    said: list[bytes]
+    """Their entries of the footer, cut where a place in the file has to be said."""
+    places: Ints
+    """What comes in between, counted from where the content begins."""
 
 
 def joined(chunks: Sequence[Chunk]) -> Encoded:
@@ -75,7 +83,17 @@ def joined(chunks: Sequence[Chunk]) -> Encoded:
     content = [piece for chunk in chunks for piece in chunk.content]
     if sum(map(len, content)) < _SHORT * len(content):
         content = [memoryview(b"".join(content))]
-    return Encoded(content, tuple(chunk.described for chunk in chunks))
+    start, said, places = 0, [b""], []
+    for _, described in chunks:
+        for part in described.entry:
+            if isinstance(part, int):
+                places.append(start + part)
+                said.append(b"")
+            else:
+                said[-1] += part
+        start += described.size
+    plain_size = sum(chunk.described.plain_size for chunk in chunks)
+    return Encoded(content, len(chunks), start, plain_size, said, np.array(places, np.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,17 +110,14 @@ class PartFormat:
     def _described(self) -> dict[str, tuple[bytes, bool]]:
         """By scalar column: its entry up to the sizes, and whether it has levels."""
         found = {}
+        around = {kind.id: _around_path(number) for kind, number in _PHYSICAL.items()}
+        places = {name: place for place, name in enumerate(self.schema.names)}
         for name in self.plain:
-            column = self.schema.field(name)
-            if column.type in _PHYSICAL:
+            column = self.schema.field(places[name])
+            if ends := around.get(column.type.id):
                 path = name.encode()
-                head = [
-                    (1, I32, thrift.as_number(_PHYSICAL[column.type])),
-                    (2, LIST, thrift.as_list(I32, [thrift.as_number(0), thrift.as_number(3)])),
-                    (3, LIST, thrift.as_list(BINARY, [thrift.as_varint(len(path)) + path])),
-                    (4, I32, thrift.as_number(_ZSTD)),
-                ]
-                found[name] = _CHUNK_HEAD + thrift.as_struct(head)[:-1], column.nullable
+                entry = b"".join((ends[0], thrift.as_varint(len(path)), path, ends[1]))
+                found[name] = entry, column.nullable
         return found
 
     def scalars(self, names: Sequence[str], filled: Iterable[Filled]) -> list[Chunk]:
@@ -259,6 +274,17 @@ class PartFormat:
         return thrift.as_struct(before)[:-1], thrift.as_struct(after, behind=4)
 
 
+def _around_path(physical: int) -> tuple[bytes, bytes]:
+    """Return what stands before and behind the name of a column in its entry, up to the sizes."""
+    head = [
+        (1, I32, thrift.as_number(physical)),
+        (2, LIST, thrift.as_list(I32, [thrift.as_number(0), thrift.as_number(3)])),
+        (3, LIST, thrift.list_head(BINARY, 1)),
+    ]
+    codec = [(4, I32, thrift.as_number(_ZSTD))]
+    return _CHUNK_HEAD + thrift.as_struct(head)[:-1], thrift.as_struct(codec, behind=3)[:-1]
+
+
 def footer_end(length: int) -> bytes:
     """Return what stands behind a footer of so many bytes: its length, and the magic."""
     return length.to_bytes(4, "little") + MAGIC
@@ -273,24 +299,22 @@ _SIZES = b"\x16%b\x16%b\x16%b\x26"
 
 
 class Placed(NamedTuple):
-    """One column chunk that has its place in a file."""
+    """Neighbouring column chunks that have their place in a file."""
 
     place: int
+    columns: int
     size: int
     plain_size: int
-    entry: bytes
-    """Its `ColumnChunk` in the footer."""
+    entries: bytes
+    """Their `ColumnChunk`s in the footer."""
 
 
-def placed(encoded: Encoded, place: int) -> Iterator[Placed]:
-    """Yield the chunks of `encoded`, written to a file from `place` on."""
-    starts = list(accumulate((chunk.size for chunk in encoded.chunks), initial=place))[:-1]
-    at = list(zip(starts, encoded.chunks, strict=True))
-    places = [start + part for start, chunk in at for part in chunk.entry if isinstance(part, int)]
-    numbers = iter(_numbers(np.array(places, np.int64)))
-    for start, chunk in at:
-        entry = b"".join(next(numbers) if isinstance(part, int) else part for part in chunk.entry)
-        yield Placed(start, chunk.size, chunk.plain_size, entry)
+def placed(encoded: Encoded, place: int) -> Placed:
+    """Return the chunks of `encoded`, written to a file from `place` on."""
+    numbers = _numbers(encoded.places + place)
+    entries = [b""] * (len(encoded.said) + len(numbers))
+    entries[::2], entries[1::2] = encoded.said, numbers
+    return Placed(place, encoded.columns, encoded.size, encoded.plain_size, b"".join(entries))
 
 
 def _numbers(values: Ints) -> list[bytes]:
@@ -319,13 +343,14 @@ def row_group(rows: int, number: int, chunks: Sequence[Placed]) -> bytes:
         number: How many row groups stand before it.
         chunks: Its chunks, in order.
     """
+    head = thrift.list_head(STRUCT, sum(some.columns for some in chunks))
     return thrift.as_struct(
         [
-            (1, LIST, thrift.as_list(STRUCT, [chunk.entry for chunk in chunks])),
-            (2, I64, thrift.as_number(sum(chunk.plain_size for chunk in chunks))),
+            (1, LIST, b"".join((head, *(some.entries for some in chunks)))),
+            (2, I64, thrift.as_number(sum(some.plain_size for some in chunks))),
             (3, I64, thrift.as_number(rows)),
             (5, I64, thrift.as_number(chunks[0].place)),
-            (6, I64, thrift.as_number(sum(chunk.size for chunk in chunks))),
+            (6, I64, thrift.as_number(sum(some.size for some in chunks))),
             (7, I16, thrift.as_number(number)),
         ]
     )

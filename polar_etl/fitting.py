@@ -8,7 +8,6 @@ from contextlib import closing
 from typing import Self
 
 import numpy as np
-import pyarrow as pa
 
 from polar_etl.errors import InputError, StateMismatchError, describe
 from polar_etl.events import BatchFinished, PassFinished, PassStarted
@@ -19,7 +18,6 @@ from polar_etl.moments import NO_ROW, Moments
 from polar_etl.passes import Batch, BatchMoments, collect_moments
 from polar_etl.run import Run, Share
 from polar_etl.sources.base import Source
-from polar_etl.sources.schemas import width
 
 Progress = dict[int, tuple[int, Moments]]
 """By file: rows covered from its start, and their moments."""
@@ -40,9 +38,7 @@ def fit_files(run: Run, features: Features, manifest: Manifest | None) -> list[M
     covered = sum(rows for rows, _ in progress.values())
     total = run.offsets[-1]
     started = time.perf_counter()
-    run.listen(
-        PassStarted("moments", total, covered, _row_bytes(run.source.schema, features.columns))
-    )
+    run.listen(PassStarted("moments", total, covered, run.row_bytes_of(features.columns)))
     if features:
         with run.shares(features.columns, covered, total, driving=0.0) as shares:
             begun = {file: rows for file, (rows, _) in progress.items()}
@@ -106,7 +102,7 @@ class _Recorder:
     ) -> None:
         self._run, self._manifest, self._progress = run, manifest, progress
         self._width, self._number = len(features), number
-        self._row_bytes = _row_bytes(run.source.schema, features.columns)
+        self._row_bytes = run.row_bytes_of(features.columns)
         self._held: list[BatchRow] = []
         self._recorded = self._took = 0.0
         """When batches were recorded last, and how long that took: no less lies in between."""
@@ -172,10 +168,6 @@ def _check(source: Source, progress: Progress) -> None:
             f"The manifest tells of rows behind file {gap}, but not of all of its own. "
             "Start anew with --overwrite."
         )
-
-
-def _row_bytes(schema: pa.Schema, names: tuple[str, ...] | list[str]) -> int:
-    return sum(width(schema.field(name).type) for name in names)
 
 
 def refuse_infinities(paths: list[str], names: Sequence[str], files: list[Moments]) -> None:

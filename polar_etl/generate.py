@@ -157,7 +157,7 @@ def _write_group(
     for names in groups_of(form.plain, length, _TOGETHER):
         stop.check()
         encoded = joined(form.scalars(names, [_filled(list(islice(columns, len(names))))]))
-        yield from placed(encoded, file.tell())
+        yield placed(encoded, file.tell())
         file.writelines(encoded.content)
 
 

@@ -89,7 +89,7 @@ class PartWriter:
 
     def append(self, encoded: Encoded) -> None:
         """Append the next columns of a row group."""
-        self._chunks += placed(encoded, self._file.size)
+        self._chunks.append(placed(encoded, self._file.size))
         self._file.append(encoded.content)
 
     def end_group(self, rows: int) -> None:

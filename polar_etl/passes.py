@@ -185,7 +185,7 @@ class Encoder:
     def encode(self, window: Window, names: Sequence[str], together: Together) -> Encoded:
         """Return columns of a window as the chunks of a row group."""
         if not window.rows:
-            return Encoded((), ())
+            return joined([])
         places = {name: self._places[name] for name in names if name in self._places}
         vectors = self.features.vectors
         scalars = [name for name in names if name in places and name not in vectors]
@@ -337,16 +337,18 @@ def _in_one(text: pa.ChunkedArray) -> pa.DictionaryArray:
 def output_schema(schema: pa.Schema, scaler: Scaler) -> pa.Schema:
     """Return the schema of the parts: the source's, with normalized columns as floats."""
     fields = list(schema)
+    places = {name: place for place, name in enumerate(schema.names)}
     made_null = np.full(len(scaler.moments.count), scaler.inf == "null")
     spans = dict(scaler.features.spans())
     for name, dtype in zip(scaler.columns, scaler.dtypes, strict=True):
-        place = schema.get_field_index(name)
+        place = places[name]
         single = output_type(dtype, scaler.dtype) == "float32"
         more_nulls = bool(made_null[spans[name]].any())
         floats = pa.float32() if single else pa.float64()
-        column = schema.field(place)
-        column = column.with_type(with_values(column.type, floats, nullable=more_nulls))
-        if name not in scaler.vectors:
-            column = column.with_nullable(column.nullable or more_nulls)
+        column = fields[place]
+        if column.type != floats:
+            column = column.with_type(with_values(column.type, floats, nullable=more_nulls))
+        if more_nulls and name not in scaler.vectors:
+            column = column.with_nullable(True)
         fields[place] = column
     return pa.schema(fields, metadata=schema.metadata)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,7 +50,15 @@ class Run:
     @cached_property
     def row_bytes(self) -> int:
         """Decoded bytes of a row, nominal ones for text."""
-        return sum(width(column.type) for column in self.source.schema)
+        return sum(self._widths.values())
+
+    def row_bytes_of(self, names: Iterable[str]) -> int:
+        """Return the same for some columns."""
+        return sum(self._widths[name] for name in names)
+
+    @cached_property
+    def _widths(self) -> dict[str, int]:
+        return {column.name: width(column.type) for column in self.source.schema}
 
     @property
     def offsets(self) -> list[int]:
@@ -112,8 +120,7 @@ class Run:
 
     def _cut(self, names: Sequence[str], driving: float) -> list[tuple[str, ...]]:
         """Return the columns in at most `plan.shares` runs of neighbours, by bytes."""
-        schema = self.source.schema
-        ends = list(accumulate(width(schema.field(name).type) for name in names))
+        ends = list(accumulate(self._widths[name] for name in names))
         bounds = list(accumulate(self._sizes(driving)))
         found: list[list[str]] = [[] for _ in bounds]
         for name, end in zip(names, ends, strict=True):

@@ -19,7 +19,6 @@ from polar_etl.parts import MOST_PARTS, PartWriter, Receipt, digest_of, part_nam
 from polar_etl.passes import EncodedSlab, Encoder, Place, Slab
 from polar_etl.plan import Plan
 from polar_etl.run import Run, Share
-from polar_etl.sources.schemas import width
 from polar_etl.workspace import Workspace
 
 _DRIVING = 0.05
@@ -73,8 +72,7 @@ def rehearse(run: Run, encoder: Encoder, names: Sequence[str]) -> None:
     """
     total = run.offsets[-1]
     started = time.perf_counter()
-    row_bytes = sum(width(run.source.schema.field(name).type) for name in names)
-    run.listen(PassStarted("check", total, 0, row_bytes))
+    run.listen(PassStarted("check", total, 0, run.row_bytes_of(names)))
     with _encoded(run, encoder, names, range(run.plan.parts)) as results:
         for place in (encoded.place for encoded in results):
             rss, peak = run.observe_memory()

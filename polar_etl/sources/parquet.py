@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from itertools import accumulate, pairwise
+from operator import itemgetter
 from threading import Lock
 
 import pyarrow as pa
@@ -164,6 +165,11 @@ class ParquetSource:
             )
 
     @cached_property
+    def places(self) -> dict[str, int]:
+        """Where in the schema each column stands."""
+        return {name: place for place, name in enumerate(self.schema.names)}
+
+    @cached_property
     def _leaf_ranges(self) -> tuple[range, ...]:
         bounds = accumulate((leaves(column.type) for column in self.schema), initial=0)
         return tuple(range(start, stop) for start, stop in pairwise(bounds))
@@ -180,11 +186,9 @@ class _Columns:
         stop: int,
         how: Reading,
     ) -> None:
-        wanted = set(names)
         self._source, self._how = source, how
-        self._places = {
-            name: place for place, name in enumerate(source.schema.names) if name in wanted
-        }
+        places = {name: source.places[name] for name in names}
+        self._places = dict(sorted(places.items(), key=itemgetter(1)))
         offsets = accumulate((file.rows for file in source.files), initial=0)
         self._ahead = deque(
             (index, max(first - start, 0), min(stop, end) - start)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from polar_etl.columns import Piece, array_of, is_valid, pieces_of
-from polar_etl.encoding import Encoded, PartFormat, joined
+from polar_etl.encoding import Encoded, PartFormat, joined, placed
 from polar_etl.page_buffers import Filled, PagedColumns
 from polar_etl.sources.base import TableWindow
 from polar_etl.standardize import Standardizer
@@ -34,6 +34,15 @@ def paged(values: np.ndarray, valid: np.ndarray | None = None) -> Filled:
     made = PagedColumns(1, len(values), values.dtype)
     made.put(0, 0, values[None, :])
     return Filled([0], made, {} if valid is None else {0: valid})
+
+
+def in_one(shares: Sequence[Encoded], start: int = 4) -> tuple[bytes, bytes]:
+    """Return the bytes of neighbouring shares, and what a footer says of them."""
+    content, entries = b"", b""
+    for share in shares:
+        entries += placed(share, start + len(content)).entries
+        content += b"".join(share.content)
+    return content, entries
 
 
 class TableColumns:

@@ -13,11 +13,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from polar_etl import thrift
-from polar_etl.encoding import Described, Encoded, PartFormat, leaf_paths, placed
+from polar_etl.encoding import Chunk, Described, PartFormat, joined, leaf_paths, placed
 from polar_etl.page_buffers import Filled, PagedColumns
 from polar_etl.parts import PartWriter, part_name
 from tests.support import tables
-from tests.unit.arrays import encoded, paged
+from tests.unit.arrays import encoded, in_one, paged
 from tests.unit.plain import column
 
 
@@ -259,22 +259,25 @@ def test_chunks_do_not_depend_on_their_neighbours():
 
     (whole,), apart = encoded(form, table), encoded(form, table, table.num_columns)
 
-    assert b"".join(whole.content) == b"".join(b"".join(share.content) for share in apart)
-    assert whole.chunks == tuple(chunk for share in apart for chunk in share.chunks)
-    assert sum(chunk.size for chunk in whole.chunks) == sum(map(len, whole.content))
+    assert in_one([whole]) == in_one(apart)
+    assert whole.columns == len(leaf_paths(table.schema)) == sum(share.columns for share in apart)
+    assert whole.size == sum(map(len, whole.content)) == sum(share.size for share in apart)
+    assert whole.plain_size == sum(share.plain_size for share in apart)
 
 
-def test_chunks_stand_one_behind_the_other_wherever_they_are_placed():
+@pytest.mark.parametrize("start", [4, 1 << 40])
+def test_chunks_stand_one_behind_the_other_wherever_they_are_placed(start):
     table = mixed(100)
-    (whole,) = encoded(PartFormat(table.schema, ("x", "y"), 1), table)
+    whole, apart = (encoded(PartFormat(table.schema, ("x", "y"), 1), table, n) for n in (1, 100))
 
-    for start in (4, 1 << 40):
-        found = list(placed(whole, start))
-        ends = start + np.cumsum([chunk.size for chunk in whole.chunks])
-        assert [chunk.place for chunk in found] == [start, *ends[:-1].tolist()]
-        assert [(chunk.size, chunk.plain_size) for chunk in found] == [
-            (chunk.size, chunk.plain_size) for chunk in whole.chunks
-        ]
+    (found,) = (placed(share, start) for share in whole)
+    entries = b""
+    for share in apart:
+        there = placed(share, start)
+        assert there.place == start
+        entries += there.entries
+        start += share.size
+    assert found.entries == entries
 
 
 def test_the_scratch_that_values_stand_in_may_be_used_again():
@@ -335,11 +338,12 @@ def test_columns_are_encoded_side_by_side_as_they_are_alone(rows, nullable):
         assert chunk.described.plain_size == alone.described.plain_size
 
 
-@given(st.integers(0, 1 << 20), st.lists(st.integers(1, 1 << 45), min_size=1, max_size=20))
+@given(st.integers(0, 1 << 20), st.lists(st.integers(1, 1 << 45), max_size=20))
 def test_places_are_written_as_thrift_has_them(start, sizes):
-    chunks = tuple(Described(size, size, (b"<", 0, b"|", 7, b">")) for size in sizes)
+    chunks = [Chunk((), Described(size, size, (b"<", 0, b"|", 7, b">"))) for size in sizes]
+    expected, place = b"", start
+    for size in sizes:
+        expected += b"<%b|%b>" % (thrift.as_number(place), thrift.as_number(place + 7))
+        place += size
 
-    for chunk, size in zip(placed(Encoded((), chunks), start), sizes, strict=True):
-        expected = [thrift.as_number(start), thrift.as_number(start + 7)]
-        assert (chunk.place, chunk.entry) == (start, b"<%b|%b>" % tuple(expected))
-        start += size
+    assert placed(joined(chunks), start).entries == expected

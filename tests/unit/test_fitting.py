@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from polar_etl import fitting
@@ -68,9 +67,8 @@ class Recorded:
         self.events: list[BatchFinished] = []
         self.now = 1000.0
         self.takes = 0.0
-        schema = pa.schema({"x": pa.float64(), "t": pa.string()})
         self.run = SimpleNamespace(
-            source=SimpleNamespace(schema=schema),
+            row_bytes_of=lambda names: 8 * len(names),
             observe_memory=lambda: (5, 9),
             listen=self.events.append,
         )

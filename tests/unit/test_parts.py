@@ -10,7 +10,7 @@ import pytest
 import xxhash
 
 from polar_etl import parts
-from polar_etl.encoding import Encoded, PartFormat
+from polar_etl.encoding import PartFormat, joined
 from polar_etl.parts import PartWriter, digest_of, is_part_name, part_name
 from tests.unit.arrays import encoded
 
@@ -212,7 +212,7 @@ def test_a_part_aborted_after_a_failure_leaves_nothing(folders):
     writer = PartWriter(*folders, part_name(0), form)
     append(writer, form, table())
     with pytest.raises(TypeError):
-        writer.append(Encoded([b"content", None], ()))
+        writer.append(joined([])._replace(content=[b"content", None]))
 
     writer.abort()
 
