@@ -17,11 +17,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from polar_etl.columns import Piece, fill, places, present
+from polar_etl.columns import Piece, fill, missing, places, present
 from polar_etl.double import add, times
 from polar_etl.moments import NO_ROW, Moments
-from polar_etl.scratch import TILE_VALUES, scratch_floats
+from polar_etl.scratch import TILE_VALUES, scratch, scratch_floats
 
+Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -85,16 +86,18 @@ def _observe_blocks(
 ) -> list[Moments]:
     """Return the moments of `blocks` blocks of `length` rows, from row `start` of the batch on."""
     sums = _Sums(len(columns) * blocks, length, short=short)
-    gaps = np.array([any(piece.bitmaps for piece in pieces) for pieces in columns])
+    gaps = [any(piece.bitmaps for piece in pieces) for pieces in columns]
     for low, high, at in _tiles(len(columns), blocks, length):
-        if gaps[low:high].all():
-            continue
-        shape = (high - low, at.stop - at.start)
-        tile = tiles[0, : shape[0] * shape[1] * length].reshape(shape[0], -1)
-        fill(tile, columns[low:high], start + at.start * length)
-        flat = tile.reshape(-1, length)
-        sums.reduce(low * blocks + at.start, flat, tiles[1, : flat.size].reshape(flat.shape))
-    for index in np.flatnonzero(sums.irregular() | np.repeat(gaps, blocks)).tolist():
+        some, first = columns[low:high], start + at.start * length
+        size = len(some) * (at.stop - at.start) * length
+        tile, rest = tiles[:, :size].reshape(2, -1, length)
+        fill(tile.reshape(len(some), -1), some, first)
+        nulls = None
+        if any(gaps[low:high]):
+            nulls = scratch("nulls", size).view(np.bool_).reshape(tile.shape)
+            missing(nulls.reshape(len(some), -1), some, first)
+        sums.reduce(low * blocks + at.start, tile, rest, nulls)
+    for index in np.flatnonzero(sums.irregular()).tolist():
         column, block = divmod(index, blocks)
         begin = start + block * length
         values = present(columns[column], begin, length)
@@ -146,17 +149,30 @@ class _Sums:
             "exponent": np.zeros(blocks, np.int64),
         }
 
-    def reduce(self, first: int, values: Floats, scratch: Floats) -> None:
+    def reduce(
+        self, first: int, values: Floats, scratch: Floats, nulls: Bools | None = None
+    ) -> None:
         """Reduce the rows of `values`, shape `(k, n)`, into the places from `first` on.
 
-        Both arrays are overwritten.
+        Args:
+            first: The first place.
+            values: Overwritten.
+            scratch: Shaped like `values`; overwritten.
+            nulls: Which values are none; None if all are values. A row of values has the same
+                bits either way.
         """
-        at, n = slice(first, first + len(values)), values.shape[1]
+        at = slice(first, first + len(values))
         smallest, largest = self._min[at], self._max[at]
         high, low, centre = self._high[at], self._low[at], self._centre[at]
+        n: Floats | float = float(values.shape[1])
+        if nulls is not None:
+            n = self._count(at, nulls)
+            _close(values, nulls)
         np.minimum.reduce(values, axis=1, out=smallest)
         np.maximum.reduce(values, axis=1, out=largest)
         bound, spread = np.maximum(-smallest, largest), largest - smallest
+        if nulls is not None:
+            np.putmask(values, nulls, 0.0)
         _sum(values, bound, scratch, high, low)
         np.add(high, low, out=centre)
         for row in np.flatnonzero(np.abs(centre) < bound * _CANCELLED).tolist():
@@ -168,18 +184,32 @@ class _Sums:
         centre += unit
         centre -= unit
         if self._short:
-            self._square_exactly(at, values, scratch, unit)
+            self._square_exactly(at, values, scratch, unit, nulls)
         else:
-            self._square(at, values)
+            self._square(at, values, nulls)
+        if nulls is not None:
+            nothing = self._ints["count"][at] == 0
+            smallest[nothing], largest[nothing] = np.inf, -np.inf
 
-    def _square(self, at: slice, values: Floats) -> None:
+    def _count(self, at: slice, nulls: Bools) -> Floats:
+        """Note how many values and nulls there are; return how many values, and 1 for none."""
+        count = np.count_nonzero(nulls, axis=1)
+        self._ints["null_count"][at] = count
+        self._ints["count"][at] -= count
+        return np.asarray(np.maximum(self._ints["count"][at], 1), np.float64)
+
+    def _square(self, at: slice, values: Floats, nulls: Bools | None) -> None:
         """Add up the squared distances from the centre: roundings average out over many rows."""
         values -= self._centre[at, None]
+        if nulls is not None:
+            np.putmask(values, nulls, 0.0)
         np.square(values, out=values)
         starts = self._starts[: -(-values.shape[1] // _PARTIAL)]
         np.add.reduceat(values, starts, axis=1, out=self._squares[at, : len(starts)])
 
-    def _square_exactly(self, at: slice, values: Floats, scratch: Floats, unit: Floats) -> None:
+    def _square_exactly(
+        self, at: slice, values: Floats, scratch: Floats, unit: Floats, nulls: Bools | None
+    ) -> None:
         """Add up the squared distances to about 2^-60, for rows too few to average roundings out.
 
         A distance is a + b, where a is a whole multiple of `unit`'s last place with 19 bits, so
@@ -189,6 +219,8 @@ class _Sums:
         leading -= unit[:, None]
         values -= leading
         leading -= self._centre[at, None]
+        if nulls is not None:
+            np.putmask(leading, nulls, 0.0)
         np.einsum("ij,ij->i", leading, leading, out=self._squares[at, 0])
         leading += leading
         leading += values
@@ -197,7 +229,8 @@ class _Sums:
 
     def irregular(self) -> npt.NDArray[np.bool_]:
         """Tell which blocks hold NaN, infinities or extreme values."""
-        return ~np.asarray(_is_regular(np.maximum(-self._min, self._max)))
+        regular = np.asarray(_is_regular(np.maximum(-self._min, self._max)))
+        return ~regular & (self._ints["count"] > 0)
 
     def infinite(self, index: int, row: int) -> None:
         """Note the row of the first infinity in the place `index`."""
@@ -256,6 +289,13 @@ class _Sums:
             "m2": m2.high,
             "m2_low": m2.low,
         }
+
+
+def _close(values: Floats, nulls: Bools) -> None:
+    """Write one of its values over each null of a row, shape `(k, n)`; 0 if it holds none."""
+    one = values[np.arange(len(values)), nulls.argmin(axis=1)]
+    one[nulls.all(axis=1)] = 0.0
+    np.copyto(values, one[:, None], where=nulls)
 
 
 def _sum(values: Floats, bound: Floats, scratch: Floats, high: Floats, low: Floats) -> None:

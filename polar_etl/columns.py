@@ -95,6 +95,8 @@ class Piece(NamedTuple):
     def valid(self, low: int, high: int) -> Bools:
         """Return for the values `low` … `high` whether they are there, shape `(high - low,)`."""
         found = [bitmap.valid(low, high) for bitmap in self.bitmaps]
+        if len(found) == 1:
+            return found[0]
         return np.logical_and.reduce(found) if found else np.ones(high - low, np.bool_)
 
 
@@ -206,6 +208,16 @@ def fill(tile: Floats, columns: Sequence[Sequence[Piece]], first: int) -> None:
             place += len(some)
 
 
+def missing(nulls: Bools, columns: Sequence[Sequence[Piece]], first: int) -> None:
+    """Write which of rows `first` … of some columns are null into `nulls`, shaped as in `fill`."""
+    for row, pieces in zip(nulls, columns, strict=True):
+        valid = validity(pieces, first, len(row))
+        if valid is None:
+            row[:] = False
+        else:
+            np.logical_not(valid, out=row)
+
+
 def validity(pieces: Sequence[Piece], first: int, rows: int) -> Bools | None:
     """Return which of the rows `first` … `first + rows` hold a value; None if all of them do."""
     if not any(piece.bitmaps for piece in pieces):
@@ -213,7 +225,8 @@ def validity(pieces: Sequence[Piece], first: int, rows: int) -> Bools | None:
     windows = list(_windows(pieces, first, rows))
     if not any(piece.bitmaps for piece, _, _, _ in windows):
         return None
-    return np.concatenate([piece.valid(low, high) for piece, low, high, _ in windows])
+    found = [piece.valid(low, high) for piece, low, high, _ in windows]
+    return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def present(pieces: Iterable[Piece], first: int, rows: int) -> Floats:

@@ -6,7 +6,7 @@ import pytest
 
 from polar_etl.blocks import block_rows
 from polar_etl.moments import merge_all
-from tests.unit.exact import bits, blocks_of, chunked, moments_of
+from tests.unit.exact import bits, blocks_of, chunked, exact, moments_of
 
 BLOCK = block_rows(1)
 
@@ -99,6 +99,37 @@ def test_hostile_neighbours_change_no_bit():
     found = moments_of(*hostile, column, *hostile)
 
     assert bits(found.select(np.array([len(hostile)]))) == bits(moments_of(column))
+
+
+@pytest.mark.parametrize("rows", [300, BLOCK + 500], ids=["a rest", "blocks"])
+def test_neighbours_with_nulls_change_no_bit(rows):
+    mask = np.random.default_rng(5).random(rows) < 0.3
+    numbers = np.random.default_rng(6).standard_normal(rows)
+    holes, whole = chunked(pa.array(numbers, mask=mask)), chunked(numbers)
+    nothing = chunked(pa.nulls(rows, pa.float64()))
+
+    found = moments_of(holes, whole, nothing, holes)
+
+    for place, alone in enumerate((holes, whole, nothing, holes)):
+        assert bits(found.select(np.array([place]))) == bits(moments_of(alone))
+    assert found.count.tolist() == [rows - mask.sum(), rows, 0, rows - mask.sum()]
+    assert found.null_count.tolist() == [mask.sum(), 0, rows, mask.sum()]
+
+
+@pytest.mark.parametrize("rows", [1, 300, BLOCK, BLOCK + 500])
+@pytest.mark.parametrize("far", [0.0, 1e9], ids=["near zero", "far from zero"])
+def test_nulls_take_no_part(rows, far):
+    mask = np.random.default_rng(7).random(rows) < 0.5
+    numbers = np.random.default_rng(8).standard_normal(rows) + far
+    kept = numbers[~mask]
+
+    found = moments_of(chunked(pa.array(numbers, mask=mask)))
+
+    truth = exact(kept)
+    assert (found.min[0], found.max[0]) == (kept.min(initial=np.inf), kept.max(initial=-np.inf))
+    if truth.count:
+        assert float(found.mean()[0]) == pytest.approx(float(truth.mean), rel=1e-15, abs=1e-18)
+        assert float(found.m2[0]) == pytest.approx(float(truth.deviations), rel=1e-13, abs=1e-18)
 
 
 def test_the_same_values_give_the_same_bits_whatever_stands_where_nulls_are():
