@@ -20,7 +20,7 @@ import numpy.typing as npt
 from polar_etl.columns import Piece, fill, missing, places, present
 from polar_etl.double import add, times
 from polar_etl.moments import NO_ROW, Moments
-from polar_etl.scratch import TILE_VALUES, scratch, scratch_floats
+from polar_etl.scratch import TILE_VALUES, scratch_floats
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -86,16 +86,14 @@ def _observe_blocks(
 ) -> list[Moments]:
     """Return the moments of `blocks` blocks of `length` rows, from row `start` of the batch on."""
     sums = _Sums(len(columns) * blocks, length, short=short)
-    gaps = [any(piece.bitmaps for piece in pieces) for pieces in columns]
     for low, high, at in _tiles(len(columns), blocks, length):
         some, first = columns[low:high], start + at.start * length
-        size = len(some) * (at.stop - at.start) * length
-        tile, rest = tiles[:, :size].reshape(2, -1, length)
-        fill(tile.reshape(len(some), -1), some, first)
-        nulls = None
-        if any(gaps[low:high]):
-            nulls = scratch("nulls", size).view(np.bool_).reshape(tile.shape)
-            missing(nulls.reshape(len(some), -1), some, first)
+        rows = (at.stop - at.start) * length
+        tile, rest = tiles[:, : len(some) * rows].reshape(2, -1, length)
+        fill(tile.reshape(-1, rows), some, first)
+        nulls = missing(some, first, rows)
+        if nulls is not None:
+            nulls = nulls.reshape(tile.shape)
         sums.reduce(low * blocks + at.start, tile, rest, nulls)
     for index in np.flatnonzero(sums.irregular()).tolist():
         column, block = divmod(index, blocks)

@@ -208,14 +208,19 @@ def fill(tile: Floats, columns: Sequence[Sequence[Piece]], first: int) -> None:
             place += len(some)
 
 
-def missing(nulls: Bools, columns: Sequence[Sequence[Piece]], first: int) -> None:
-    """Write which of rows `first` … of some columns are null into `nulls`, shaped as in `fill`."""
-    for row, pieces in zip(nulls, columns, strict=True):
-        valid = validity(pieces, first, len(row))
-        if valid is None:
-            row[:] = False
-        else:
+def missing(columns: Sequence[Sequence[Piece]], first: int, rows: int) -> Bools | None:
+    """Return which of the rows `first` … `first + rows` are null, shape `(columns, rows)`.
+
+    None if none of them can be.
+    """
+    found = [validity(pieces, first, rows) for pieces in columns]
+    if all(valid is None for valid in found):
+        return None
+    nulls = np.zeros((len(columns), rows), np.bool_)
+    for row, valid in zip(nulls, found, strict=True):
+        if valid is not None:
             np.logical_not(valid, out=row)
+    return nulls
 
 
 def validity(pieces: Sequence[Piece], first: int, rows: int) -> Bools | None:
