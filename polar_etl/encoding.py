@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import islice, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ import zstandard
 from zlib_ng import zlib_ng
 
 from polar_etl import thrift
-from polar_etl.page_buffers import PAGE_BYTES, Bytes, Filled, plain
+from polar_etl.page_buffers import PAGE_BYTES, Bools, Bytes, Filled, LaidOut, PagedColumns
 from polar_etl.thrift import BINARY, I16, I32, I64, LIST, STRUCT, Field
 
 Ints = npt.NDArray[np.int64]
@@ -111,9 +112,8 @@ class PartFormat:
         """By scalar column: its entry up to the sizes, and whether it has levels."""
         found = {}
         around = {kind.id: _around_path(number) for kind, number in _PHYSICAL.items()}
-        places = {name: place for place, name in enumerate(self.schema.names)}
         for name in self.plain:
-            column = self.schema.field(places[name])
+            column = self.schema.field(name)
             if ends := around.get(column.type.id):
                 path = name.encode()
                 entry = b"".join((ends[0], thrift.as_varint(len(path)), path, ends[1]))
@@ -128,56 +128,46 @@ class PartFormat:
             filled: All of them, as Parquet stores their types.
         """
         found: dict[int, Chunk] = {}
-        for some in filled:
-            alone = [at for at in range(len(some.places)) if at not in some.valid]
-            if not some.columns.are_single:
-                alone = []
-            others = sorted(set(range(len(some.places))) - set(alone))
-            for which, way in ((alone, self._of_one_page), (others, self._of_pages)):
-                if which:
-                    made = way([names[some.places[at]] for at in which], which, some)
-                    found |= zip((some.places[at] for at in which), made, strict=True)
+        for places, columns, valid in filled:
+            for which, laid_out in self._laid_out([names[i] for i in places], columns, valid):
+                chunks = self._chunks([names[places[at]] for at in which], columns.rows, laid_out)
+                found |= zip((places[at] for at in which), chunks, strict=True)
         return [found[place] for place in range(len(names))]
 
-    def _of_one_page(
-        self, names: Sequence[str], which: Sequence[int], filled: Filled
-    ) -> Iterator[Chunk]:
-        """Yield columns without nulls that are one page each: wide tables hold little else."""
-        rows = thrift.often_number(filled.columns.rows)
-        entries, nullable = zip(*(self._described[name] for name in names), strict=True)
-        pages, plain_sizes = filled.columns.single_pages(np.array(which), np.array(nullable))
-        bodies = self._compressed(pages)
-        count = len(bodies)
-        stored = np.fromiter(map(len, bodies), np.int64, count)
-        sums = np.fromiter(map(zlib_ng.crc32, bodies), np.uint32, count).view(np.int32)
-        numbers = zip(*map(_numbers, (plain_sizes, stored, sums.astype(np.int64))), strict=True)
-        headers = [_PAGE_HEADER % (*some, rows) for some in numbers]
-        more = np.fromiter(map(len, headers), np.int64, count)
-        sizes, plain_sizes = stored + more, plain_sizes + more
-        totals = zip(_numbers(plain_sizes), _numbers(sizes), strict=True)
-        said = (_SIZES % (rows, *some) for some in totals)
-        yield from (
-            Chunk((header, body), Described(size, plain_size, (entry + some, 0, b"\0\0")))
-            for header, body, size, plain_size, entry, some in zip(
-                headers, bodies, sizes.tolist(), plain_sizes.tolist(), entries, said, strict=True
-            )
-        )
+    def _laid_out(
+        self, names: Sequence[str], columns: PagedColumns, valid: Mapping[int, Bools]
+    ) -> Iterator[tuple[list[int], LaidOut]]:
+        """Yield numbers of columns, and their pages: those that are one page each at one go."""
+        nullable = [self._described[name][1] for name in names]
+        alone = [at for at in range(len(names)) if columns.are_single and at not in valid]
+        others = sorted({*range(len(names))} - {*alone})
+        if alone:
+            which = np.array(alone)
+            yield alone, columns.single_pages(which, np.array(nullable)[which])
+        if others:
+            yield others, columns.plain_pages(others, valid, nullable)
 
-    def _of_pages(
-        self, names: Sequence[str], which: Sequence[int], filled: Filled
-    ) -> Iterator[Chunk]:
-        """Yield columns of several pages, or with nulls."""
-        pages: list[tuple[int, Bytes]] = []
-        counts = []
-        for name, at in zip(names, which, strict=True):
-            nullable, valid = self._described[name][1], filled.valid.get(at)
-            found = filled.columns.pages(at)
-            pages += [(page.rows, plain(page, valid, nullable=nullable)) for page in found]
-            counts.append(len(found))
-        bodies = self._compressed([page for _, page in pages])
-        done = iter(zip(pages, bodies, strict=True))
-        for name, count in zip(names, counts, strict=True):
-            yield self._chunk(name, filled.columns.rows, [next(done) for _ in range(count)])
+    def _chunks(self, names: Sequence[str], rows: int, laid_out: LaidOut) -> Iterator[Chunk]:
+        """Yield columns of so many rows as chunks, from their pages."""
+        bodies = self._compressed(laid_out.pages)
+        stored = np.fromiter(map(len, bodies), np.int64, len(bodies))
+        sums = np.fromiter(map(zlib_ng.crc32, bodies), np.uint32, len(bodies)).view(np.int32)
+        numbers = map(_numbers, (laid_out.sizes, stored, sums.astype(np.int64), laid_out.rows))
+        headers = [_PAGE_HEADER % some for some in zip(*numbers, strict=True)]
+        more = np.fromiter(map(len, headers), np.int64, len(headers))
+        stops = np.cumsum(laid_out.counts)
+        sizes, plain_sizes = (
+            np.diff(np.concatenate([[0], np.cumsum(size)])[[0, *stops]], axis=0)
+            for size in (stored + more, laid_out.sizes + more)
+        )
+        said = zip(repeat(thrift.often_number(rows)), _numbers(plain_sizes), _numbers(sizes))
+        pages = zip(headers, bodies, strict=True)
+        for name, count, size, plain_size, some in zip(
+            names, laid_out.counts, sizes.tolist(), plain_sizes.tolist(), said, strict=True
+        ):
+            entry = (self._described[name][0] + _SIZES % some, 0, b"\0\0")
+            content = [piece for page in islice(pages, count) for piece in page]
+            yield Chunk(content, Described(size, plain_size, entry))
 
     def _compressed(self, pages: list[Bytes] | zstandard.BufferWithSegments) -> list[Bytes]:
         """Return pages compressed, many at one go: each call waits for the interpreter once."""
@@ -186,30 +176,6 @@ class PartFormat:
             return [compressor.compress(memoryview(pages[i])) for i in range(len(pages))]  # type: ignore[arg-type]
         together = compressor.multi_compress_to_buffer(pages)  # type: ignore[arg-type]
         return [memoryview(together[i]) for i in range(len(pages))]  # type: ignore[arg-type]
-
-    def _chunk(
-        self, name: str, rows: int, pages: Iterable[tuple[tuple[int, Bytes], Bytes]]
-    ) -> Chunk:
-        content: list[Bytes] = []
-        size = plain_size = 0
-        for (count, page), body in pages:
-            checksum = zlib_ng.crc32(body)
-            header = _PAGE_HEADER % (
-                thrift.often_number(len(page)),
-                thrift.as_number(len(body)),
-                thrift.as_number(checksum - ((checksum & 1 << 31) << 1)),
-                thrift.often_number(count),
-            )
-            content += [header, body]
-            size += len(header) + len(body)
-            plain_size += len(header) + len(page)
-        said = _SIZES % (
-            thrift.often_number(rows),
-            thrift.often_number(plain_size),
-            thrift.as_number(size),
-        )
-        entry = (self._described[name][0] + said, 0, b"\0\0")
-        return Chunk(content, Described(size, plain_size, entry))
 
     def others(self, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> dict[str, list[Chunk]]:
         """Return columns of any type as chunks, one for each leaf, as PyArrow encodes them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -108,10 +108,8 @@ class PagedColumns:
         """Whether each column is one page."""
         return 0 < self.rows <= self._length
 
-    def single_pages(
-        self, columns: Ints, nullable: Bools
-    ) -> tuple[zstandard.BufferWithSegments, Ints]:
-        """Return the bytes of columns without nulls, each one page, and how many those are.
+    def single_pages(self, columns: Ints, nullable: Bools) -> LaidOut:
+        """Return columns without nulls, each of which is one page.
 
         Args:
             columns: Which ones.
@@ -123,13 +121,49 @@ class PagedColumns:
             memory = np.frombuffer(self._memory, np.uint8).reshape(-1, self._stride)
             memory[columns[nullable], self._room - len(levels) : self._room] = levels
         start = columns * self._stride + self._room - room
-        size = room + self.rows * self.dtype.itemsize
-        segments = np.stack([start, size], axis=1).astype(np.uint64).tobytes()
-        return zstandard.BufferWithSegments(self._memory, segments), size
+        sizes = room + self.rows * self.dtype.itemsize
+        segments = np.stack([start, sizes], axis=1).astype(np.uint64).tobytes()
+        pages = zstandard.BufferWithSegments(self._memory, segments)
+        return LaidOut(pages, sizes, np.full(len(columns), self.rows), [1] * len(columns))
+
+    def plain_pages(
+        self, columns: Iterable[int], valid: Mapping[int, Bools], nullable: Sequence[bool]
+    ) -> LaidOut:
+        """Return any columns.
+
+        Args:
+            columns: Which ones.
+            valid: Of those with nulls: which rows are not null.
+            nullable: Of all columns: whether they have levels.
+        """
+        by_column = [(at, self.pages(at)) for at in columns]
+        pages = [
+            _plain(page, valid.get(at), nullable=nullable[at])
+            for at, found in by_column
+            for page in found
+        ]
+        return LaidOut(
+            pages,
+            np.array([len(page) for page in pages], np.int64),
+            np.array([page.rows for _, found in by_column for page in found], np.int64),
+            [len(found) for _, found in by_column],
+        )
+
+
+class LaidOut(NamedTuple):
+    """Pages of some columns, not yet compressed, one column behind the other."""
+
+    pages: list[Bytes] | zstandard.BufferWithSegments
+    sizes: Ints
+    """Bytes of each page."""
+    rows: Ints
+    """Of each page."""
+    counts: Sequence[int]
+    """Pages of each column."""
 
 
 class Filled(NamedTuple):
-    """Columns of one dtype whose values are all there, and are this thread's scratch."""
+    """Columns of one dtype whose values were all put in; they are this thread's scratch."""
 
     places: Sequence[int]
     """Which of some columns they are."""
@@ -138,7 +172,7 @@ class Filled(NamedTuple):
     """Of those with nulls, by number within `columns`: which rows are not null."""
 
 
-def plain(page: Page, valid: Bools | None, *, nullable: bool) -> Bytes:
+def _plain(page: Page, valid: Bools | None, *, nullable: bool) -> Bytes:
     """Return the bytes of a page, not yet compressed; what is not null takes the place of all."""
     rows, room = page.rows, page.room
     if not nullable:
