@@ -337,11 +337,10 @@ def _in_one(text: pa.ChunkedArray) -> pa.DictionaryArray:
 def output_schema(schema: pa.Schema, scaler: Scaler) -> pa.Schema:
     """Return the schema of the parts: the source's, with normalized columns as floats."""
     fields = list(schema)
-    places = {name: place for place, name in enumerate(schema.names)}
     made_null = np.full(len(scaler.moments.count), scaler.inf == "null")
     spans = dict(scaler.features.spans())
     for name, dtype in zip(scaler.columns, scaler.dtypes, strict=True):
-        place = places[name]
+        place = schema.get_field_index(name)
         single = output_type(dtype, scaler.dtype) == "float32"
         more_nulls = bool(made_null[spans[name]].any())
         floats = pa.float32() if single else pa.float64()

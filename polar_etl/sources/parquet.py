@@ -165,11 +165,6 @@ class ParquetSource:
             )
 
     @cached_property
-    def places(self) -> dict[str, int]:
-        """Where in the schema each column stands."""
-        return {name: place for place, name in enumerate(self.schema.names)}
-
-    @cached_property
     def _leaf_ranges(self) -> tuple[range, ...]:
         bounds = accumulate((leaves(column.type) for column in self.schema), initial=0)
         return tuple(range(start, stop) for start, stop in pairwise(bounds))
@@ -187,7 +182,7 @@ class _Columns:
         how: Reading,
     ) -> None:
         self._source, self._how = source, how
-        places = {name: source.places[name] for name in names}
+        places = {name: source.schema.get_field_index(name) for name in names}
         self._places = dict(sorted(places.items(), key=itemgetter(1)))
         offsets = accumulate((file.rows for file in source.files), initial=0)
         self._ahead = deque(
