@@ -118,12 +118,17 @@ def kill_and_resume(scene: Scene, name: str, nth: int) -> bool:
 
 
 def survive(scene: Scene, moments: list[tuple[str, int]]) -> tuple[int, list[str]]:
-    """Kill at each of these moments; return how often that hit, and what went wrong."""
+    """Kill at each of these moments; return how often that hit, and what went wrong.
+
+    On a busy machine the last call of a kind may not come: then the one before it is taken.
+    """
     killed, failures = 0, []
     for name, nth in moments:
         scene.clean()
         try:
-            killed += kill_and_resume(scene, name, nth)
+            killed += kill_and_resume(scene, name, nth) or (
+                nth > 1 and kill_and_resume(scene, name, nth - 1)
+            )
         except AssertionError as error:
             failures.append(str(error)[:1500])
             killed += 1
