@@ -102,13 +102,25 @@ def beside(windows: Sequence[Windows], rows: Sequence[int]) -> Windows:
     """
     if len(windows) == 1:
         return windows[0]
+    everything = sum(some[-1] for some in windows)
     found = []
     for place in range(_count(sum(rows))):
-        reach = _reach(place)
-        inside = [text_in(some, reach) for some in windows]
-        whole = [some[-1] * -(-reach // max(n, 1)) for some, n in zip(windows, rows, strict=True)]
-        found.append(max(map(max, inside, whole)) + max(inside))  # the ends of two files may meet
+        pairs = zip(windows, rows, strict=True)
+        most = max(_across(some, many, _reach(place)) for some, many in pairs)
+        found.append(min(most, everything))
     return tuple(found)
+
+
+def _across(windows: Windows, rows: int, reach: int) -> int:
+    """Return how much text stands in neighbouring rows of files that are all like one.
+
+    The ends of two files may be where most of it is, so whole files are one fewer then.
+    """
+    many, rest = divmod(reach, rows)
+    inside = many * windows[-1] + 2 * text_in(windows, ceil(rest / 2)) * bool(rest)
+    if not many:
+        return max(inside, text_in(windows, reach))
+    return max(inside, (many - 1) * windows[-1] + 2 * text_in(windows, ceil((rows + rest) / 2)))
 
 
 def _count(rows: int) -> int:
