@@ -178,7 +178,10 @@ class PartFormat:
         return [memoryview(together[i]) for i in range(len(pages))]  # type: ignore[arg-type]
 
     def others(self, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> dict[str, list[Chunk]]:
-        """Return columns of any type as chunks, one for each leaf, as PyArrow encodes them."""
+        """Return columns of any type as chunks, one for each leaf, as PyArrow encodes them.
+
+        Those in pieces get no dictionary.
+        """
         if not columns:
             return {}
         schema = pa.schema(
@@ -187,7 +190,7 @@ class PartFormat:
         sink = pa.BufferOutputStream()
         others = [column for column in schema if column.name not in self._plain]
         looked_up = leaf_paths(pa.schema(others))
-        worded = leaf_paths(pa.schema([c for c in others if not _is_wordy(columns[c.name])]))
+        worded = leaf_paths(pa.schema([c for c in others if not _in_pieces(columns[c.name])]))
         with pq.ParquetWriter(
             sink,
             schema,
@@ -373,9 +376,9 @@ def _chunks_of(file: memoryview) -> Iterator[Chunk]:
         )
 
 
-def _is_wordy(column: pa.Array | pa.ChunkedArray) -> bool:
-    """Tell whether a column has too many words for one dictionary: its pieces have their own."""
-    return isinstance(column, pa.ChunkedArray) and pa.types.is_dictionary(column.type)
+def _in_pieces(column: pa.Array | pa.ChunkedArray) -> bool:
+    """Tell whether a column is in pieces, because its words are too many for a dictionary."""
+    return isinstance(column, pa.ChunkedArray)
 
 
 @lru_cache(_SCHEMAS)

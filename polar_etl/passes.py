@@ -7,10 +7,9 @@ output, while they are in the processor's cache. Nothing decoded outlives it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -23,14 +22,10 @@ from polar_etl.encoding import Chunk, Encoded, PartFormat, joined
 from polar_etl.errors import InputError, describe
 from polar_etl.features import Features, in_short_chunks, with_values
 from polar_etl.moments import Moments
-from polar_etl.plan import LETTERS, Together
+from polar_etl.plan import LETTERS, Together, words_kept
 from polar_etl.scaler import Scaler, output_type
 from polar_etl.sources.base import Columns, Window
 from polar_etl.standardize import Standardizer
-
-_WORDS, _REPEATED = 1 << 20, 16
-"""A column chunk gets a dictionary if its words have at most so many bytes, as with PyArrow, or the
-bytes of its text by so many."""
 
 
 def groups_of(names: Sequence[str], rows: int, together: Together) -> Iterator[Sequence[str]]:
@@ -258,15 +253,12 @@ def _text(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.Ar
         encoded = plain.dictionary_encode()
         indices = encoded.indices.cast(kind.index_type)
         return pa.DictionaryArray.from_arrays(indices, encoded.dictionary)
-    words = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    few = _few_words(words, max(_WORDS, int(ends[-1]) // _REPEATED))
-    if few is not None:
-        return few
     cuts = np.searchsorted(ends, np.arange(LETTERS, ends[-1], LETTERS), "right")
     starts = np.unique(np.concatenate([[0], cuts])).tolist()
     lengths = np.diff([*starts, len(column)]).tolist()
-    pieces = (words.slice(first, rows) for first, rows in zip(starts, lengths, strict=True))
-    return pa.chunked_array([_in_one(piece) for piece in pieces])
+    pieces = [column.slice(first, rows) for first, rows in zip(starts, lengths, strict=True)]
+    few = _few_words(pieces, words_kept(int(ends[-1])))
+    return pa.chunked_array(map(_in_one, pieces)) if few is None else few
 
 
 def _of_words(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
@@ -311,26 +303,24 @@ def _used(words: pa.DictionaryArray) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(array_of(indices, valid), kept)
 
 
-def _few_words(text: pa.ChunkedArray, most: int) -> pa.DictionaryArray | None:
-    """Return text as one array, if its words have no more than so many letters."""
+def _few_words(pieces: Iterable[pa.ChunkedArray], most: int) -> pa.DictionaryArray | None:
+    """Return pieces of text as one array, if their words have no more than so many letters."""
     found: list[pa.DictionaryArray] = []
-    for _, chunks in groupby(text.iterchunks(), key=lambda chunk: _address(chunk.dictionary)):
-        used = _used(pa.chunked_array(chunks).combine_chunks())
-        found = pa.chunked_array([*found, used]).unify_dictionaries().chunks
+    for piece in map(_in_one, pieces):
+        words = _used(piece) if pa.types.is_dictionary(piece.type) else piece.dictionary_encode()
+        found = pa.chunked_array([*found, words]).unify_dictionaries().chunks
         if _letters(found[0].dictionary).sum() > most:
             return None
     return pa.chunked_array(found).combine_chunks()
 
 
-def _address(words: pa.Array) -> tuple[int, int, int]:
-    """Return where words stand in memory: batches of a row group have them in common."""
-    return words.buffers()[1].address, words.offset, len(words)
-
-
-def _in_one(text: pa.ChunkedArray) -> pa.DictionaryArray:
+def _in_one(text: pa.ChunkedArray) -> pa.Array:
+    """Return text as one array: not copied if it is one already."""
     chunks = [chunk for chunk in text.iterchunks() if len(chunk)]
     if len(chunks) == 1:
         return chunks[0]
+    if not pa.types.is_dictionary(text.type):
+        return text.combine_chunks()
     return pa.chunked_array(map(_used, chunks)).unify_dictionaries().combine_chunks()
 
 

@@ -85,6 +85,9 @@ _SHORT_TEXT = 32
 """Bytes that a text is taken to have, where a dictionary does not tell."""
 LETTERS = 1 << 23
 """Bytes of text that are held as plain text at a time."""
+_WORDS, _REPEATED = 1 << 20, 16
+"""A column chunk gets a dictionary if its words have at most so many bytes, as with PyArrow, or the
+bytes of its text by so many."""
 _SLACK = 1.1
 """What the allocator needs more than what is asked of it (measured: up to 1.06)."""
 _LINGERING = 0.15
@@ -201,6 +204,11 @@ class Shape:
             text_windows=(),
             text_page=0,
         )
+
+
+def words_kept(letters: int) -> int:
+    """Return how many bytes the words of a text may have that gets a dictionary."""
+    return max(_WORDS, letters // _REPEATED)
 
 
 class Together(NamedTuple):
@@ -475,7 +483,8 @@ def _decoding(shape: Shape, windows: tuple[int, int], window: int, way: _Way) ->
     cut = not shape.even_group or any(window % shape.even_group for window in windows)
     kept = int(plain * shape.page_bytes * _KEPT) * (cut and way.reading.keep_pages)
     kept += int(shape.number_dictionaries * _KEPT) * (cut and way.reading.keep_dictionaries)
-    found = min(kept, shape.rows * shape.row_bytes)
+    behind = max(shape.rows - min(windows), 0)  # rows that the first window leaves, at most
+    found = min(kept, int(behind * shape.row_bytes * _KEPT))
     found += _PAGE_OBJECTS * plain * bool(kept)
     if not shape.arrow_columns:
         return found
@@ -530,8 +539,9 @@ def _working(shape: Shape, slab: int, together: Together, way: _Way) -> int:
     looked_up = 0
     if shape.number_dictionaries:
         looked_up = many * (_LOOKED_UP * shape.own_lookup_bytes + _PLACE * slab)
-    passed = slab * (shape.passed_bytes * _PASSED_COPIES + shape.vector_output_bytes)
-    passed += shape.text_page * _LONG_PAGE
+    others = max(shape.passed_bytes - shape.text_bytes, 0)
+    passed = slab * (others * _PASSED_COPIES + shape.vector_output_bytes)
+    passed += _passed_text(shape, slab, way) + shape.text_page * _LONG_PAGE
     letters = slab * (shape.word_bytes + _SHORT_TEXT)
     passed += min(way.threads, shape.word_columns) * min(letters, LETTERS) * _PASSED_COPIES
     passed += slab * shape.word_bytes * (letters > LETTERS)
@@ -539,6 +549,20 @@ def _working(shape: Shape, slab: int, together: Together, way: _Way) -> int:
     copies = _GROUP_COPIES if ours else _ARROW_COPIES
     worker = _WORKER if way.values == _TOGETHER[0][1] else _SMALL_WORKER
     return way.threads * (worker + copies * group + looked_up) + int(passed * _SLACK)
+
+
+def _passed_text(shape: Shape, slab: int, way: _Way) -> int:
+    """Return what text that is decoded as it stands takes besides, until it is encoded.
+
+    A long one is cut into pieces, of which only those are copied that reach into two tables.
+    """
+    text, at_once = shape.text_in(slab), min(way.threads, max(shape.arrow_columns, 1))
+    short = at_once * LETTERS
+    if text <= short:
+        return _PASSED_COPIES * text
+    table = min(way.reading.group_rows or way.reading.stream_rows, shape.even_group)
+    joined = min(ceil(slab / table) * short, text) if table else text
+    return joined + _PASSED_COPIES * (short + at_once * words_kept(text))
 
 
 def _encoded(shape: Shape, slab: int, shares: int, in_flight: int) -> int:
