@@ -1,4 +1,4 @@
-"""Pages of plain numbers: how Parquet stores a column without dictionary or delta encoding.
+"""Columns of numbers, read page by page.
 
 PyArrow reads and writes every kind of page, with copies, levels and state for each column; that is
 half of the work for plain numbers, and most of the memory for wide tables. What is unusual here is
@@ -8,23 +8,24 @@ left to PyArrow: `UnusualError` says so.
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import zstandard
-from zlib_ng import zlib_ng
 
-from polar_etl import thrift
 from polar_etl.columns import Bitmap, Piece
 from polar_etl.headers import HEADER, PageHeader, UnusualError, header_of, pages_like
-from polar_etl.page_buffers import equal_levels
-from polar_etl.runs import FEW_RUNS, Places, places_in, valid_in
+from polar_etl.page_values import (
+    Chunk,
+    Dictionary,
+    Page,
+    StoredPages,
+    decoded,
+    decoded_apart,
+    require_few_runs,
+)
 from polar_etl.scratch import scratch
 
 Array = npt.NDArray[np.generic]
@@ -39,27 +40,6 @@ _FETCHED = 1 << 20
 _UNLIKE = 64
 """Pages are fetched with so small a part more, because they differ in length."""
 
-_STORED = {
-    pa.int8(): ("INT32", "i4"),
-    pa.int16(): ("INT32", "i4"),
-    pa.int32(): ("INT32", "i4"),
-    pa.int64(): ("INT64", "i8"),
-    pa.uint8(): ("INT32", "i4"),
-    pa.uint16(): ("INT32", "i4"),
-    pa.uint32(): ("INT32", "u4"),
-    pa.uint64(): ("INT64", "u8"),
-    pa.float16(): ("FIXED_LEN_BYTE_ARRAY", "f2"),
-    pa.float32(): ("FLOAT", "f4"),
-    pa.float64(): ("DOUBLE", "f8"),
-}
-"""By Arrow type: Parquet's physical type, and the dtype of its bytes."""
-
-
-def stored_dtype(kind: pa.DataType, physical: str) -> np.dtype[np.generic] | None:
-    """Return the dtype that plain values have in a file, None if they are no such numbers."""
-    found = _STORED.get(kind)
-    return np.dtype(found[1]).newbyteorder("<") if found and found[0] == physical else None
-
 
 def _spread(values: Array, there: Bools) -> Piece:
     """Return values as a piece, with a gap where none is there."""
@@ -68,45 +48,6 @@ def _spread(values: Array, there: Bools) -> Piece:
     spread = np.zeros(len(there), values.dtype)
     spread[there] = values
     return Piece(spread, (Bitmap(np.packbits(there, bitorder="little")),))
-
-
-class Chunk(NamedTuple):
-    """Where one column's values of one row group stand in a file."""
-
-    start: int
-    stop: int
-    rows: int
-    codec: str
-    """Name of the compression, as PyArrow has it."""
-    nullable: bool
-    """Whether levels stand before the values."""
-    stored: np.dtype[np.generic]
-    data: int = 0
-    """Where the first page behind the dictionary stands; not beyond `start` if there is none."""
-
-
-class _Page(NamedTuple):
-    """One page, decoded."""
-
-    rows: int
-    values: Array
-    """What is not null."""
-    valid: Bools | None
-    """Which rows are not null; None if all are."""
-
-
-class _Dictionary:
-    """The dictionary of a column chunk, decoded or not.
-
-    Args:
-        place: Where its page stands.
-        header: Of the page.
-    """
-
-    def __init__(self, place: int, header: PageHeader) -> None:
-        self.place, self.header = place, header
-        self.values: Array | None = None
-        """What is in it; None while nobody needs it."""
 
 
 class ColumnReader:
@@ -130,7 +71,7 @@ class ColumnReader:
     ) -> None:
         self._file = file
         self._keep, self._keep_dictionary = keep, keep_dictionary
-        self._dictionary: _Dictionary | None = None
+        self._dictionary: Dictionary | None = None
         """That of the chunk, once its header is read."""
         self._by_places = False
         """Whether the page that was read last refers to it."""
@@ -143,7 +84,7 @@ class ColumnReader:
         """Chunks behind this one that were looked at."""
         self._chunk = next(self._later)
         self._at = self._chunk.start
-        self._page = _Page(0, np.empty(0, self._chunk.stored), None)
+        self._page = Page(0, np.empty(0, self._chunk.stored), None)
         self._usual = 1
         """Rows of the page that was read last: most writers make all of them alike."""
         self._left = self._chunk.rows
@@ -190,7 +131,7 @@ class ColumnReader:
         size = dictionary + (chunk.stop - at - dictionary) * rows // left
         return at, min(at + min(size + size // _UNLIKE, _FETCHED) + HEADER, chunk.stop)
 
-    def pages(self, rows: int, fetched: Iterable[memoryview] = ()) -> list[_Stored]:
+    def pages(self, rows: int, fetched: Iterable[memoryview] = ()) -> list[StoredPages]:
         """Return the pages that the next rows need besides those that are decoded.
 
         Args:
@@ -198,8 +139,8 @@ class ColumnReader:
             fetched: The bytes of `spans`, as far as they were fetched.
         """
         rows -= self._there()
-        found: list[_Stored] = []
-        asked: _Dictionary | None = None
+        found: list[StoredPages] = []
+        asked: Dictionary | None = None
         pieces, piece, start = iter(fetched), _NOTHING, -1
         while rows > 0:
             if start < 0 or self._at == self._chunk.stop:
@@ -222,7 +163,7 @@ class ColumnReader:
                 self._usual = header.rows
             rows -= header.rows
             more = self._alike(header, rows, piece, start)
-            found.append(_Stored(self._chunk, header, (content, *more), dictionary))
+            found.append(StoredPages(self._chunk, header, (content, *more), dictionary))
             rows -= len(more) * header.rows
         return found
 
@@ -256,7 +197,7 @@ class ColumnReader:
             rows -= header.rows
         return found
 
-    def _referred_to(self, header: PageHeader) -> _Dictionary | None:
+    def _referred_to(self, header: PageHeader) -> Dictionary | None:
         """Return the dictionary that a page refers to, if it does."""
         self._by_places = header.holds == "places"
         if self._by_places and self._dictionary is None:
@@ -264,17 +205,17 @@ class ColumnReader:
         return self._dictionary if self._by_places else None
 
     def _stored_dictionary(
-        self, dictionary: _Dictionary, fetched: memoryview, start: int
-    ) -> _Stored:
+        self, dictionary: Dictionary, fetched: memoryview, start: int
+    ) -> StoredPages:
         """Return the page of a dictionary, from the bytes that were fetched from `start` on."""
         header = dictionary.header
         first = dictionary.place + header.length
         content = fetched[first - start :][: header.stored] if first >= start else fetched[:0]
         if len(content) < header.stored:
             content = self._fetch(header.stored, first)
-        return _Stored(self._chunk, header, (content,), dictionary)
+        return StoredPages(self._chunk, header, (content,), dictionary)
 
-    def take(self, rows: int, pages: Sequence[_Page]) -> list[Piece]:
+    def take(self, rows: int, pages: Sequence[Page]) -> list[Piece]:
         """Return the next rows, as they stand in the open page and in those behind it."""
         if self._is_whole(rows, pages):
             self._drop_dictionary()
@@ -298,7 +239,7 @@ class ColumnReader:
         self._let_go(several=len(pages) > 1)
         return found
 
-    def _is_whole(self, rows: int, pages: Sequence[_Page]) -> bool:
+    def _is_whole(self, rows: int, pages: Sequence[Page]) -> bool:
         """Tell whether the next rows are all of one page, and none is null."""
         return (
             len(pages) == 1
@@ -323,16 +264,16 @@ class ColumnReader:
         if left and self._keep:
             if several:
                 valid = None if page.valid is None else page.valid[self._row :].copy()
-                self._page = _Page(left, page.values[self._taken :].copy(), valid)
+                self._page = Page(left, page.values[self._taken :].copy(), valid)
                 self._row = self._taken = 0
             return
         if left:
             self._at, self._again = self._last, self._row
             self._left += page.rows
-        self._page = _Page(0, np.empty(0, self._chunk.stored), None)
+        self._page = Page(0, np.empty(0, self._chunk.stored), None)
         self._row = self._taken = 0
 
-    def _turn(self, page: _Page) -> None:
+    def _turn(self, page: Page) -> None:
         """Go on to the next page, behind those of its rows that were taken before."""
         self._page, self._row, self._again = page, self._again, 0
         there = None if page.valid is None else page.valid[: self._row]
@@ -356,7 +297,7 @@ class ColumnReader:
                     continue
                 left = rows
             some = min(left, rows)
-            self.take(some, _decoded(self.pages(some)))
+            self.take(some, decoded(self.pages(some)))
             rows -= some
 
     def _turn_chunk(self) -> None:
@@ -370,7 +311,7 @@ class ColumnReader:
         raw, header = self._any_header(raw)
         if header.holds == "dictionary":
             whole = header.length + header.stored
-            self._dictionary = _Dictionary(self._at, header)
+            self._dictionary = Dictionary(self._at, header)
             self._at += whole
             raw, header = self._any_header(raw[whole:])
         return raw, header
@@ -399,24 +340,13 @@ class ColumnReader:
         return memoryview(found)
 
 
-class _Stored(NamedTuple):
-    """A page as it stands in the file, or several of one chunk that are alike."""
-
-    chunk: Chunk
-    header: PageHeader
-    """Of each of them."""
-    contents: tuple[memoryview, ...]
-    dictionary: _Dictionary | None
-    """The one that it refers to, or is."""
-
-
 def is_usual(chunk: Chunk, file: int) -> bool:
     """Tell whether a column chunk can be read here, as far as its first page tells."""
     try:
         pages = ColumnReader([chunk], file).pages(1)
-        opened = _opened([page for page in pages if page.header.holds != "dictionary"])
-        places_in(_stored_places(opened), FEW_RUNS)
-        return bool(opened)
+        found = [page for page in pages if page.header.holds != "dictionary"]
+        require_few_runs(found)
+        return bool(found)
     except UnusualError:
         return False
 
@@ -430,7 +360,7 @@ def read_together(
     language lets another thread have the interpreter, and waiting for it costs more than a page.
     """
     fetched = _fetched([reader.spans(rows) for reader in readers], file)
-    stored: list[list[_Stored] | None] = []
+    stored: list[list[StoredPages] | None] = []
     for reader, raw in zip(readers, fetched, strict=True):
         try:
             stored.append(reader.pages(rows, raw))
@@ -438,7 +368,7 @@ def read_together(
             stored.append(None)
     return [
         None if pages is None else reader.take(rows, pages)
-        for reader, pages in zip(readers, _decoded_apart(stored), strict=True)
+        for reader, pages in zip(readers, decoded_apart(stored), strict=True)
     ]
 
 
@@ -470,197 +400,3 @@ def _fetched(wanted: Sequence[Sequence[Span]], file: int) -> list[list[memoryvie
             found[column].append(there[low - start : high - start])
         first = behind
     return found
-
-
-def _decoded_apart(stored: Sequence[list[_Stored] | None]) -> list[list[_Page] | None]:
-    """Return the pages of some columns; None for columns with a page that PyArrow must read."""
-    try:
-        pages = iter(_decoded([page for some in stored for page in some or ()]))
-        return [
-            None if some is None else list(islice(pages, sum(map(_pages_of_rows, some))))
-            for some in stored
-        ]
-    except UnusualError:
-        if len(stored) == 1:
-            return [None]
-        return [found for some in stored for found in _decoded_apart([some])]
-
-
-def _pages_of_rows(stored: _Stored) -> int:
-    return 0 if stored.header.holds == "dictionary" else len(stored.contents)
-
-
-def _decoded(pages: Sequence[_Stored]) -> list[_Page]:
-    """Return some pages, decompressed at one go; dictionaries among them are only decoded.
-
-    Raises:
-        UnusualError: PyArrow must read one of them.
-    """
-    opened = _opened(pages)
-    values = iter(_looked_up(opened))
-    return [
-        _Page(page.header.rows, next(values), valid)
-        for page, valid, _, _ in opened
-        if page.header.holds != "dictionary"
-    ]
-
-
-def is_intact(header: PageHeader, content: memoryview) -> bool:
-    """Tell whether the bytes of a page have the checksum that its header tells of, if it does."""
-    return header.checksum is None or zlib_ng.crc32(content) == header.checksum & 0xFFFFFFFF
-
-
-def _opened(pages: Sequence[_Stored]) -> list[_Opened]:
-    """Return some pages, decompressed at one go."""
-    packed: list[tuple[str, memoryview, int]] = []
-    for chunk, header, contents, _ in pages:
-        content = contents[0]
-        if not is_intact(header, content):
-            raise UnusualError("its checksum is wrong")
-        # A run of levels for each value would take 2 bytes, and of places 5: no page is larger.
-        width = chunk.stored.itemsize if header.holds == "values" else 5
-        most = header.rows * (width + 2) + 64
-        if header.holds == "dictionary":
-            most = min(header.rows, chunk.rows) * chunk.stored.itemsize
-        apart = header.levels or 0
-        if not 0 <= apart <= header.size <= most or apart > len(content):
-            raise UnusualError("its size is impossible")
-        codec = chunk.codec if header.compressed else "UNCOMPRESSED"
-        packed.append((codec, content[apart:], header.size - apart))
-        packed += [(codec, more, header.size) for more in contents[1:]]
-    done = iter(_decompressed(packed))
-    return [
-        opened for page in pages for opened in _apart(page, list(islice(done, len(page.contents))))
-    ]
-
-
-class _Opened(NamedTuple):
-    """One page, decompressed."""
-
-    page: _Stored
-    valid: Bools | None
-    """Which rows are not null; None if all are."""
-    content: memoryview
-    """What is not null."""
-    filled: int
-    """How many values that are."""
-
-
-def _apart(page: _Stored, contents: Sequence[memoryview]) -> list[_Opened]:
-    """Return pages that are alike, decompressed; those without nulls at a glance."""
-    if len(contents) > 1:
-        rows = page.header.rows
-        levels = equal_levels(rows, b"\x01") if page.chunk.nullable else b""
-        start, size = len(levels), len(levels) + rows * page.chunk.stored.itemsize
-        if all(len(content) == size and content[:start] == levels for content in contents):
-            return [_Opened(page, None, content[start:], rows) for content in contents]
-    return [_without_levels(page, content) for content in contents]
-
-
-def _without_levels(page: _Stored, content: memoryview) -> _Opened:
-    chunk, header, stored, _ = page
-    rows, valid = header.rows, None
-    if header.holds == "dictionary":
-        if len(content) != chunk.stored.itemsize * rows:
-            raise UnusualError("it holds another number of values")
-        return _Opened(page, None, content, rows)
-    if chunk.nullable and header.levels is None:
-        full = equal_levels(rows, b"\x01")
-        start = len(full)
-        if content[:start] != full:
-            start = 4 + int.from_bytes(content[:4], "little")
-            valid = valid_in(content[4:start], rows)
-        content = content[start:]
-    elif chunk.nullable:
-        valid = valid_in(bytes(stored[0][: header.levels]), rows)
-    filled = rows if valid is None else int(np.count_nonzero(valid))
-    if header.holds == "values" and len(content) != chunk.stored.itemsize * filled:
-        raise UnusualError("it holds another number of values")
-    return _Opened(page, valid, content, filled)
-
-
-def _looked_up(pages: Sequence[_Opened]) -> Iterator[Array]:
-    """Yield the values of pages, with those of places looked up in their dictionaries."""
-    places = iter(places_in(_stored_places(pages)))
-    for page, _, content, _ in pages:
-        if page.header.holds == "places":
-            yield _values_at(next(places), page.dictionary)
-            continue
-        values = np.frombuffer(content, page.chunk.stored)
-        if page.dictionary:
-            page.dictionary.values = values.copy()  # what it is decompressed into is not its own
-        else:
-            yield values
-
-
-def _stored_places(pages: Sequence[_Opened]) -> list[tuple[memoryview, int]]:
-    """Return the places, not unpacked, of those pages that do not hold values."""
-    found = [page for page in pages if page.page.header.holds == "places"]
-    return [(page.content, page.filled) for page in found]
-
-
-def _values_at(places: Places, dictionary: _Dictionary | None) -> Array:
-    if dictionary is None or dictionary.values is None:
-        raise UnusualError("it refers to a dictionary that is not there")
-    try:
-        return dictionary.values.take(places)
-    except IndexError:
-        raise UnusualError("its dictionary holds fewer values") from None
-
-
-class _Local(threading.local):
-    """What each thread has for itself."""
-
-    def __init__(self) -> None:
-        self.zstd = zstandard.ZstdDecompressor()
-
-
-_local = _Local()
-
-
-def decompressor() -> zstandard.ZstdDecompressor:
-    """Return this thread's decompressor."""
-    return _local.zstd
-
-
-def _decompressed(packed: Sequence[tuple[str, memoryview, int]]) -> list[memoryview]:
-    """Return what each of (codec, bytes, decompressed size) holds.
-
-    Raises:
-        UnusualError: One can't be decompressed to that size.
-    """
-    zstd = [item for item in packed if item[0] == "ZSTD" and item[2]]
-    at_once: Iterator[bytes | zstandard.BufferSegment] = iter(())
-    try:
-        if len(zstd) == 1:
-            ((_, stored, size),) = zstd
-            if zstandard.frame_content_size(stored) not in (-1, size):
-                raise UnusualError("it decompresses to another size")
-            at_once = iter([decompressor().decompress(stored, max_output_size=size)])
-        elif zstd:
-            sizes = np.array([size for _, _, size in zstd], np.uint64).tobytes()
-            together = decompressor().multi_decompress_to_buffer(
-                [stored for _, stored, _ in zstd], decompressed_sizes=sizes
-            )
-            at_once = (together[i] for i in range(len(zstd)))
-    except zstandard.ZstdError as error:
-        raise UnusualError(str(error)) from None
-    found = []
-    for codec, stored, size in packed:
-        packed_alone = codec != "ZSTD" or not size
-        content = _unpacked(codec, stored, size) if packed_alone else next(at_once)
-        if len(content) != size:
-            raise UnusualError("it decompresses to another size")
-        found.append(memoryview(content))  # type: ignore[arg-type]  # it has the buffer protocol
-    return found
-
-
-def _unpacked(codec: str, stored: memoryview, size: int) -> bytes:
-    if codec == "UNCOMPRESSED" or not size:
-        return bytes(stored[:size])
-    try:
-        if thrift.varint(stored, 0)[0] != size:  # Snappy begins with it
-            raise UnusualError("it decompresses to another size")
-        return bytes(pa.decompress(stored, size, codec=codec.lower(), asbytes=True))
-    except (pa.ArrowException, OSError, ValueError, IndexError) as error:
-        raise UnusualError(str(error)) from None

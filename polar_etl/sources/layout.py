@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from polar_etl.headers import NUMBER, STATISTICS, pages_of
-from polar_etl.pages import Chunk, stored_dtype
+from polar_etl.page_values import Chunk, stored_dtype
 from polar_etl.thrift import (
     behind,
     decoded,

@@ -19,7 +19,7 @@ import zstandard
 from polar_etl.columns import Piece
 from polar_etl.headers import HEADER, PageHeader, UnusualError, header_of
 from polar_etl.page_buffers import equal_levels
-from polar_etl.pages import decompressor, is_intact
+from polar_etl.page_values import decompressor, is_intact
 from polar_etl.scratch import scratch
 from polar_etl.sources.layout import ZSTD, Layout
 from polar_etl.thrift import as_number

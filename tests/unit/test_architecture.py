@@ -27,6 +27,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["columns", "headers", "page_buffers"],
     ["encoding"],
     ["runs"],
+    ["page_values"],
     ["pages"],
     ["features"],
     ["moments"],
@@ -177,8 +178,8 @@ def test_no_module_imports_an_optional_library_when_it_is_loaded(name):
         ("rich", set()),
         ("psutil", set()),
         ("xxhash", {"direct", "parts"}),
-        ("zstandard", {"pages", "encoding", "page_buffers", "sources.single_pages"}),
-        ("zlib_ng", {"pages", "encoding"}),
+        ("zstandard", {"page_values", "encoding", "page_buffers", "sources.single_pages"}),
+        ("zlib_ng", {"page_values", "encoding"}),
     ],
 )
 def test_a_library_is_imported_only_where_it_belongs(library, allowed):
@@ -199,11 +200,12 @@ def test_rooms_that_need_nothing_but_the_standard_library(name):
         ("scratch", set()),
         ("headers", {"thrift"}),
         ("runs", {"headers", "thrift", "scratch"}),
-        ("pages", {"headers", "thrift", "columns", "page_buffers", "runs", "scratch"}),
+        ("page_values", {"headers", "thrift", "page_buffers", "runs"}),
+        ("pages", {"headers", "columns", "page_values", "scratch"}),
         ("encoding", {"thrift", "page_buffers"}),
         ("direct", set()),
         ("executors.forked", {"errors", "executors.local", "memory"}),
-        ("sources.layout", {"headers", "pages", "thrift"}),
+        ("sources.layout", {"headers", "page_values", "thrift"}),
     ],
 )
 def test_rooms_that_need_few_others(name, allowed):

@@ -14,13 +14,8 @@ from polar_etl import pages, thrift
 from polar_etl.columns import Piece, validity
 from polar_etl.errors import InputError
 from polar_etl.headers import LongValueError, UnusualError, pages_of
-from polar_etl.pages import (
-    Chunk,
-    ColumnReader,
-    is_usual,
-    read_together,
-    stored_dtype,
-)
+from polar_etl.page_values import Chunk, stored_dtype
+from polar_etl.pages import ColumnReader, is_usual, read_together
 from polar_etl.sources.base import Reading
 from polar_etl.sources.parquet import ParquetSource
 from tests.unit.plain import (
