@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise, repeat
+from itertools import accumulate, pairwise, repeat, zip_longest
 from math import ceil, log2
 from typing import BinaryIO, NamedTuple
 
@@ -103,24 +103,43 @@ def beside(windows: Sequence[Windows], rows: Sequence[int]) -> Windows:
     if len(windows) == 1:
         return windows[0]
     everything = sum(some[-1] for some in windows)
+    alike = len({*rows[:-1]}) == 1 and rows[-1] <= rows[0]
+    longest = tuple(map(max, zip_longest(*windows, fillvalue=0)))
+    longest = tuple(accumulate(longest, max))
     found = []
     for place in range(_count(sum(rows))):
-        pairs = zip(windows, rows, strict=True)
-        most = max(_across(some, many, _reach(place)) for some, many in pairs)
+        reach = _reach(place)
+        if alike:
+            most = _across(longest, rows[0], reach)
+        else:
+            pairs = zip(windows, rows, strict=True)
+            whole = max(some[-1] * -(-reach // max(many, 1)) for some, many in pairs)
+            most = max(whole, text_in(longest, reach)) + text_in(longest, reach)
         found.append(min(most, everything))
     return tuple(found)
 
 
 def _across(windows: Windows, rows: int, reach: int) -> int:
-    """Return how much text stands in neighbouring rows of files that are all like one.
+    """Return how much text stands in neighbouring rows of files that have so many rows each.
 
-    The ends of two files may be where most of it is, so whole files are one fewer then.
+    Some files are inside as a whole, and of one on either side the end where most of it is.
     """
-    many, rest = divmod(reach, rows)
-    inside = many * windows[-1] + 2 * text_in(windows, ceil(rest / 2)) * bool(rest)
-    if not many:
-        return max(inside, text_in(windows, reach))
-    return max(inside, (many - 1) * windows[-1] + 2 * text_in(windows, ceil((rows + rest) / 2)))
+    inside = reach // rows
+    return max(
+        many * windows[-1] + _in_two(windows, reach - many * rows)
+        for many in range(max(inside - 2, 0), inside + 1)
+    )
+
+
+def _in_two(windows: Windows, rows: int) -> int:
+    """Return how much text stands in so many rows of two files."""
+    found = text_in(windows, rows) if rows else 0
+    for place, text in enumerate(windows):
+        fewest = int(2 ** ((place - 1) / _STEPS) + 1e-9) + 1  # rows that need this window
+        if 2 * fewest > rows:
+            break
+        found = max(found, text + text_in(windows, rows - fewest))
+    return found
 
 
 def _count(rows: int) -> int:
