@@ -16,7 +16,8 @@ from polar_etl.events import Listener, silent
 from polar_etl.features import Features
 from polar_etl.memory import limit_in_force, parse_size
 from polar_etl.pipeline import Control, Report
-from polar_etl.plan import Plan, make_plan
+from polar_etl.plan import Plan
+from polar_etl.planning import make_plan
 from polar_etl.scaler import Scaler
 from polar_etl.selection import select
 from polar_etl.settings import Limits, Settings

@@ -29,7 +29,8 @@ from polar_etl.memory import PeakSampler, peak_of_process, resident_memory
 from polar_etl.moments import Moments, merge_all
 from polar_etl.parts import MOST_PARTS
 from polar_etl.passes import Encoder
-from polar_etl.plan import Plan, make_plan
+from polar_etl.plan import Plan
+from polar_etl.planning import make_plan
 from polar_etl.run import Run
 from polar_etl.scaler import Scaler, library_versions
 from polar_etl.settings import Limits, Settings

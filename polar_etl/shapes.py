@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from polar_etl.features import Features, value_type
-from polar_etl.plan import TEXT_COPIES, Shape, slab_rows
+from polar_etl.plan import TEXT_COPIES, Shape
+from polar_etl.planning import slab_rows
 from polar_etl.scaler import output_type
 from polar_etl.settings import Settings
 from polar_etl.sources.base import SourceFile

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from polar_etl.blocks import block_rows
 from polar_etl.errors import MemoryLimitError
 from polar_etl.memory import parse_size
-from polar_etl.plan import Plan, make_plan, slab_rows
+from polar_etl.plan import Plan
+from polar_etl.planning import make_plan, slab_rows
 from polar_etl.sources.base import cut
 from tests.unit.shapes import shape
 

@@ -44,6 +44,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["sources.streams"],
     ["sources.discovery"],
     ["plan"],
+    ["planning"],
     ["settings"],
     ["shapes"],
     ["selection"],
