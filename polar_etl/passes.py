@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -253,12 +254,23 @@ def _text(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.Ar
         encoded = plain.dictionary_encode()
         indices = encoded.indices.cast(kind.index_type)
         return pa.DictionaryArray.from_arrays(indices, encoded.dictionary)
+    words = pa.types.is_dictionary(column.type)
+    looked_through = _by_dictionary(column) if words else _pieces(column, ends)
+    few = _few_words(looked_through, words_kept(int(ends[-1])))
+    return pa.chunked_array(list(_pieces(column, ends))) if few is None else few
+
+
+def _pieces(text: pa.ChunkedArray, ends: npt.NDArray[np.int64]) -> Iterator[pa.Array]:
+    """Yield text in pieces of so many letters as are held at a time.
+
+    Args:
+        text: The text.
+        ends: How many letters there are up to each value, and with it.
+    """
     cuts = np.searchsorted(ends, np.arange(LETTERS, ends[-1], LETTERS), "right")
     starts = np.unique(np.concatenate([[0], cuts])).tolist()
-    lengths = np.diff([*starts, len(column)]).tolist()
-    pieces = [column.slice(first, rows) for first, rows in zip(starts, lengths, strict=True)]
-    few = _few_words(pieces, words_kept(int(ends[-1])))
-    return pa.chunked_array(map(_in_one, pieces)) if few is None else few
+    for first, stop in pairwise([*starts, len(text)]):
+        yield _in_one(text.slice(first, stop - first))
 
 
 def _of_words(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
@@ -303,10 +315,21 @@ def _used(words: pa.DictionaryArray) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(array_of(indices, valid), kept)
 
 
-def _few_words(pieces: Iterable[pa.ChunkedArray], most: int) -> pa.DictionaryArray | None:
+def _by_dictionary(text: pa.ChunkedArray) -> Iterator[pa.DictionaryArray]:
+    """Yield text in runs with one dictionary: a word of megabytes may stand in every row."""
+    for _, chunks in groupby(text.iterchunks(), key=lambda chunk: _address(chunk.dictionary)):
+        yield pa.chunked_array(chunks).combine_chunks()
+
+
+def _address(words: pa.Array) -> tuple[int, int, int]:
+    """Return where words stand in memory: batches of a row group have them in common."""
+    return words.buffers()[1].address, words.offset, len(words)
+
+
+def _few_words(pieces: Iterable[pa.Array], most: int) -> pa.DictionaryArray | None:
     """Return pieces of text as one array, if their words have no more than so many letters."""
     found: list[pa.DictionaryArray] = []
-    for piece in map(_in_one, pieces):
+    for piece in pieces:
         words = _used(piece) if pa.types.is_dictionary(piece.type) else piece.dictionary_encode()
         found = pa.chunked_array([*found, words]).unify_dictionaries().chunks
         if _letters(found[0].dictionary).sum() > most:
