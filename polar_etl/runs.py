@@ -129,7 +129,8 @@ def _runs(content: Octets, count: int, most: float) -> list[_Run]:
         while left:
             head, start = thrift.varint(raw, at)
             if head & 1 and width:
-                run = _run_of_bits(content, at, start - at, (head >> 1) * width, left)
+                groups = min(head >> 1, -(-left // 8))  # the last run may tell of any number
+                run = _run_of_bits(content, at, start - at, groups * width, left)
             else:
                 stop = start + (0 if head & 1 else -(-width // 8))
                 if stop > len(content):

@@ -105,6 +105,11 @@ def test_damaged_places_are_unusual(content):
         places_in([(content, 8)])
 
 
+def test_a_last_run_that_tells_of_too_many_takes_no_memory_for_them():
+    content = b"\x08" + thrift.as_varint(1 << 50 | 1) + bytes(range(8))
+    assert places_in([(content, 8)])[0].tolist() == list(range(8))
+
+
 @given(st.binary(max_size=60), st.integers(0, 40))
 def test_any_bytes_are_unusual_or_as_many_places(content, count):
     try:
