@@ -303,10 +303,11 @@ def _decoding(shape: Shape, plan: Plan, window: int) -> int:
     windows = plan.batch_rows, plan.slab_rows
     plain = shape.columns - shape.arrow_columns
     cut = not shape.even_group or any(window % shape.even_group for window in windows)
-    kept = int(plain * shape.page_bytes * _KEPT) * (cut and reading.keep_pages)
-    kept += int(shape.number_dictionaries * _KEPT) * (cut and reading.keep_dictionaries)
     behind = max(shape.rows - min(windows), 0)  # rows that the first window leaves, at most
-    found = min(kept, int(behind * shape.row_bytes * _KEPT))
+    pages = int(min(plain * shape.page_bytes, behind * shape.row_bytes) * _KEPT)
+    kept = pages * (cut and reading.keep_pages)  # a dictionary is kept whole, for however few rows
+    kept += int(shape.number_dictionaries * _KEPT) * (cut and reading.keep_dictionaries)
+    found = min(kept, shape.rows * shape.row_bytes)
     found += _PAGE_OBJECTS * plain * bool(kept)
     if not shape.arrow_columns:
         return found
@@ -319,8 +320,8 @@ def _decoding(shape: Shape, plan: Plan, window: int) -> int:
         largest = shape.word_bytes / max(min(shape.word_columns // many, plan.threads), 1)
         found += int(_CHUNK_COPIES * decoded * largest + _GROWTH * shape.text_in(decoded))
     else:
-        pages = shape.page_bytes + shape.lookup_bytes
-        found += shape.arrow_columns * (_DECODER + int(_PAGE_COPIES * pages))
+        page = shape.page_bytes + shape.lookup_bytes
+        found += shape.arrow_columns * (_DECODER + int(_PAGE_COPIES * page))
         here = decoded * (shape.stream_bytes + _WORD_COPIES * shape.word_bytes)
         here += TEXT_COPIES * shape.text_in(decoded)
         found += here + min(_STREAM, shape.rows * shape.row_bytes)

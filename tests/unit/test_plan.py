@@ -191,3 +191,10 @@ def test_slabs_are_of_moderate_size(size):
     assert 1 <= rows <= 1 << 20
     assert rows < 256 or rows % 256 == 0
     assert rows * size <= 512 << 20 or rows == 1
+
+
+def test_a_dictionary_is_billed_whole_for_however_few_rows_that_are_left():
+    few_left = shape(4_000, 6_000, 4_000, dictionary_bytes=16_000)
+    bill = dict(plan(few_left).bill)
+    assert plan(few_left).reading.keep_dictionaries
+    assert bill["decoding"] >= 6_000 * 16_000
