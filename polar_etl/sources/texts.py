@@ -104,17 +104,16 @@ def beside(windows: Sequence[Windows], rows: Sequence[int]) -> Windows:
         return windows[0]
     everything = sum(some[-1] for some in windows)
     alike = len({*rows[:-1]}) == 1 and rows[-1] <= rows[0]
-    longest = tuple(map(max, zip_longest(*windows, fillvalue=0)))
-    longest = tuple(accumulate(longest, max))
+    longest = tuple(accumulate(map(max, zip_longest(*windows, fillvalue=0)), max))
     found = []
     for place in range(_count(sum(rows))):
         reach = _reach(place)
         if alike:
             most = _across(longest, rows[0], reach)
         else:
-            pairs = zip(windows, rows, strict=True)
+            pairs, inside = zip(windows, rows, strict=True), text_in(longest, reach)
             whole = max(some[-1] * -(-reach // max(many, 1)) for some, many in pairs)
-            most = max(whole, text_in(longest, reach)) + text_in(longest, reach)
+            most = max(whole, inside) + inside  # the ends of two files may meet
         found.append(min(most, everything))
     return tuple(found)
 
