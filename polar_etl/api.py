@@ -63,8 +63,9 @@ class Options:
     """Rows of a part; None: one row group, about 32 MiB (more for wide tables)."""
     part_size: str | int | None = None
     """Decoded bytes of a part, instead of `rows_per_part`."""
-    compression_level: int = 1
-    """Level of zstd, -7 to 22."""
+    compression_level: int | None = None
+    """Level of zstd, -7 to 22; None: 1, but -1 for numbers that shrink by less than an eighth: what
+    repeats is found, and the rest left as it is, which is written and read faster."""
     state_dir: StrPath | None = None
     """Where manifest and scaler are kept; None: `OUT.polar-etl` beside the output."""
     overwrite: bool = False
@@ -84,7 +85,7 @@ class Options:
             object.__setattr__(self, name, _patterns(name, getattr(self, name)))
         for name in ("ddof", "threads", "rows_per_part", "compression_level"):
             value = getattr(self, name)
-            whole = type(value) is int or (value is None and name in ("threads", "rows_per_part"))
+            whole = type(value) is int or (value is None and name != "ddof")
             _require(whole, f"{name} must be a whole number, found {value!r}.")
         _require(isinstance(self.processes, bool), f"processes is no bool, but {self.processes!r}.")
         _require(self.ddof in (0, 1), f"ddof must be 0 or 1, found {self.ddof}.")
@@ -102,7 +103,10 @@ class Options:
             self.rows_per_part is None or self.part_size is None,
             "Give rows_per_part or part_size, not both.",
         )
-        _require(-7 <= self.compression_level <= 22, "compression_level must be -7 to 22.")
+        _require(
+            self.compression_level is None or -7 <= self.compression_level <= 22,
+            "compression_level must be -7 to 22.",
+        )
 
     def limits(self) -> Limits:
         """Return the memory limit in bytes and the number of threads."""

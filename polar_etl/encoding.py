@@ -6,7 +6,6 @@ What it says of a file's schema, and of the chunks that it encodes, is taken ove
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -17,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 from zlib_ng import zlib_ng
 
 from polar_etl import thrift
+from polar_etl.compression import LEVEL, compressed, worthwhile_level
 from polar_etl.page_buffers import PAGE_BYTES, Bools, Bytes, Filled, LaidOut, PagedColumns
 from polar_etl.thrift import BINARY, I16, I32, I64, LIST, STRUCT, Field
 
@@ -104,8 +103,8 @@ class PartFormat:
     schema: pa.Schema
     plain: tuple[str, ...]
     """Names of the normalized columns: no dictionary, no statistics, nobody looks values up."""
-    level: int
-    """Level of zstd."""
+    level: int | None
+    """Level of zstd, see `compressed`."""
 
     @cached_property
     def _described(self) -> dict[str, tuple[bytes, bool]]:
@@ -149,7 +148,7 @@ class PartFormat:
 
     def _chunks(self, names: Sequence[str], rows: int, laid_out: LaidOut) -> Iterator[Chunk]:
         """Yield columns of so many rows as chunks, from their pages."""
-        bodies = self._compressed(laid_out.pages)
+        bodies = compressed(laid_out.pages, self.level)
         stored = np.fromiter(map(len, bodies), np.int64, len(bodies))
         sums = np.fromiter(map(zlib_ng.crc32, bodies), np.uint32, len(bodies)).view(np.int32)
         numbers = map(_numbers, (laid_out.sizes, stored, sums.astype(np.int64), laid_out.rows))
@@ -169,14 +168,6 @@ class PartFormat:
             content = [piece for page in islice(pages, count) for piece in page]
             yield Chunk(content, Described(size, plain_size, entry))
 
-    def _compressed(self, pages: list[Bytes] | zstandard.BufferWithSegments) -> list[Bytes]:
-        """Return pages compressed, many at one go: each call waits for the interpreter once."""
-        compressor = _compressor(self.level)
-        if len(pages) < 2:
-            return [compressor.compress(memoryview(pages[i])) for i in range(len(pages))]  # type: ignore[arg-type]
-        together = compressor.multi_compress_to_buffer(pages)  # type: ignore[arg-type]
-        return [memoryview(together[i]) for i in range(len(pages))]  # type: ignore[arg-type]
-
     def others(self, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> dict[str, list[Chunk]]:
         """Return columns of any type as chunks, one for each leaf, as PyArrow encodes them.
 
@@ -195,7 +186,7 @@ class PartFormat:
             sink,
             schema,
             compression="zstd",
-            compression_level=self.level,
+            compression_level=self._levels(schema, columns),
             use_dictionary=worded or False,
             write_statistics=looked_up or False,
             data_page_size=PAGE_BYTES,
@@ -208,6 +199,18 @@ class PartFormat:
             writer.write_table(table, row_group_size=max(table.num_rows, 1))
         found = _chunks_of(_bytes_of(sink))
         return {name: [next(found) for _ in range(_leaves(schema.field(name)))] for name in columns}
+
+    def _levels(
+        self, schema: pa.Schema, columns: Mapping[str, pa.Array | pa.ChunkedArray]
+    ) -> int | dict[str, int]:
+        """Return the level of zstd of each leaf: of vectors, what they are worth."""
+        if self.level is not None:
+            return self.level
+        worth = {
+            name: _level_of_vectors(column) if name in self._plain else LEVEL
+            for name, column in columns.items()
+        }
+        return {path: worth[one.name] for one in schema for path in leaf_paths(pa.schema([one]))}
 
     @cached_property
     def _plain(self) -> frozenset[str]:
@@ -325,23 +328,6 @@ def row_group(rows: int, number: int, chunks: Sequence[Placed]) -> bytes:
     )
 
 
-class _Local(threading.local):
-    """What each thread has for itself."""
-
-    def __init__(self) -> None:
-        self.compressors: dict[int, zstandard.ZstdCompressor] = {}
-
-
-_local = _Local()
-
-
-def _compressor(level: int) -> zstandard.ZstdCompressor:
-    found = _local.compressors.get(level)
-    if found is None:
-        found = _local.compressors[level] = zstandard.ZstdCompressor(level=level)
-    return found
-
-
 def _bytes_of(sink: pa.BufferOutputStream) -> memoryview:
     return memoryview(sink.getvalue()).cast("B")  # PyArrow's bytes are signed ones
 
@@ -374,6 +360,12 @@ def _chunks_of(file: memoryview) -> Iterator[Chunk]:
             (file[start : start + size],),
             Described(size, thrift.number(footer, meta[6]), entry),
         )
+
+
+def _level_of_vectors(column: pa.ChunkedArray) -> int:
+    """Return the level that vectors are worth; nothing that stands in place of a null decides."""
+    valid, *_, numbers_valid, numbers = column.chunk(column.num_chunks // 2).buffers()
+    return LEVEL if valid or numbers_valid else worthwhile_level(memoryview(numbers).cast("B"))
 
 
 def _in_pieces(column: pa.Array | pa.ChunkedArray) -> bool:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
 from polar_etl import thrift
 from polar_etl.scratch import scratch
@@ -122,8 +121,8 @@ class PagedColumns:
             memory[columns[nullable], self._room - len(levels) : self._room] = levels
         start = columns * self._stride + self._room - room
         sizes = room + self.rows * self.dtype.itemsize
-        segments = np.stack([start, sizes], axis=1).astype(np.uint64).tobytes()
-        pages = zstandard.BufferWithSegments(self._memory, segments)
+        bounds = zip(start.tolist(), (start + sizes).tolist(), strict=True)
+        pages: list[Bytes] = [self._memory[first:stop] for first, stop in bounds]
         return LaidOut(pages, sizes, np.full(len(columns), self.rows), [1] * len(columns))
 
     def plain_pages(
@@ -153,7 +152,7 @@ class PagedColumns:
 class LaidOut(NamedTuple):
     """Pages of some columns, not yet compressed, one column behind the other."""
 
-    pages: list[Bytes] | zstandard.BufferWithSegments
+    pages: list[Bytes]
     sizes: Ints
     """Bytes of each page."""
     rows: Ints

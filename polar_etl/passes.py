@@ -162,7 +162,7 @@ class Encoder:
     form: PartFormat
 
     @classmethod
-    def of(cls, schema: pa.Schema, scaler: Scaler, level: int) -> Encoder:
+    def of(cls, schema: pa.Schema, scaler: Scaler, level: int | None) -> Encoder:
         """Return the encoder for a source of this schema."""
         form = PartFormat(output_schema(schema, scaler), scaler.columns, level)
         return cls(scaler.features, scaler.standardizer(), form)

@@ -21,8 +21,8 @@ class Settings:
     """None for the default, which follows from the schema."""
     part_bytes: int | None
     """Decoded bytes of a part, another way to say `rows_per_part`."""
-    level: int
-    """Level of zstd."""
+    level: int | None
+    """Level of zstd; None for what the values are worth."""
     scaler: str | None = None
     """Hash of the scaler to apply; None to fit one."""
 

@@ -59,7 +59,7 @@ def write_stream(
     scaler: Scaler,
     plan: Plan,
     workspace: Workspace,
-    level: int,
+    level: int | None,
     *,
     overwrite: bool = False,
 ) -> list[Receipt]:

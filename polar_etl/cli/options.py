@@ -87,7 +87,13 @@ PartSize = Annotated[
     Optional[str],  # noqa: UP045
     option("--part-size", "Decoded size of a part, such as 256MB, instead of rows."),
 ]
-Level = Annotated[int, option("--compression-level", "Level of zstd, -7 to 22.")]
+Level = Annotated[
+    Optional[int],  # noqa: UP045
+    option(
+        "--compression-level",
+        "Level of zstd, -7 to 22; default: 1, but -1 for what shrinks by less than an eighth.",
+    ),
+]
 StateDir = Annotated[
     Optional[Path],  # noqa: UP045
     option("--state-dir", "Where manifest and scaler are kept; default: OUT.polar-etl."),

@@ -78,7 +78,7 @@ class TestOptions:
             *({"compression_level": -8}, {"part_size": "big"}, {"memory_limit": "0"}),
             *({"memory_limit": "lots"}, {"no_such_option": 1}, {"ddof": 0, "ddoff": 1}),
             *({"ddof": 1.0}, {"ddof": True}, {"ddof": None}, {"threads": "2"}),
-            *({"rows_per_part": 1e5}, {"compression_level": None}),
+            *({"rows_per_part": 1e5}, {"compression_level": 1.0}),
             *({"columns": 7}, {"exclude": ["x", 7]}),
         ],
         ids=str,
