@@ -22,7 +22,9 @@ def ordered_map(
 ) -> Generator[Result, None, None]:
     """Yield `task(item)` for every item, in order, working ahead on a few of them.
 
-    The items are drawn in the calling thread, so whatever reads them overlaps with the tasks.
+    The items are drawn in the calling thread, so whatever reads them overlaps with the tasks; as
+    many as may be, before the first result is waited for: what the caller does with one takes time,
+    in which no task is to run out of work.
     Closing the generator drops tasks that have not begun and waits for those that have.
 
     Args:
@@ -46,7 +48,7 @@ def ordered_map(
                     latest = {k: f for k, f in latest.items() if not f.done()} | {key: future}
                 waiting.append(future)
                 del item
-                while waiting and (len(waiting) >= in_flight or waiting[0].done() or scarce()):
+                while waiting and (len(waiting) >= in_flight or scarce()):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -223,3 +223,18 @@ def test_results_in_step_come_together_and_whole(count):
 
     assert [x for some in found for x in some] == list(range(23 // count * count))
     assert all(len(some) == count for some in found)
+
+
+@pytest.mark.parametrize("lane", [None, lambda x: x % 2])
+def test_tasks_are_waiting_while_the_caller_is_busy_with_a_result(lane):
+    """Or threads run out of work whenever a result comes quickly."""
+    drawn: list[int] = []
+
+    def items():
+        for item in range(9):
+            drawn.append(item)
+            yield item
+
+    with closing(ordered_map(lambda x: x, items(), threads=2, in_flight=4, lane=lane)) as found:
+        for item in found:
+            assert len(drawn) == min(item + 4, 9)
