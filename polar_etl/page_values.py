@@ -79,7 +79,13 @@ class Dictionary:
     def __init__(self, place: int, header: PageHeader) -> None:
         self.place, self.header = place, header
         self.values: Array | None = None
-        """What is in it; None while nobody needs it."""
+        """What is in it; None while nobody needs it. Good until other pages are decoded, unless it
+        is kept."""
+
+    def keep(self) -> None:
+        """Keep what is in it: what it was decompressed into is not its own."""
+        if self.values is not None and self.values.base is not None:
+            self.values = self.values.copy()
 
 
 class StoredPages(NamedTuple):
@@ -218,7 +224,7 @@ def _looked_up(pages: Sequence[_Opened]) -> Iterator[Array]:
             continue
         values = np.frombuffer(content, page.chunk.stored)
         if page.dictionary:
-            page.dictionary.values = values.copy()  # what it is decompressed into is not its own
+            page.dictionary.values = values
         else:
             yield values
 

@@ -218,7 +218,7 @@ class ColumnReader:
     def take(self, rows: int, pages: Sequence[Page]) -> list[Piece]:
         """Return the next rows, as they stand in the open page and in those behind it."""
         if self._is_whole(rows, pages):
-            self._drop_dictionary()
+            self._settle_dictionary()
             return [Piece(pages[0].values)]
         found = []
         behind = iter(pages)
@@ -248,10 +248,13 @@ class ColumnReader:
             and not (self._page.rows or self._again)
         )
 
-    def _drop_dictionary(self) -> None:
-        """Let go of the dictionary, unless rows that are left need it and it is kept for them."""
-        needed = self._by_places and self._left and self._keep_dictionary
-        if self._dictionary and not needed:
+    def _settle_dictionary(self) -> None:
+        """Keep the dictionary if rows that are left need it and it may be, or let go of it."""
+        if not self._dictionary:
+            return
+        if self._by_places and self._left and self._keep_dictionary:
+            self._dictionary.keep()
+        else:
             self._dictionary.values = None
 
     def _let_go(self, *, several: bool) -> None:
@@ -260,7 +263,7 @@ class ColumnReader:
         Pages are decompressed into one piece of memory, which lives as long as any of them.
         """
         page, left = self._page, self._page.rows - self._row
-        self._drop_dictionary()
+        self._settle_dictionary()
         if left and self._keep:
             if several:
                 valid = None if page.valid is None else page.valid[self._row :].copy()

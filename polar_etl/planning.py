@@ -39,6 +39,9 @@ waits for the interpreter, and the processor's caches are only so large (measure
 slower)."""
 _PAGE_BYTES_TOGETHER = 8
 """Bytes for each of these values of pages, or dictionaries, that are decompressed at one go."""
+_LOOKED_UP = 1 << 18
+"""Rows of a batch of the first pass, at most, where dictionaries can be kept: as many values as fit
+into the dictionary of the most common writer, which goes on without one then."""
 _AHEAD = 16
 """Batches of the first pass in flight, at most: so many that tasks go on while the manifest waits
 for the disk. Until its turn comes nothing of a batch is decoded."""
@@ -187,8 +190,9 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
         threads, in_flight = min(threads, shares), min(in_flight, max(2 * shares - 1, 1))
     block = block_rows(shape.normalized)
     batch = max(min(slab_rows(shape.normalized_bytes), rows) // block, 1) * block
-    if not way.reading.keep_dictionaries:  # the more rows, the less often they are decoded
-        batch = max(batch, min(shape.largest_group, rows) // block * block)
+    if shape.number_dictionaries:  # the more rows, the less often they are decoded, or kept at all
+        most = _LOOKED_UP if way.reading.keep_dictionaries else rows
+        batch = max(batch, min(shape.largest_group, rows, most) // block * block)
     ahead = _MOMENTS_AHEAD // max(moments_bytes(shape, batch), 1)
     pages = _PAGE_BYTES_TOGETHER * way.values // max(shape.page_bytes, shape.own_lookup_bytes, 1)
     plan = Plan(
