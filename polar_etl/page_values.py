@@ -79,11 +79,10 @@ class Dictionary:
     def __init__(self, place: int, header: PageHeader) -> None:
         self.place, self.header = place, header
         self.values: Array | None = None
-        """What is in it; None while nobody needs it. Good until other pages are decoded, unless it
-        is kept."""
+        """What is in it; None while nobody needs it."""
 
     def keep(self) -> None:
-        """Keep what is in it: what it was decompressed into is not its own."""
+        """Keep what is in it, and not what else was decompressed with it."""
         if self.values is not None and self.values.base is not None:
             self.values = self.values.copy()
 
@@ -124,10 +123,9 @@ def decoded(pages: Sequence[StoredPages]) -> list[Page]:
         UnusualError: PyArrow must read one of them.
     """
     opened = _opened(pages)
-    values = iter(_looked_up(opened))
     return [
-        Page(page.header.rows, next(values), valid)
-        for page, valid, _, _ in opened
+        Page(page.header.rows, values, valid)
+        for (page, valid, _, _), values in zip(opened, _looked_up(opened), strict=True)
         if page.header.holds != "dictionary"
     ]
 
@@ -138,7 +136,9 @@ def require_few_runs(pages: Sequence[StoredPages]) -> None:
     Raises:
         UnusualError: PyArrow must read one of them.
     """
-    places_in(_stored_places(_opened(pages)), FEW_RUNS)
+    opened = [one for one in _opened(pages) if one.page.header.holds == "places"]
+    for _ in places_in([(one.content, one.filled) for one in opened], FEW_RUNS):
+        pass
 
 
 def is_intact(header: PageHeader, content: memoryview) -> bool:
@@ -215,24 +215,20 @@ def _without_levels(page: StoredPages, content: memoryview) -> _Opened:
     return _Opened(page, valid, content, filled)
 
 
-def _looked_up(pages: Sequence[_Opened]) -> Iterator[Array]:
-    """Yield the values of pages, with those of places looked up in their dictionaries."""
-    places = iter(places_in(_stored_places(pages)))
-    for page, _, content, _ in pages:
-        if page.header.holds == "places":
-            yield _values_at(next(places), page.dictionary)
-            continue
-        values = np.frombuffer(content, page.chunk.stored)
-        if page.dictionary:
-            page.dictionary.values = values
-        else:
-            yield values
-
-
-def _stored_places(pages: Sequence[_Opened]) -> list[tuple[memoryview, int]]:
-    """Return the places, not unpacked, of those pages that do not hold values."""
-    found = [page for page in pages if page.page.header.holds == "places"]
-    return [(page.content, page.filled) for page in found]
+def _looked_up(pages: Sequence[_Opened]) -> list[Array]:
+    """Return the values of pages, with those of places looked up in their dictionaries."""
+    found: list[Array] = [np.empty(0)] * len(pages)
+    for at, (page, _, content, _) in enumerate(pages):
+        if page.header.holds != "places":
+            values = found[at] = np.frombuffer(content, page.chunk.stored)
+            if page.dictionary:
+                page.dictionary.values = values
+    looked_up = [at for at, one in enumerate(pages) if one.page.header.holds == "places"]
+    stored = [(pages[at].content, pages[at].filled) for at in looked_up]
+    for number, places in places_in(stored):
+        at = looked_up[number]
+        found[at] = _values_at(places, pages[at].page.dictionary)
+    return found
 
 
 def _values_at(places: Places, dictionary: Dictionary | None) -> Array:

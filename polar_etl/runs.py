@@ -5,7 +5,8 @@ Levels are stored that way, and the places in a dictionary that a page of values
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ _RUNS_PER_VALUE = 1 / 64
 """Runs, or bytes of levels, per value up to which they are read here: one by one, in Python."""
 FEW_RUNS = 1 / 1024
 """Runs per value up to which PyArrow takes as long to look values up (measured)."""
-_TOGETHER = 1 << 15
+_TOGETHER = 1 << 14
 """Groups of eight places that are unpacked at a time, in the processor's cache."""
 _WIDEST = 25
 """Bits of a place, at most: so many lie within four bytes wherever they begin."""
@@ -85,12 +86,17 @@ class _Run(NamedTuple):
     """Runs of bits, each behind its own header."""
     stride: int
     """Bytes from one header to the next."""
+    room: int
+    """Places with those that fill up the last eight."""
 
 
 def places_in(
     pages: Sequence[tuple[Bytes, int]], runs_per_value: float = _RUNS_PER_VALUE
-) -> list[Places]:
-    """Return the places that pages hold, those with the same runs unpacked together.
+) -> Iterator[tuple[int, Places]]:
+    """Yield the number of each page and its places, those of pages with the same runs first.
+
+    They are this thread's scratch: good until the next ones are asked for, and in the processor's
+    cache until then.
 
     Args:
         pages: Of each, its values, the byte with their width included, and how many there are.
@@ -102,20 +108,19 @@ def places_in(
     alike: dict[tuple[int, int, bytes], list[int]] = {}
     for index, (content, count) in enumerate(pages):
         alike.setdefault((len(content), count, bytes(content[:2])), []).append(index)
-    found: list[Places] = [np.empty(0, np.uint32)] * len(pages)
     for (_, count, _), indices in alike.items():
         left = np.array(indices)
         table = np.array([np.frombuffer(pages[index][0], np.uint8) for index in indices])
+        if not count:
+            yield from ((index, np.empty(0, np.uint32)) for index in indices)
         while count and len(left):
             runs = _runs(table[0], count, 16 + count * runs_per_value)
             same = np.ones(len(table), np.bool_)
             for run in runs:
                 same &= (_heads(table, run) == run.heads).all(axis=1)
             rows = _places(table if same.all() else table[same], runs)
-            for index, row in zip(left[same].tolist(), rows, strict=True):
-                found[index] = row[:count]
+            yield from zip(left[same].tolist(), (row[:count] for row in rows), strict=True)
             left, table = left[~same], table[~same]
-    return found
 
 
 def _runs(content: Octets, count: int, most: float) -> list[_Run]:
@@ -137,7 +142,7 @@ def _runs(content: Octets, count: int, most: float) -> list[_Run]:
                     raise UnusualError("its places break off")
                 value = int.from_bytes(raw[start:stop], "little")
                 many = min((head >> 1) * (8 if head & 1 else 1), left)
-                run = _Run(many, value, content[at:stop], at, 1, stop - at)
+                run = _Run(many, value, content[at:stop], at, 1, stop - at, many)
             found.append(run)
             at += run.many * run.stride
             left -= run.places
@@ -171,10 +176,11 @@ def _run_of_bits(content: Octets, at: int, head: int, length: int, left: int) ->
     end = at + many * stride
     if end > len(content) and many > 1:
         many, end = many - 1, end - stride
-    places = min(many * length // width * 8, left)
+    room = many * length // width * 8
+    places = min(room, left)
     if 8 * (len(content) - at - head) < places * width and end > len(content):
         raise UnusualError("its places break off")
-    return _Run(places, None, content[at : at + head], at, many, stride)
+    return _Run(places, None, content[at : at + head], at, many, stride, room)
 
 
 def _heads(table: Octets, run: _Run) -> Octets:
@@ -184,34 +190,48 @@ def _heads(table: Octets, run: _Run) -> Octets:
     return table[:, run.start : run.start + run.many * run.stride : run.stride]
 
 
-def _places(table: Octets, runs: Sequence[_Run]) -> Places:
-    """Return the places in pages that have the same runs; the last run may tell of too many."""
+def _places(table: Octets, runs: Sequence[_Run]) -> Iterator[Places]:
+    """Yield the places in pages that have the same runs; the last run may tell of too many."""
     width = int(table[0, 0])
-    parts: list[Places] = []
-    for run in runs:
-        if run.value is not None:
-            parts.append(np.full((len(table), run.places), run.value, np.uint32))
-            continue
-        bits = table[:, run.start : run.start + run.many * run.stride]
-        if bits.shape[1] < run.many * run.stride:  # some writers leave out the end of the last run
-            bits = np.pad(bits, ((0, 0), (0, run.many * run.stride - bits.shape[1])))
-        bits = bits.reshape(len(table), run.many, run.stride)[:, :, len(run.heads) :]
-        parts.append(_unpacked(bits, width)[:, : run.places])
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+    ends = list(accumulate(run.room for run in runs))
+    length = sum(run.room for run in runs)
+    some = max(8 * _TOGETHER // max(length, 1), 1)
+    for first in range(0, len(table), some):
+        rows = table[first : first + some]
+        found = scratch("places", 4 * len(rows) * length).view(np.uint32).reshape(len(rows), length)
+        for run, end in zip(runs, ends, strict=True):
+            room = found[:, end - run.room : end]
+            if run.value is None:
+                _unpack(_bits(rows, run), width, room)
+            else:
+                room[...] = run.value
+        yield from found
 
 
-def _unpacked(bits: Octets, width: int) -> Places:
-    """Return places of `width` bits each, shape `(pages, places)`; groups of eight are bytes."""
+def _bits(table: Octets, run: _Run) -> Octets:
+    """Return the bits of a run in each page, without headers; shape `(pages, runs, bytes)`."""
+    size = run.many * run.stride
+    bits = table[:, run.start : run.start + size]
+    if bits.shape[1] < size:  # some writers leave out the end of the last run
+        bits = np.pad(bits, ((0, 0), (0, size - bits.shape[1])))
+    return bits.reshape(len(table), run.many, run.stride)[:, :, len(run.heads) :]
+
+
+def _unpack(bits: Octets, width: int, room: Places) -> None:
+    """Write places of `width` bits each into `room`, shape `(pages, places)`.
+
+    Eight of them are whole bytes: the first of each eight are taken at one go, then the second.
+    """
     data = scratch("bits", bits.size + 4)  # windows of four bytes reach beyond the last group
     data[:-4].reshape(bits.shape)[...] = bits
-    found = np.empty((bits.size // width, 8), np.uint32)
-    for first in range(0, len(found), _TOGETHER):
-        groups = found[first : first + _TOGETHER]
-        by_place = scratch("places", groups.nbytes).view(np.uint32).reshape(8, -1)
-        for place, row in enumerate(by_place):
-            at = 8 * first * width + place * width
-            windows = np.ndarray(len(groups), "<u4", data.data, at >> 3, (width,))
-            np.right_shift(windows, at & 7, out=row)
-        by_place &= np.uint32((1 << width) - 1)
-        groups[...] = by_place.T
-    return found.reshape(len(bits), -1)
+    pages, groups = len(room), room.shape[1] // 8
+    by_eight = np.lib.stride_tricks.as_strided(
+        room, (pages, groups, 8), (room.strides[0], 8 * room.itemsize, room.itemsize)
+    )
+    for place in range(8):
+        bit = place * width
+        windows: Places = np.ndarray(
+            (pages, groups), "<u4", data.data, bit >> 3, (groups * width, width)
+        )
+        np.right_shift(windows, bit & 7, out=by_eight[:, :, place])
+    room &= np.uint32((1 << width) - 1)

@@ -12,6 +12,13 @@ from polar_etl.runs import FEW_RUNS, places_in
 EVERY_RUN = 1.0
 
 
+def all_places(some: list[tuple[bytes, int]], *most: float) -> list[list[int]]:
+    """Return the places of each page."""
+    found = {number: places.tolist() for number, places in places_in(some, *most)}
+    assert sorted(found) == list(range(len(some)))
+    return [found[number] for number in range(len(some))]
+
+
 def bits_of(places: list[int], width: int) -> bytes:
     """Return places packed as the format tells: bit by bit, the lowest first."""
     number = sum(place << index * width for index, place in enumerate(places))
@@ -55,9 +62,9 @@ def pages(draw: st.DrawFn) -> tuple[bytes, list[int]]:
 def test_places_are_those_that_were_packed(some, times):
     some = some * times  # pages with equal runs are unpacked together
 
-    found = places_in([(content, len(places)) for content, places in some], EVERY_RUN)
+    found = all_places([(content, len(places)) for content, places in some], EVERY_RUN)
 
-    assert [row.tolist() for row in found] == [places for _, places in some]
+    assert found == [places for _, places in some]
 
 
 def test_pages_of_one_length_need_not_have_the_same_runs():
@@ -65,9 +72,9 @@ def test_pages_of_one_length_need_not_have_the_same_runs():
     first = bytes([width]) + packed([1] * 8, width) + repeated(5, 8, width)
     second = bytes([width]) + packed([1] * 8, width) + repeated(6, 8, width)
 
-    found = places_in([(first, 16), (second, 16), (first, 16)])
+    found = all_places([(first, 16), (second, 16), (first, 16)])
 
-    assert [row.tolist() for row in found] == [[1] * 8 + [n] * 8 for n in (5, 6, 5)]
+    assert found == [[1] * 8 + [n] * 8 for n in (5, 6, 5)]
 
 
 @pytest.mark.parametrize("runs", [1, 3])
@@ -79,9 +86,7 @@ def test_the_end_of_the_last_run_may_be_left_out(runs):
         content += packed(places[first : first + 8 * 63], width)
     content += packed(places[8 * 63 * runs :], width, whole=False)
 
-    (found,) = places_in([(content, len(places))])
-
-    assert found.tolist() == places
+    assert all_places([(content, len(places))]) == [places]
 
 
 @pytest.mark.parametrize(
@@ -102,18 +107,18 @@ def test_the_end_of_the_last_run_may_be_left_out(runs):
 )
 def test_damaged_places_are_unusual(content):
     with pytest.raises(UnusualError):
-        places_in([(content, 8)])
+        all_places([(content, 8)])
 
 
 def test_a_last_run_that_tells_of_too_many_takes_no_memory_for_them():
     content = b"\x08" + thrift.as_varint(1 << 50 | 1) + bytes(range(8))
-    assert places_in([(content, 8)])[0].tolist() == list(range(8))
+    assert all_places([(content, 8)]) == [list(range(8))]
 
 
 @given(st.binary(max_size=60), st.integers(0, 40))
 def test_any_bytes_are_unusual_or_as_many_places(content, count):
     try:
-        (found,) = places_in([(content, count)])
+        (found,) = all_places([(content, count)])
     except UnusualError:
         event("unusual")
         return
@@ -124,8 +129,6 @@ def test_many_runs_are_read_but_not_looked_for():
     """PyArrow is faster with these; a plan that did not expect them must do without it."""
     many = b"\x04" + b"".join(repeated(n % 16, 8, 4) for n in range(60))
 
-    assert places_in([(many, 480)], EVERY_RUN)[0].tolist() == [
-        n % 16 for n in range(60) for _ in range(8)
-    ]
+    assert all_places([(many, 480)], EVERY_RUN) == [[n % 16 for n in range(60) for _ in range(8)]]
     with pytest.raises(UnusualError, match="many runs"):
-        places_in([(many, 480)], FEW_RUNS)
+        all_places([(many, 480)], FEW_RUNS)
