@@ -20,7 +20,7 @@ import numpy.typing as npt
 from polar_etl.columns import Piece, fill, missing, places, present
 from polar_etl.double import add, times
 from polar_etl.moments import NO_ROW, Moments
-from polar_etl.scratch import TILE_VALUES, scratch_floats
+from polar_etl.scratch import TILE_VALUES, scratch_floats, tile_arithmetic
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -65,7 +65,7 @@ def observe(
     whole, tail = divmod(rows, length)
     tiles = scratch_floats("moments", 2 * TILE_VALUES).reshape(2, -1)
     found = []
-    with np.errstate(all="ignore"):
+    with tile_arithmetic():
         if whole:
             found += _observe_blocks(tiles, columns, 0, whole, length, first_row)
         if tail:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from polar_etl.columns import Piece, array_of, fill, validity
 from polar_etl.features import fixed, numbers_valid, rows_valid, vector_pieces, vectors_of
 from polar_etl.page_buffers import Filled, PagedColumns
-from polar_etl.scratch import TILE_VALUES, scratch_floats
+from polar_etl.scratch import TILE_VALUES, scratch_floats, tile_arithmetic
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -64,7 +64,7 @@ class Standardizer:
     ) -> Filled:
         """Return the standardized values of the columns `index`."""
         paged = PagedColumns(len(index), rows, dtype)
-        with np.errstate(all="ignore"):
+        with tile_arithmetic():
             for column, first, tile in self._tiles(columns, index, rows):
                 paged.put(column, first, tile)
         found: dict[int, Bools] = {}
@@ -90,7 +90,7 @@ class Standardizer:
         dtype = np.dtype(np.float32 if self.single.all() else np.float64)
         data = pa.allocate_buffer(len(column) * width * dtype.itemsize)
         numbers = np.frombuffer(data, dtype)
-        with np.errstate(all="ignore"):
+        with tile_arithmetic():
             table = numbers.reshape(-1, width).T
             pieces = vector_pieces(chunks, width)
             for low, first, tile in self._tiles(pieces, np.arange(width), len(column)):
