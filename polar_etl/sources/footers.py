@@ -310,9 +310,9 @@ def _measure(
     Of text the footer tells the encoded bytes; a dictionary can make a thousand times as many, so
     some rows are decoded, too. Where the words of a dictionary are far longer than these rows, the
     later rows are taken to hold them. How large pages are the footer does not tell, but their own
-    headers do. One value of each sampled column is read first: that raises an error where a column
-    is encrypted or damaged, while asking its footer would abort the process (PyArrow 26). So other
-    row groups are not asked, but taken to be alike.
+    headers do. Where the layout does not tell where a sampled column stands, a value of it is read
+    first: that raises an error where it is encrypted, while asking its footer would abort the
+    process (PyArrow 26). So other row groups are not asked, but taken to be alike.
     """
     metadata = opened.metadata
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
@@ -329,7 +329,8 @@ def _measure(
     if layout:
         for leaf in sampled:
             layout.require_page_sizes(largest, leaf, file.fileno())
-    for batch in _first_rows(opened, largest, sampled, 1):
+    unknown = [leaf for leaf in sampled if layout is None or not layout.tells_of(largest, leaf)]
+    for batch in _first_rows(opened, largest, unknown, 1):
         del batch
     found = lookup = values = 0
     rows = metadata.num_rows

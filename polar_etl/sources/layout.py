@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, islice
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -112,6 +112,10 @@ class Layout:
         """
         for _ in pages_of(file, *self.span(group, leaf)):
             pass
+
+    def tells_of(self, group: int, leaf: int) -> bool:
+        """Tell whether it is known where a chunk stands: not if it is encrypted."""
+        return bool(self.stop[group, leaf] > self.start[group, leaf])
 
     def span(self, group: int, leaf: int) -> tuple[int, int, int]:
         """Return where a chunk begins and ends, and its bytes before compression."""
@@ -292,39 +296,44 @@ def _of_groups(footer: bytes, at: int, columns: list[_Column]) -> Layout:
 
 def _read(footer: bytes, at: int, columns: Sequence[_Column], into: Ints) -> int:
     """Write what is kept of some neighbouring chunks into `into`, and return where they end."""
-    end = _read_usual(footer, at, columns, into)
-    if end is not None:
-        return end
-    for column, row in zip(columns, into, strict=True):
-        end = _read_usual(footer, at, [column], row[None])
-        if end is None:
-            row[:], end = _read_any(footer, at, column)
-        at = end
+    done = 0
+    while done < len(columns):
+        usual = _usual_chunks(footer, at, columns[done:])
+        if usual:
+            _keep(usual, columns[done:], into[done : done + len(usual)])
+            done, at = done + len(usual), usual[-1].end()
+        else:
+            into[done], at = _read_any(footer, at, columns[done])
+            done += 1
     return at
 
 
-def _read_usual(footer: bytes, at: int, columns: Sequence[_Column], into: Ints) -> int | None:
-    """Do the same for chunks that are all described as usual; return None if one is not."""
-    if _CHUNK.match(footer, at) is None:
-        return None
-    found = list(islice(_CHUNK.finditer(footer, at), len(columns)))
-    stops = [chunk.end() for chunk in found]
-    if [chunk.start() for chunk in found] != [at, *stops[:-1]]:
-        return None
-    kinds, names, codecs, *numbers, pages = zip(*(m.groups(b"\0") for m in found), strict=True)
-    if list(names) != [column.path for column in columns]:
-        return None
+def _usual_chunks(footer: bytes, at: int, columns: Sequence[_Column]) -> list[re.Match[bytes]]:
+    """Return the next chunks as long as they are described as usual."""
+    found: list[re.Match[bytes]] = []
+    if _CHUNK.match(footer, at) is None:  # or the search would go on behind it
+        return found
+    for column, chunk in zip(columns, _CHUNK.finditer(footer, at), strict=False):
+        if chunk.start() != at or chunk[2] != column.path:
+            break
+        found.append(chunk)
+        at = chunk.end()
+    return found
+
+
+def _keep(found: Sequence[re.Match[bytes]], columns: Sequence[_Column], into: Ints) -> None:
+    """Write what is kept of usual chunks."""
+    kinds, _, codecs, *numbers, pages = zip(*(m.groups(b"\0") for m in found), strict=True)
     values, plain_size, size, data, dictionary = map(_decoded, numbers)
     into[:, 0] = np.where((dictionary > 0) & (dictionary < data), dictionary, data)
     into[:, 1] = size
     into[:, 2] = [
         -1 if column.stored is None else _codec(kind, codec, column.physical)
-        for column, kind, codec in zip(columns, kinds, codecs, strict=True)
+        for column, kind, codec in zip(columns, kinds, codecs, strict=False)
     ]
     into[:, 3], into[:, 4] = values, plain_size
     into[:, 5] = [_hold_places(some) for some in pages]
     into[:, 6] = data
-    return stops[-1]
 
 
 def _decoded(raws: Sequence[bytes]) -> Ints:
