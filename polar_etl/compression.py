@@ -26,7 +26,7 @@ _SAMPLED, _SHORTEST_SAMPLE = 16, 1 << 11
 """A sample is so small a part of a page, but no shorter than so many bytes."""
 
 
-def compressed(pages: Sequence[Bytes], level: int | None) -> list[Bytes]:
+def compressed(pages: Sequence[Bytes], level: int | None) -> list[memoryview]:
     """Return pages as frames of zstd: many at one go, as each call waits for the interpreter once.
 
     Args:
@@ -40,7 +40,7 @@ def compressed(pages: Sequence[Bytes], level: int | None) -> list[Bytes]:
     found = dict(zip(quick, _at_level([pages[at] for at in quick], _FASTEST), strict=True))
     repeating = [at for at in quick if len(found[at]) <= _WORTH * len(pages[at])]
     if repeating:  # frames have their memory in common: none is kept for the sake of others
-        found = {at: bytes(found[at]) for at in quick if at not in {*repeating}}
+        found = {at: memoryview(bytes(found[at])) for at in quick if at not in {*repeating}}
     rest = [at for at in range(len(pages)) if at not in found]
     found |= zip(rest, _at_level([pages[at] for at in rest], LEVEL), strict=True)
     return [found[at] for at in range(len(pages))]
@@ -72,9 +72,9 @@ def _sample(page: Bytes) -> Bytes:
     return page[middle : middle + max(len(page) // _SAMPLED, _SHORTEST_SAMPLE)]
 
 
-def _at_level(pages: Sequence[Bytes], level: int) -> list[Bytes]:
+def _at_level(pages: Sequence[Bytes], level: int) -> list[memoryview]:
     if len(pages) < 2 or not any(pages):
-        return [_compressor(level).compress(page) for page in pages]
+        return [memoryview(_compressor(level).compress(page)) for page in pages]
     together = _compressor(level).multi_compress_to_buffer(pages)  # type: ignore[arg-type]
     return [memoryview(together[i]) for i in range(len(pages))]  # type: ignore[arg-type]  # it is
 

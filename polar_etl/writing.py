@@ -21,7 +21,7 @@ from polar_etl.plan import Plan
 from polar_etl.run import Run, Share
 from polar_etl.workspace import Workspace
 
-_DRIVING = 0.05
+_DRIVING = 0.12
 """What appending to parts takes, as a part of all work on columns (measured)."""
 _GIVEN_BACK = 1 << 29
 """Decoded bytes after which memory between what is in use is given back to the system."""

@@ -3,35 +3,28 @@
 Threads of one interpreter wait for each other between any two calls into NumPy or zstd, which costs
 a sixth of the time where column chunks are long, and a third where they are short (measured). A
 child knows all that its parent knew when it was forked, so tasks need not be sent; results come
-back through a pipe.
+back as `transfer` tells.
 """
 
 from __future__ import annotations
 
 import ctypes
-import io
 import os
-import pickle
 import signal
+import socket
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, suppress
-from fcntl import fcntl
 from functools import partial
-from typing import IO, Any, Generic, NoReturn, Self, TypeVar
+from typing import Generic, NoReturn, Self, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-from polar_etl.errors import RunFailedError
 from polar_etl.executors.local import ordered_map
+from polar_etl.executors.transfer import Receiver, Sender, ended
 from polar_etl.memory import PeakSampler, give_back
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_SET_PIPE_SIZE = 1031
-_PIPE_BYTES = 1 << 20
 _DIE_WITH_PARENT = 1
 _HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -82,7 +75,7 @@ def forked_map(
             if found is None and process == 0:  # a stop was asked for in between
                 return
             if found is None:
-                raise _ended()
+                raise ended()
             yield found
             del found  # or it is held until the next one is there
 
@@ -92,9 +85,7 @@ class _Child(Generic[Result]):
 
     def __init__(self, results: Callable[[], Iterable[Result]], sampler: PeakSampler) -> None:
         self._sampler = sampler
-        receiver, sender = os.pipe2(os.O_CLOEXEC)
-        with suppress(OSError):
-            fcntl(sender, _SET_PIPE_SIZE, _PIPE_BYTES)
+        own, others = socket.socketpair()
         parent = os.getpid()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
         try:
@@ -102,14 +93,14 @@ class _Child(Generic[Result]):
                 warnings.simplefilter("ignore")  # of threads: the child uses none of the parent's
                 self._pid = os.fork()
             if self._pid == 0:
-                _serve(results, sender, parent, blocked)
+                _serve(results, others.fileno(), parent, blocked)
         except OSError:
-            os.close(receiver)
+            own.close()
             raise
         finally:
-            os.close(sender)
+            others.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        self._file = os.fdopen(receiver, "rb")
+        self._file = os.fdopen(own.detach(), "rb")
         sampler.watch(self._pid)
 
     def __enter__(self) -> Self:
@@ -123,60 +114,17 @@ class _Child(Generic[Result]):
         self._file.close()
 
     def results(self) -> Generator[Result, None, None]:
-        """Yield what the child has computed, and raise what it has raised.
-
-        Memory in a result is an `Incoming`; what of it is not read until the next result is asked
-        for is dropped.
-        """
-        while True:
-            unpickler = _Unpickler(self._file)
-            try:
-                error, found = unpickler.load()
-            except (EOFError, pickle.UnpicklingError):
-                raise _ended() from None
+        """Yield what the child has computed, and raise what it has raised."""
+        for error, found in Receiver(self._file, self._pid).values():
             if error is not None:
                 raise error
             if found is None:
                 return
             yield found
-            for memory in unpickler.memories:
-                memory.drop()
-
-
-class Incoming:
-    """Bytes that a child is sending."""
-
-    def __init__(self, file: io.BufferedReader, size: int) -> None:
-        self._file = file
-        self._size = self._left = size
-
-    def __len__(self) -> int:
-        return self._size
-
-    def read_into(self, room: npt.NDArray[np.uint8]) -> None:
-        """Fill `room` with the next of them.
-
-        Raises:
-            RunFailedError: The child was killed.
-        """
-        if self._file.readinto(room.data) != len(room):
-            raise _ended()
-        self._left -= len(room)
-
-    def drop(self) -> None:
-        """Let go of those that were not read."""
-        while self._left:
-            self.read_into(np.empty(min(self._left, _PIPE_BYTES), np.uint8))
-
-
-def _ended() -> RunFailedError:
-    return RunFailedError(
-        "A worker process was killed, perhaps because memory ran out. Finished parts are safe."
-    )
 
 
 def _serve(
-    results: Callable[[], Iterable[object]], sender: int, parent: int, mask: Iterable[int]
+    results: Callable[[], Iterable[object]], channel: int, parent: int, mask: Iterable[int]
 ) -> NoReturn:
     """Send results to the parent, in the child, and end."""
     code = 1
@@ -185,60 +133,23 @@ def _serve(
         for number in _HEEDED:  # the parent decides what they mean
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.closerange(3, sender)  # the locks are the parent's
-        os.closerange(sender + 1, os.sysconf("SC_OPEN_MAX"))
+        os.closerange(3, channel)  # the locks are the parent's
+        os.closerange(channel + 1, os.sysconf("SC_OPEN_MAX"))
         if os.getppid() == parent:
-            with os.fdopen(sender, "wb", buffering=1 << 16) as file:
-                _send(results, file)
+            with os.fdopen(channel, "wb", buffering=1 << 16) as file:
+                _send(results, Sender(file))
                 code = 0
     finally:
         os._exit(code)
 
 
-def _send(results: Callable[[], Iterable[object]], file: IO[bytes]) -> None:
+def _send(results: Callable[[], Iterable[object]], sender: Sender) -> None:
     last: BaseException | None = None
     try:
         for found in results():
-            pickler = _Pickler(file)
-            pickler.dump((None, found))
-            for memory in pickler.memories:
-                file.write(memory)
-            file.flush()
+            sender.send((None, found))
     except BrokenPipeError:
         return
     except BaseException as error:
         last = error
-    _Pickler(file).dump((last, None))
-
-
-class _Pickler(pickle.Pickler):
-    """Pickles all but memory, which is to be sent behind."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self.memories: list[memoryview] = []
-
-    def reducer_override(self, value: object) -> Any:
-        """Return how a value is made again."""
-        if not isinstance(value, memoryview):
-            return NotImplemented
-        self.memories.append(value)
-        return Incoming, (len(value),)
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows where memory comes from."""
-
-    def __init__(self, file: io.BufferedReader) -> None:
-        super().__init__(file)
-        self._file = file
-        self.memories: list[Incoming] = []
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return what a name in a pickle stands for."""
-        found = super().find_class(module, name)
-        return self._incoming if found is Incoming else found
-
-    def _incoming(self, size: int) -> Incoming:
-        self.memories.append(Incoming(self._file, size))
-        return self.memories[-1]
+    sender.send((last, None))

@@ -55,7 +55,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["changes"],
     ["workspace"],
     ["executors"],
-    ["executors.local"],
+    ["executors.local", "executors.transfer"],
     ["executors.forked"],
     ["passes"],
     ["run"],
@@ -206,7 +206,8 @@ def test_rooms_that_need_nothing_but_the_standard_library(name):
         ("encoding", {"compression", "thrift", "page_buffers"}),
         ("compression", set()),
         ("direct", set()),
-        ("executors.forked", {"errors", "executors.local", "memory"}),
+        ("executors.forked", {"executors.local", "executors.transfer", "memory"}),
+        ("executors.transfer", {"errors"}),
         ("sources.layout", {"headers", "page_values", "thrift"}),
     ],
 )

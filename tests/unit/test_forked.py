@@ -10,7 +10,9 @@ import psutil
 import pytest
 
 from polar_etl.errors import InputError, RunFailedError
-from polar_etl.executors.forked import Incoming, forked_map
+from polar_etl.executors import transfer
+from polar_etl.executors.forked import forked_map
+from polar_etl.executors.transfer import Incoming
 from polar_etl.memory import PeakSampler
 
 
@@ -23,6 +25,13 @@ def mapped(task, count=20, *, processes=3, in_flight=2, lanes=4, sampler=None):
         lane=lambda item: item % lanes,
         sampler=sampler or PeakSampler(1 << 60),
     )
+
+
+@pytest.fixture(autouse=True, params=["in place", "sent"])
+def _how_memory_is_read(request, monkeypatch):
+    """Some systems forbid to read a child's memory where it stands."""
+    if request.param == "sent":
+        monkeypatch.setattr(transfer, "_readv", None)
 
 
 @pytest.fixture(autouse=True)
