@@ -144,8 +144,8 @@ def _shares_of_work(threads: int, *, forks: bool) -> Iterator[tuple[float, tuple
         for ahead, waiting in ((4, 1.0), (2, 1.02), (1, 1.05), (0, 1.2)):
             yield fewer * waiting, (workers, 1, workers + ahead)
         if forks and workers > 1:
-            yield 0.8 * fewer, (workers, workers, 2 * workers)
-            yield 0.9 * fewer, (workers, workers, workers)
+            for many, waiting in ((3, 0.8), (2, 0.84), (1, 0.92)):
+                yield waiting * fewer, (workers, workers, many * workers)
         workers //= 2
 
 
