@@ -20,11 +20,11 @@ PEERS = {
 """By name: module in `benchmarks.peers`, what must be importable, and what it writes."""
 
 
-def ours(source: Path, scratch: Path, limit: str) -> Contestant:
-    """Return `polar-etl normalize` under a memory limit."""
-    name = f"polar-etl {limit}"
+def ours(source: Path, scratch: Path, limit: str, *more: str) -> Contestant:
+    """Return `polar-etl normalize` under a memory limit, with more options."""
+    name = " ".join(("polar-etl", limit, *more))
     folder = scratch / name.replace(" ", "-")
-    command = normalize(source, folder / "out", limit)
+    command = (*normalize(source, folder / "out", limit), *more)
     return Contestant(name, command, folder, folder / "out")
 
 
