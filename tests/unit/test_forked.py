@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from contextlib import closing
+from itertools import islice
 
 import numpy as np
 import psutil
@@ -114,6 +115,19 @@ def test_memory_that_nobody_wants_is_dropped(read):
             long.read_into(np.empty(read, np.uint8))
         found.append(item)
     assert found == list(range(6))
+
+
+def test_memory_of_a_child_that_is_killed_is_not_made_up():
+    content = memoryview(np.arange(1_000_000, dtype=np.uint32).tobytes())
+
+    with closing(mapped(lambda item: content, 6, processes=2, lanes=2)) as results:
+        (long,) = (memory for memory in islice(results, 2) if isinstance(memory, Incoming))
+        for child in children():
+            child.kill()
+            while child.status() != psutil.STATUS_ZOMBIE:
+                pass
+        with pytest.raises(RunFailedError, match="killed"):
+            long.read_into(np.empty(len(long), np.uint8))
 
 
 @pytest.mark.parametrize("item", [0, 1, 5])
