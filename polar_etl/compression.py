@@ -38,9 +38,9 @@ def compressed(pages: Sequence[Bytes], level: int | None) -> list[memoryview]:
     worth = _worth(pages)
     quick = [at for at, found in enumerate(worth) if not found]
     found = dict(zip(quick, _at_level([pages[at] for at in quick], _FASTEST), strict=True))
-    repeating = [at for at in quick if len(found[at]) <= _WORTH * len(pages[at])]
-    if repeating:  # frames have their memory in common: none is kept for the sake of others
-        found = {at: memoryview(bytes(found[at])) for at in quick if at not in {*repeating}}
+    noise = [at for at in quick if len(found[at]) > _WORTH * len(pages[at])]
+    if len(noise) < len(quick):  # frames share their memory: others would be kept with these
+        found = {at: memoryview(bytes(found[at])) for at in noise}
     rest = [at for at in range(len(pages)) if at not in found]
     found |= zip(rest, _at_level([pages[at] for at in rest], LEVEL), strict=True)
     return [found[at] for at in range(len(pages))]
