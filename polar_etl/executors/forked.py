@@ -148,7 +148,7 @@ def _send(results: Callable[[], Iterable[object]], sender: Sender) -> None:
     try:
         for found in results():
             sender.send((None, found))
-    except BrokenPipeError:
+    except ConnectionError:
         return
     except BaseException as error:
         last = error

@@ -76,8 +76,11 @@ class _Sent(Incoming):
         self._file, self._left = file, size
 
     def read_into(self, room: Octets) -> None:
-        if self._file.readinto(room.data) != len(room):
-            raise ended()
+        try:
+            if self._file.readinto(room.data) != len(room):
+                raise ended()
+        except ConnectionError:
+            raise ended() from None
         self._left -= len(room)
 
     def drop(self) -> None:
@@ -166,7 +169,7 @@ class Receiver:
     def _say(self, word: bytes) -> None:
         try:
             os.write(self._file.fileno(), word)
-        except BrokenPipeError:
+        except ConnectionError:
             raise ended() from None
 
     def values(self) -> Iterator[Any]:
@@ -182,7 +185,7 @@ class Receiver:
             unpickler = _Unpickler(self._file, self._process)
             try:
                 value = unpickler.load()
-            except (EOFError, pickle.UnpicklingError):
+            except (EOFError, ConnectionError, pickle.UnpicklingError):
                 raise ended() from None
             yield value
             for memory in unpickler.memories:

@@ -143,11 +143,13 @@ def test_errors_are_raised_here_as_they_are(item):
     assert not children()
 
 
-def test_a_child_that_is_killed_fails_the_run():
+@pytest.mark.parametrize("last", [1, 5])
+def test_a_child_that_is_killed_fails_the_run(last):
+    """Before it has sent anything, or later."""
     parent = os.getpid()
 
     def task(item: int) -> int:
-        if item == 5 and os.getpid() != parent:
+        if item == last and os.getpid() != parent:
             os.kill(os.getpid(), signal.SIGKILL)
         return item
 
