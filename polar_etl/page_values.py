@@ -16,7 +16,7 @@ from zlib_ng import zlib_ng
 from polar_etl import thrift
 from polar_etl.headers import PageHeader, UnusualError
 from polar_etl.page_buffers import equal_levels
-from polar_etl.runs import FEW_RUNS, Places, places_in, valid_in
+from polar_etl.runs import FEW_RUNS, RUNS_PER_VALUE, Places, places_in, valid_in
 
 Array = npt.NDArray[np.generic]
 Bools = npt.NDArray[np.bool_]
@@ -136,8 +136,7 @@ def require_few_runs(pages: Sequence[StoredPages]) -> None:
     Raises:
         UnusualError: PyArrow must read one of them.
     """
-    opened = [one for one in _opened(pages) if one.page.header.holds == "places"]
-    for _ in places_in([(one.content, one.filled) for one in opened], FEW_RUNS):
+    for _ in _places_of(_opened(pages), FEW_RUNS):
         pass
 
 
@@ -223,12 +222,17 @@ def _looked_up(pages: Sequence[_Opened]) -> list[Array]:
             values = found[at] = np.frombuffer(content, page.chunk.stored)
             if page.dictionary:
                 page.dictionary.values = values
-    looked_up = [at for at, one in enumerate(pages) if one.page.header.holds == "places"]
-    stored = [(pages[at].content, pages[at].filled) for at in looked_up]
-    for number, places in places_in(stored):
-        at = looked_up[number]
+    for at, places in _places_of(pages, RUNS_PER_VALUE):
         found[at] = _values_at(places, pages[at].page.dictionary)
     return found
+
+
+def _places_of(pages: Sequence[_Opened], runs_per_value: float) -> Iterator[tuple[int, Places]]:
+    """Yield the places in those pages that do not hold values, with their numbers."""
+    numbers = [at for at, one in enumerate(pages) if one.page.header.holds == "places"]
+    stored = [(pages[at].content, pages[at].filled) for at in numbers]
+    for number, places in places_in(stored, runs_per_value):
+        yield numbers[number], places
 
 
 def _values_at(places: Places, dictionary: Dictionary | None) -> Array:

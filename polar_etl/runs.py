@@ -6,7 +6,7 @@ Levels are stored that way, and the places in a dictionary that a page of values
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ Bytes = bytes | memoryview
 Octets = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.uint32]
 
-_RUNS_PER_VALUE = 1 / 64
+RUNS_PER_VALUE = 1 / 64
 """Runs, or bytes of levels, per value up to which they are read here: one by one, in Python."""
 FEW_RUNS = 1 / 1024
 """Runs per value up to which PyArrow takes as long to look values up (measured)."""
@@ -40,7 +40,7 @@ def valid_in(levels: Bytes, rows: int) -> Bools | None:
     found = np.empty(rows, np.bool_)
     at = done = 0
     try:
-        if len(levels) > 64 + rows * _RUNS_PER_VALUE and not _is_one_run(levels):
+        if len(levels) > 64 + rows * RUNS_PER_VALUE and not _is_one_run(levels):
             raise UnusualError("its levels come in many runs")
         while done < rows:
             head, at = thrift.varint(levels, at)
@@ -91,7 +91,7 @@ class _Run(NamedTuple):
 
 
 def places_in(
-    pages: Sequence[tuple[Bytes, int]], runs_per_value: float = _RUNS_PER_VALUE
+    pages: Sequence[tuple[Bytes, int]], runs_per_value: float = RUNS_PER_VALUE
 ) -> Iterator[tuple[int, Places]]:
     """Yield the number of each page and its places, those of pages with the same runs first.
 
@@ -193,14 +193,14 @@ def _heads(table: Octets, run: _Run) -> Octets:
 def _places(table: Octets, runs: Sequence[_Run]) -> Iterator[Places]:
     """Yield the places in pages that have the same runs; the last run may tell of too many."""
     width = int(table[0, 0])
-    ends = list(accumulate(run.room for run in runs))
-    length = sum(run.room for run in runs)
+    bounds = list(accumulate((run.room for run in runs), initial=0))
+    length = bounds[-1]
     some = max(8 * _TOGETHER // max(length, 1), 1)
     for first in range(0, len(table), some):
         rows = table[first : first + some]
         found = scratch("places", 4 * len(rows) * length).view(np.uint32).reshape(len(rows), length)
-        for run, end in zip(runs, ends, strict=True):
-            room = found[:, end - run.room : end]
+        for run, (start, stop) in zip(runs, pairwise(bounds), strict=True):
+            room = found[:, start:stop]
             if run.value is None:
                 _unpack(_bits(rows, run), width, room)
             else:

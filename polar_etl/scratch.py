@@ -49,7 +49,7 @@ def scratch_floats(use: str, count: int) -> npt.NDArray[np.float64]:
 
 @contextmanager
 def tile_arithmetic() -> Iterator[None]:
-    """Compute with tiles: NaN and infinities are no reason to warn, and rows are not short."""
+    """Compute with tiles: NaN and infinities are no reason to warn, and short rows are not slow."""
     with np.errstate(all="ignore"):
         before = np.setbufsize(_BUFFERED)
         try:

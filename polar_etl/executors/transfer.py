@@ -11,6 +11,7 @@ import ctypes
 import io
 import os
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
 from typing import IO, Any
@@ -32,7 +33,7 @@ if _readv:
     _readv.restype = ctypes.c_ssize_t
 
 
-class Incoming:
+class Incoming(ABC):
     """Bytes that a child has, and its parent wants.
 
     Args:
@@ -46,13 +47,17 @@ class Incoming:
         """Return how many there are."""
         return self._size
 
+    @abstractmethod
     def read_into(self, room: Octets) -> None:
         """Fill `room` with the next of them.
 
         Raises:
             RunFailedError: The child was killed.
         """
-        raise NotImplementedError
+
+    @abstractmethod
+    def drop(self) -> None:
+        """Let go of those that were not read."""
 
 
 class _InPlace(Incoming):
@@ -66,6 +71,9 @@ class _InPlace(Incoming):
         if not _read(self._process, self._address, room):
             raise ended()
         self._address += len(room)
+
+    def drop(self) -> None:
+        pass  # the child has them
 
 
 class _Sent(Incoming):
@@ -84,7 +92,6 @@ class _Sent(Incoming):
         self._left -= len(room)
 
     def drop(self) -> None:
-        """Let go of those that were not read."""
         while self._left:
             self.read_into(np.empty(min(self._left, _DROPPED_AT_A_TIME), np.uint8))
 
@@ -189,8 +196,7 @@ class Receiver:
                 raise ended() from None
             yield value
             for memory in unpickler.memories:
-                if isinstance(memory, _Sent):
-                    memory.drop()
+                memory.drop()
             if unpickler.memories and self._process is not None:
                 self._say(_GO_ON)
 

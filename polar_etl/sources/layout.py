@@ -298,23 +298,25 @@ def _read(footer: bytes, at: int, columns: Sequence[_Column], into: Ints) -> int
     """Write what is kept of some neighbouring chunks into `into`, and return where they end."""
     done = 0
     while done < len(columns):
-        usual = _usual_chunks(footer, at, columns[done:])
+        usual = _usual_chunks(footer, at, columns, done)
         if usual:
-            _keep(usual, columns[done:], into[done : done + len(usual)])
-            done, at = done + len(usual), usual[-1].end()
+            some = slice(done, done + len(usual))
+            _keep(usual, columns[some], into[some])
+            done, at = some.stop, usual[-1].end()
         else:
             into[done], at = _read_any(footer, at, columns[done])
             done += 1
     return at
 
 
-def _usual_chunks(footer: bytes, at: int, columns: Sequence[_Column]) -> list[re.Match[bytes]]:
-    """Return the next chunks as long as they are described as usual."""
+def _usual_chunks(
+    footer: bytes, at: int, columns: Sequence[_Column], first: int
+) -> list[re.Match[bytes]]:
+    """Return the chunks of the columns from `first` on as long as they are described as usual."""
     found: list[re.Match[bytes]] = []
-    if _CHUNK.match(footer, at) is None:  # or the search would go on behind it
-        return found
-    for column, chunk in zip(columns, _CHUNK.finditer(footer, at), strict=False):
-        if chunk.start() != at or chunk[2] != column.path:
+    for place in range(first, len(columns)):
+        chunk = _CHUNK.match(footer, at)
+        if chunk is None or chunk[2] != columns[place].path:
             break
         found.append(chunk)
         at = chunk.end()
@@ -329,7 +331,7 @@ def _keep(found: Sequence[re.Match[bytes]], columns: Sequence[_Column], into: In
     into[:, 1] = size
     into[:, 2] = [
         -1 if column.stored is None else _codec(kind, codec, column.physical)
-        for column, kind, codec in zip(columns, kinds, codecs, strict=False)
+        for column, kind, codec in zip(columns, kinds, codecs, strict=True)
     ]
     into[:, 3], into[:, 4] = values, plain_size
     into[:, 5] = [_hold_places(some) for some in pages]
