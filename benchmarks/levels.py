@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,10 +33,12 @@ def compare(name: str, data: Data, levels: Sequence[str], repeat: int) -> list[d
     try:
         measure.warm(source)
         written = measure.race(writers, repeat)
-        readers = [
-            _reader(reader, writer, scratch) for writer in writers for reader in _READERS.values()
-        ]
-        read = measure.race(readers, repeat)
+        readers = {
+            (writer.name, library): _reader(module, writer, scratch)
+            for writer in writers
+            for library, module in _READERS.items()
+        }
+        read = measure.race([*readers.values()], repeat)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     default = written[writers[0].name]
@@ -46,8 +47,9 @@ def compare(name: str, data: Data, levels: Sequence[str], repeat: int) -> list[d
             **measure.row(writer.name, written[writer.name]),
             "to the default": str(measure.ratio(written[writer.name], default) or ""),
             **{
-                f"{library} reads, s": _seconds(read[_reader(reader, writer, scratch).name])
-                for library, reader in _READERS.items()
+                f"{library} reads, s": measure.row("", read[reader.name])["wall s"]
+                for (written_by, library), reader in readers.items()
+                if written_by == writer.name
             },
         }
         for writer in writers
@@ -58,10 +60,6 @@ def _reader(module: str, writer: Contestant, scratch: Path) -> Contestant:
     folder = scratch / f"{module} {writer.name}".replace(" ", "-")
     command = (sys.executable, "-m", f"benchmarks.peers.{module}", str(writer.output))
     return Contestant(f"{module} of {writer.name}", command, folder, folder)
-
-
-def _seconds(runs: Sequence[measure.Run]) -> str:
-    return f"{statistics.median(run.wall for run in runs):.2f}" if runs[-1].ok else "failed"
 
 
 def main() -> None:
