@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -59,8 +58,7 @@ def word_type(kind: pa.DataType) -> pa.DataType | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Bitmap:
+class Bitmap(NamedTuple):
     """Tells of a run of values which are there, as Arrow does."""
 
     bits: npt.NDArray[np.uint8]

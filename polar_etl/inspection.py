@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, replace
 from itertools import filterfalse, islice
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,8 +30,7 @@ _UNIT = 2.0**-53
 _UNIT_OF_SINGLE = 2.0**-24
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(NamedTuple):
     """How far an output has come."""
 
     output: str
@@ -50,8 +49,7 @@ class Status:
     measured_peak: int
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What is wrong with the parts of an output."""
 
     output: str
@@ -135,9 +133,9 @@ def verify_deep(workspace: Workspace, limits: Limits, control: pipeline.Control)
     if verdict.problems:
         return verdict
     try:
-        return replace(verdict, problems=tuple(_found_inside(workspace, limits, control)))
+        return verdict._replace(problems=tuple(_found_inside(workspace, limits, control)))
     except InputError as error:
-        return replace(verdict, problems=(str(error).rstrip("."),))
+        return verdict._replace(problems=(str(error).rstrip("."),))
 
 
 def _found_inside(workspace: Workspace, limits: Limits, control: pipeline.Control) -> Iterator[str]:

@@ -12,9 +12,9 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,8 +44,7 @@ _JOURNAL_END = bytes.fromhex("d9d505f920a163d7")
 """How a journal ends that names another file, which SQLite would then delete."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchRow:
+class BatchRow(NamedTuple):
     """One finished batch."""
 
     pass_name: PassName
@@ -258,7 +257,7 @@ class Manifest:
     def _insert(transaction: sqlite3.Connection, row: BatchRow) -> None:
         transaction.execute(
             "INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            tuple(asdict(row).values()),
+            row,
         )
 
     def forget_parts(self, batches: list[int]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import xxhash
 
@@ -19,8 +19,7 @@ MOST_PARTS = 100_000
 _HASH_CHUNK = 1 << 22
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(NamedTuple):
     """What a written part says of itself."""
 
     name: str

@@ -41,8 +41,7 @@ def groups_of(names: Sequence[str], rows: int, together: Together) -> Iterator[S
         yield names[low : low + many]
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """Rows of one file, of some of its columns."""
 
     file: int
@@ -60,8 +59,7 @@ class Batch:
     """What is worked on at a time."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchMoments:
+class BatchMoments(NamedTuple):
     """What became of a `Batch`, or of all shares of one."""
 
     file: int
@@ -130,8 +128,7 @@ class Place(NamedTuple):
     """Whether this is the last share of the slab."""
 
 
-@dataclass(frozen=True, slots=True)
-class Slab:
+class Slab(NamedTuple):
     """Rows that become one row group of a part, of some of the columns."""
 
     place: Place
@@ -144,8 +141,7 @@ class Slab:
     """What is worked on at a time."""
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedSlab:
+class EncodedSlab(NamedTuple):
     """What became of a `Slab`."""
 
     place: Place

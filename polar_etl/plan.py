@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from math import ceil
 from typing import NamedTuple
 
@@ -90,8 +89,7 @@ _UNEVEN = 1.06
 """How much larger than the others a share may be, besides the column that it ends with."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(NamedTuple):
     """All that a plan depends on besides the limit."""
 
     rows: int
@@ -166,8 +164,7 @@ class Shape:
 
     def first_pass(self) -> Shape:
         """Return what there is of it in the first pass, which reads what is normalized."""
-        return replace(
-            self,
+        return self._replace(
             arrow_columns=self.normalized_arrow,
             columns=self.columns - self.arrow_columns + self.normalized_arrow,
             arrow_bytes=self.arrow_bytes - self.text_bytes if self.normalized_arrow else 0,
@@ -195,8 +192,7 @@ Bill = tuple[tuple[str, int], ...]
 """What for, and how many bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """How a run goes.
 
     Only `slab_rows` and `part_rows` shape the output, and neither follows from the memory limit or

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil, sqrt
+from typing import NamedTuple
 
 from polar_etl.blocks import block_rows
 from polar_etl.errors import MemoryLimitError
@@ -110,8 +110,7 @@ def make_plan(
     raise _refusal(smallest, limit)
 
 
-@dataclass(frozen=True, slots=True)
-class _Way:
+class _Way(NamedTuple):
     """One way to go, which takes more or less time and memory."""
 
     threads: int
@@ -210,7 +209,7 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
         bill=(),
         limit=limit,
     )
-    return replace(plan, bill=bill_of(shape, plan, base))
+    return plan._replace(bill=bill_of(shape, plan, base))
 
 
 def _refusal(smallest: Plan, limit: int) -> MemoryLimitError:

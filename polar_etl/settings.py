@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from polar_etl.features import Features
 from polar_etl.standardize import InfPolicy
@@ -40,8 +41,7 @@ class Settings:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """What a run may use. Never changes the result."""
 
     memory: int

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, repeat
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -118,8 +118,7 @@ def _slabs(source: StreamSource, plan: Plan) -> Iterator[Slab]:
     yield Slab(there, _Only(held), names, 0, plan.together)
 
 
-@dataclass(frozen=True, slots=True)
-class _Only:
+class _Only(NamedTuple):
     """A table as columns that have these rows and no others."""
 
     table: pa.Table

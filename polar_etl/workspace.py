@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from polar_etl.durable import is_temporary, make_directory, sweep, sync_directory
 from polar_etl.errors import RunFailedError, StateMismatchError, UsageError, describe
@@ -19,8 +20,7 @@ _STAGED = ".staged"
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
+class Opening(NamedTuple):
     """What was there when a run began, and what it has created."""
 
     created: tuple[Path, ...]

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -141,7 +140,7 @@ def _run(output: Output, inputs: list[str], out: Path, options: Any, scaler: Any
         control = Control(listener)
         with signals.stopping(control.stop):
             report = run(inputs, out, options, control, scaler=scaler)
-    output.result(asdict(report), _report_lines(report))
+    output.result(report._asdict(), _report_lines(report))
 
 
 def _report_lines(report: Report) -> list[str]:
@@ -394,7 +393,7 @@ def status(
             f"memory: peak {format_size(found.measured_peak)}, projected "
             f"{format_size(found.projected_peak)}, limit {format_size(found.memory_limit)}",
         ]
-        output.answer(asdict(found), lines)
+        output.answer(found._asdict(), lines)
 
 
 @app.command(epilog=_EPILOG)
@@ -431,7 +430,9 @@ def verify(
                 "with --overwrite, everything."
             )
         inside = ", inside too" if deep else ""
-        output.answer(asdict(verdict), [f"{verdict.parts} parts are as the manifest says{inside}."])
+        output.answer(
+            verdict._asdict(), [f"{verdict.parts} parts are as the manifest says{inside}."]
+        )
 
 
 def _verify_deep(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
 from polar_etl.columns import Piece, pieces_of
 
 
-@dataclass(frozen=True, slots=True)
-class SourceFile:
+class SourceFile(NamedTuple):
     """One file of a source, as its footer describes it."""
 
     path: str
@@ -54,8 +53,7 @@ class SourceFile:
         return sum(self.group_rows)
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """How rows are read: a trade between speed and memory that never changes what is read."""
 
     group_rows: int

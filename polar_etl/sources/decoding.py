@@ -11,8 +11,8 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain, product
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -42,8 +42,7 @@ def columns_at_a_time(rows: int) -> int:
     return min(max(_BYTES_AT_A_TIME // (8 * max(rows, 1)), 1), _COLUMNS_AT_A_TIME)
 
 
-@dataclass(frozen=True, slots=True)
-class ParquetFile:
+class ParquetFile(NamedTuple):
     """One file, as its footer describes it."""
 
     path: str

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
@@ -64,8 +63,7 @@ _TOGETHER = 1 << 12
 """Chunks that are taken from a footer at one go."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """The chunks of one file; the arrays have shape (row groups, leaves of the schema)."""
 
     rows: tuple[int, ...]
@@ -206,8 +204,7 @@ def _node(footer: bytes, at: int) -> tuple[_Node, int]:
     return _Node(physical, repetition, footer[name.start : name.stop], children or 0), stop
 
 
-@dataclass(frozen=True, slots=True)
-class _Column:
+class _Column(NamedTuple):
     """A column of the schema, as the footer describes it."""
 
     leaves: int

@@ -106,11 +106,8 @@ class ParquetSource:
     def _without(file: SourceFile, vectors: Collection[str]) -> SourceFile:
         """Return what is known of a file whose columns `vectors` are no text."""
         sampled, texts = texts_of(file.path, vectors)
-        return replace(
-            file,
-            variable_bytes=sampled,
-            text_windows=texts.windows,
-            text_page=texts.longest,
+        return file._replace(
+            variable_bytes=sampled, text_windows=texts.windows, text_page=texts.longest
         )
 
     def _rows_of(self, column: str) -> Iterator[pa.Table]:

@@ -4,7 +4,6 @@ import os
 import resource
 import sqlite3
 import struct
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +31,7 @@ PART = BatchRow(
     rss=10,
     peak=20,
 )
-BATCH = replace(PART, pass_name="moments", batch=0, bytes_out=0, part=None, digest=None)
+BATCH = PART._replace(pass_name="moments", batch=0, bytes_out=0, part=None, digest=None)
 
 
 @pytest.fixture
@@ -63,7 +62,7 @@ def test_facts_survive(path):
 
 
 def test_batches_survive_in_order(path):
-    rows = [replace(PART, batch=i, part=f"part-{i:05d}.parquet") for i in (5, 0, 3)]
+    rows = [PART._replace(batch=i, part=f"part-{i:05d}.parquet") for i in (5, 0, 3)]
     with Manifest.open(path) as manifest:
         assert manifest.batches("parts") == []
         for row in rows:
@@ -77,7 +76,7 @@ def test_batches_survive_in_order(path):
 def test_a_batch_recorded_twice_stands_there_once(path):
     with Manifest.open(path) as manifest:
         manifest.record(PART)
-        manifest.record(replace(PART, digest="cd" * 16))
+        manifest.record(PART._replace(digest="cd" * 16))
 
         assert [row.digest for row in manifest.batches("parts")] == ["cd" * 16]
 
@@ -93,7 +92,7 @@ def test_a_receipt_is_what_the_part_said(path):
 def test_parts_can_be_forgotten_and_moments_stay(path):
     with Manifest.open(path) as manifest:
         for index in range(4):
-            manifest.record(replace(PART, batch=index))
+            manifest.record(PART._replace(batch=index))
         manifest.record(BATCH)
         manifest.forget_parts([0, 2])
     with Manifest.open(path) as manifest:
@@ -105,8 +104,8 @@ def test_moments_survive_bit_for_bit(path):
     state = moments_of([0.1, 1e300, np.nan], [5e-324, np.inf, -0.0], [None, 1.0, None])
     with Manifest.open(path) as manifest:
         manifest.record_moments([BATCH], {BATCH.file: (10, Moments.empty(3))})
-        manifest.record_moments([replace(BATCH, batch=1)], {BATCH.file: (20, state)})
-        manifest.record_moments([replace(BATCH, batch=2, file=5)], {5: (30, state)})
+        manifest.record_moments([BATCH._replace(batch=1)], {BATCH.file: (20, state)})
+        manifest.record_moments([BATCH._replace(batch=2, file=5)], {5: (30, state)})
     with Manifest.open(path) as manifest:
         found = manifest.moments(3)
         assert len(manifest.batches("moments")) == 3
