@@ -8,6 +8,7 @@ import sys
 from typing import NoReturn
 
 from polar_etl.cli.signals import signals
+from polar_etl.cli.startup import start_fast
 
 __all__ = ["main"]
 
@@ -15,10 +16,11 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line. Signals are heeded before anything large is imported."""
     signals.begin()
+    start_fast()
     try:
-        from polar_etl.cli.commands import main as commands
+        from polar_etl.cli.app import main as run
 
-        commands()
+        run()
     except (ImportError, OSError, MemoryError) as error:
         _end(1, f"Libraries can't be loaded: {error or type(error).__name__} (see ulimit).")
     except BaseException:

@@ -53,10 +53,13 @@ def option(name: str, text: str, **more: Any) -> Any:
     return typer.Option(name, help=text, envvar=variable, **more)
 
 
-Inputs = Annotated[
-    list[str], typer.Argument(help="Parquet files, directories, or globs in quotes.")
-]
-Out = Annotated[Path, typer.Argument(help="Directory of the parts.")]
+def argument(text: str) -> Any:
+    """Return a typer argument."""
+    return typer.Argument(help=text)
+
+
+Inputs = Annotated[list[str], argument("Parquet files, directories, or globs in quotes.")]
+Out = Annotated[Path, argument("Directory of the parts.")]
 Columns = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads it at run time
     option("--columns", "Column to normalize: a name, glob or ^regex$. Can be repeated."),
