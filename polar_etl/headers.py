@@ -197,6 +197,10 @@ def pages_of(file: int, start: int, stop: int, most: int) -> Iterator[PageSizes]
 
 def _sizes(raw: bytes) -> tuple[int, int, PageSizes] | None:
     """Return the bytes of a header, those of its page in the file, and what it says besides."""
+    if usual := _USUAL.match(raw):
+        size, stored, _, rows, encoding = usual.groups()
+        page = PageSizes(thrift.decoded(size), thrift.decoded(rows), thrift.decoded(encoding))
+        return usual.end(), thrift.decoded(stored), page
     try:
         fields, length = thrift.fields_of(raw)
         values, encoding = 0, None
