@@ -20,6 +20,7 @@ from polar_etl.columns import (
     Ints,
     Piece,
     array_of,
+    asked_once,
     bitmaps_of,
     is_numeric,
     is_valid,
@@ -58,6 +59,10 @@ def dimensions(kind: pa.DataType) -> int | None:
     return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else None
 
 
+def _numbers_in(kind: pa.DataType) -> int | None:
+    return dimensions(kind) if value_type(kind) else None
+
+
 def is_open_list(kind: pa.DataType) -> bool:
     """Tell whether columns of this type hold lists of numbers, which may differ in length."""
     return _is_list(kind) and value_type(kind) is not None
@@ -65,7 +70,8 @@ def is_open_list(kind: pa.DataType) -> bool:
 
 def open_lists(schema: pa.Schema, columns: Iterable[str]) -> list[str]:
     """Return which of the columns `columns` hold lists of numbers, which may differ in length."""
-    return [name for name in columns if is_open_list(schema.field(name).type)]
+    known = dict(zip(schema.names, asked_once(is_open_list, schema.types), strict=True))
+    return [name for name in columns if known[name]]
 
 
 def with_values(kind: pa.DataType, values: pa.DataType, *, nullable: bool) -> pa.DataType:
@@ -123,9 +129,8 @@ class Features:
             columns: Names of the columns.
             lengths: How many numbers the lists hold where the type does not say.
         """
-        kinds = {name: schema.field(name).type for name in columns}
-        sizes = {name: dimensions(kind) for name, kind in kinds.items() if value_type(kind)}
-        return cls(columns, {**{name: n for name, n in sizes.items() if n}, **lengths})
+        known = dict(zip(schema.names, asked_once(_numbers_in, schema.types), strict=True))
+        return cls(columns, {**{name: n for name in columns if (n := known[name])}, **lengths})
 
     @classmethod
     def of_labels(cls, labels: list[str], dimensions: list[int | None]) -> Features:

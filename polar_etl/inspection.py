@@ -168,7 +168,8 @@ def _found_inside(workspace: Workspace, limits: Limits, control: pipeline.Contro
 
 def _unlike(scaler: Scaler, schema: pa.Schema) -> str | None:
     """Say whether the parts lack a column of the scaler, or hold it as another type."""
-    missing = [name for name in scaler.columns if name not in schema.names]
+    there = set(schema.names)
+    missing = [name for name in scaler.columns if name not in there]
     if missing:
         return f"the parts have no column {describe(missing[0])}"
     expected = output_schema(schema, scaler)

@@ -22,25 +22,28 @@ Array = npt.NDArray[np.generic]
 Bools = npt.NDArray[np.bool_]
 
 _STORED = {
-    pa.int8(): ("INT32", "i4"),
-    pa.int16(): ("INT32", "i4"),
-    pa.int32(): ("INT32", "i4"),
-    pa.int64(): ("INT64", "i8"),
-    pa.uint8(): ("INT32", "i4"),
-    pa.uint16(): ("INT32", "i4"),
-    pa.uint32(): ("INT32", "u4"),
-    pa.uint64(): ("INT64", "u8"),
-    pa.float16(): ("FIXED_LEN_BYTE_ARRAY", "f2"),
-    pa.float32(): ("FLOAT", "f4"),
-    pa.float64(): ("DOUBLE", "f8"),
+    kind.id: (physical, np.dtype(dtype))
+    for kind, physical, dtype in (
+        (pa.int8(), "INT32", "<i4"),
+        (pa.int16(), "INT32", "<i4"),
+        (pa.int32(), "INT32", "<i4"),
+        (pa.int64(), "INT64", "<i8"),
+        (pa.uint8(), "INT32", "<i4"),
+        (pa.uint16(), "INT32", "<i4"),
+        (pa.uint32(), "INT32", "<u4"),
+        (pa.uint64(), "INT64", "<u8"),
+        (pa.float16(), "FIXED_LEN_BYTE_ARRAY", "<f2"),
+        (pa.float32(), "FLOAT", "<f4"),
+        (pa.float64(), "DOUBLE", "<f8"),
+    )
 }
 """By Arrow type: Parquet's physical type, and the dtype of its bytes."""
 
 
 def stored_dtype(kind: pa.DataType, physical: str) -> np.dtype[np.generic] | None:
     """Return the dtype that plain values have in a file, None if they are no such numbers."""
-    found = _STORED.get(kind)
-    return np.dtype(found[1]).newbyteorder("<") if found and found[0] == physical else None
+    expected, dtype = _STORED.get(kind.id, ("", None))
+    return dtype if expected == physical else None
 
 
 class Chunk(NamedTuple):

@@ -345,18 +345,16 @@ def _in_one(text: pa.ChunkedArray) -> pa.Array:
 
 def output_schema(schema: pa.Schema, scaler: Scaler) -> pa.Schema:
     """Return the schema of the parts: the source's, with normalized columns as floats."""
-    fields = list(schema)
-    made_null = np.full(len(scaler.moments.count), scaler.inf == "null")
-    spans = dict(scaler.features.spans())
-    for name, dtype in zip(scaler.columns, scaler.dtypes, strict=True):
-        place = schema.get_field_index(name)
-        single = output_type(dtype, scaler.dtype) == "float32"
-        more_nulls = bool(made_null[spans[name]].any())
-        floats = pa.float32() if single else pa.float64()
-        column = fields[place]
-        if column.type != floats:
-            column = column.with_type(with_values(column.type, floats, nullable=more_nulls))
-        if more_nulls and name not in scaler.vectors:
-            column = column.with_nullable(True)
-        fields[place] = column
+    more_nulls = scaler.inf == "null"
+    dtypes = dict(zip(scaler.columns, scaler.dtypes, strict=True))
+    fields = []
+    for name, kind, column in zip(schema.names, schema.types, schema, strict=True):
+        if name in dtypes:
+            single = output_type(dtypes[name], scaler.dtype) == "float32"
+            floats = pa.float32() if single else pa.float64()
+            if kind.id != floats.id:
+                column = column.with_type(with_values(kind, floats, nullable=more_nulls))
+            if more_nulls and name not in scaler.vectors:
+                column = column.with_nullable(True)
+        fields.append(column)
     return pa.schema(fields, metadata=schema.metadata)

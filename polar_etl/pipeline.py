@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from polar_etl.changes import file_difference, refuse_changes
+from polar_etl.columns import asked_once
 from polar_etl.durable import is_regular, write_atomically
 from polar_etl.errors import (
     InputError,
@@ -153,9 +154,11 @@ def scaler_of(
     columns = settings.features.columns
     if settings.inf == "error":
         refuse_infinities(paths, settings.features.labels(), files)
+    numbers = asked_once(lambda kind: str(value_type(kind)), schema.types)
+    dtypes = dict(zip(schema.names, numbers, strict=True))
     return Scaler(
         columns=columns,
-        dtypes=tuple(str(value_type(schema.field(name).type)) for name in columns),
+        dtypes=tuple(dtypes[name] for name in columns),
         moments=merge_all(files, len(settings.features)),
         ddof=settings.ddof,
         inf=settings.inf,

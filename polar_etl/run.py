@@ -11,6 +11,7 @@ from itertools import accumulate
 from math import ceil
 from typing import NamedTuple, TypeVar
 
+from polar_etl.columns import asked_once
 from polar_etl.events import Listener
 from polar_etl.executors.forked import forked_map
 from polar_etl.executors.local import ordered_map
@@ -58,7 +59,8 @@ class Run:
 
     @cached_property
     def _widths(self) -> dict[str, int]:
-        return {column.name: width(column.type) for column in self.source.schema}
+        schema = self.source.schema
+        return dict(zip(schema.names, asked_once(width, schema.types), strict=True))
 
     @property
     def offsets(self) -> list[int]:

@@ -247,10 +247,11 @@ class Scaler:
         Raises:
             InputError: A column is missing, or is not of the type that was fitted.
         """
+        there = dict(zip(schema.names, schema.types, strict=True))
         for name, kind in zip(self.columns, self.dtypes, strict=True):
-            if name not in schema.names:
+            if name not in there:
                 raise InputError(f"The scaler needs column {describe(name)}: the input has none.")
-            found = schema.field(name).type
+            found = there[name]
             if name in self.vectors:
                 self._require_vectors(name, found)
             elif dimensions(found) or is_open_list(found):

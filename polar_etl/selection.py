@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
+from polar_etl.columns import asked_once
 from polar_etl.errors import UsageError, describe
-from polar_etl.features import is_open_list, value_type
+from polar_etl.features import is_open_list, open_lists, value_type
 
 
 def select(
@@ -34,24 +35,30 @@ def select(
         >>> select(schema, ["x*"], ["^x2$"])
         ('x1',)
     """
-    numeric = [column.name for column in schema if _holds_numbers(column)]
-    chosen = {name for name in numeric if not is_open_list(schema.field(name).type)}
+    numbers = asked_once(value_type, schema.types)
+    numeric = [
+        column.name
+        for column, number in zip(schema, numbers, strict=True)
+        if number is not None and _foreign_type(column) is None
+    ]
+    chosen = set(numeric).difference(open_lists(schema, numeric))
+    names = dict.fromkeys(schema.names)
     if columns is not None:
-        chosen = set()
+        others, chosen = names.keys() - set(numeric), set()
         for pattern in columns:
-            found = _matches(schema.names, pattern)
-            if pattern in schema.names and pattern not in numeric:
+            found = _matches(names, pattern)
+            if pattern in others:
                 raise UsageError(
                     f"Column {describe(pattern)} is {_kind(schema.field(pattern))}; only "
                     "integers, floats, decimals and vectors of them can be normalized."
                 )
             chosen.update(found)
     for pattern in exclude or ():
-        chosen.difference_update(_matches(schema.names, pattern))
+        chosen.difference_update(_matches(names, pattern))
     return tuple(name for name in numeric if name in chosen)
 
 
-def _matches(names: Sequence[str], pattern: str) -> list[str]:
+def _matches(names: Mapping[str, object], pattern: str) -> list[str]:
     if pattern in names:
         return [pattern]
     if pattern.startswith("^") and pattern.endswith("$"):
@@ -65,15 +72,11 @@ def _matches(names: Sequence[str], pattern: str) -> list[str]:
     else:
         found = []
     if not found:
-        folded = {name.casefold(): name for name in reversed(names[:100_000])}
+        folded = {name.casefold(): name for name in reversed([*names][:100_000])}
         near = difflib.get_close_matches(pattern.casefold(), [*folded], n=1, cutoff=0.0)
         hint = f" Did you mean {describe(folded[near[0]])}?" if near else ""
         raise UsageError(f"No column is named or matched by {describe(pattern)}.{hint}")
     return found
-
-
-def _holds_numbers(column: pa.Field) -> bool:
-    return value_type(column.type) is not None and _foreign_type(column) is None
 
 
 def _foreign_type(column: pa.Field) -> str | None:

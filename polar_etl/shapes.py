@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from polar_etl.columns import asked_once
 from polar_etl.features import Features, value_type
 from polar_etl.plan import TEXT_COPIES, Shape
 from polar_etl.planning import slab_rows
@@ -24,17 +25,18 @@ _VALUE_COPIES = 3
 def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings) -> Shape:
     """Return what a plan needs to know of a source's schema and footers."""
     features = settings.features
-    vectors = Features.of(schema, tuple(schema.names), features.vectors).vectors
-    numbers = {name: value_type(schema.field(name).type) for name in schema.names}
-    read = {column.name: width(column.type) for column in schema}
+    names, types = schema.names, schema.types
+    vectors = Features.of(schema, tuple(names), features.vectors).vectors
+    numbers = dict(zip(names, asked_once(value_type, types), strict=True))
+    read = dict(zip(names, asked_once(width, types), strict=True))
     read |= {name: size * width(numbers[name]) for name, size in vectors.items()}
+    output_widths = _output_widths([numbers[name] for name in features.columns], settings.dtype)
     written = read | {
-        name: vectors.get(name, 1) * _output_width(numbers[name], settings.dtype)
-        for name in features.columns
+        name: vectors.get(name, 1) * one
+        for name, one in zip(features.columns, output_widths, strict=True)
     }
-    others = [name for name in read if name not in vectors]
+    others = [name for name in names if name not in vectors]
     places = frozenset().union(*(file.from_arrow for file in files))
-    names = schema.names
     arrow = [names[place] for place in sorted(places)]
     normalized = set(features.columns)
     words = {names[place] for file in files for place in file.words}
@@ -42,7 +44,11 @@ def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings)
     word_bytes = max((file.word_bytes for file in files), default=0)
     nominal, output = sum(read.values()), sum(written.values())
     plain = sum(read[name] for name in read if name not in words)
-    nominal_output = output + sum(_more_for_text(schema.field(name).type) for name in others)
+    nominal_output = output + sum(
+        more
+        for name, more in zip(names, asked_once(_more_for_text, types), strict=True)
+        if name not in vectors
+    )
     vector_output = sum(written[name] for name in vectors)
     windows, rows = _text_windows(files), sum(file.rows for file in files)
     slab = slab_rows(nominal_output, vector_output)
@@ -82,8 +88,8 @@ def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings)
     )
 
 
-def _output_width(numbers: pa.DataType, asked: str | None) -> int:
-    return 4 if output_type(str(numbers), asked) == "float32" else 8
+def _output_widths(numbers: Sequence[pa.DataType], asked: str | None) -> list[int]:
+    return asked_once(lambda kind: 4 if output_type(str(kind), asked) == "float32" else 8, numbers)
 
 
 def _more_for_text(kind: pa.DataType) -> int:

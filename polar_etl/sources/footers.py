@@ -7,14 +7,14 @@ import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polar_etl.columns import word_type
+from polar_etl.columns import asked_once, word_type
 from polar_etl.errors import InputError, MemoryLimitError, describe
 from polar_etl.headers import pages_of
 from polar_etl.memory import format_size
@@ -109,12 +109,14 @@ def inspect(path: str, room: Room = UNLIMITED) -> Inspected:
             layout = layout_of(footer, schema)
             words = words_in(layout, schema)
             apart = _names_of(schema, words)
+            varying = _varying_leaves(schema)
             if layout:
-                _require_room(raw, layout, schema, room)
+                _require_room(raw, layout, varying, room)
             texts = _texts(raw, layout, schema, apart)
-            variable, page_bytes, lookup_bytes = _measure(raw, opened, layout, apart, texts)
+            unknown = [leaf for leaf, name in varying.items() if name not in apart]
+            variable, page_bytes, lookup_bytes = _measure(raw, opened, layout, unknown, texts)
             dictionaries = _dictionary_bytes(raw, opened, layout, words) if layout else 0
-        if sum(leaves(column.type) for column in schema) != metadata.num_columns:
+        if sum(asked_once(leaves, schema.types)) != metadata.num_columns:
             raise InputError(
                 f"{describe(path)} has {metadata.num_columns} columns in its footer and another "
                 "number in its Arrow schema: write it again without the stored schema."
@@ -154,8 +156,8 @@ def inspect(path: str, room: Room = UNLIMITED) -> Inspected:
     )
 
 
-def _require_room(file: BinaryIO, layout: Layout, schema: pa.Schema, room: Room) -> None:
-    """Check that there is room to look at the columns that are looked at: see `_measure`.
+def _require_room(file: BinaryIO, layout: Layout, varying: Iterable[int], room: Room) -> None:
+    """Check that there is room to look at the leaves that are looked at: see `_measure`.
 
     Raises:
         MemoryLimitError: There is not.
@@ -164,7 +166,7 @@ def _require_room(file: BinaryIO, layout: Layout, schema: pa.Schema, room: Room)
     if not any(layout.rows):
         return
     largest = max(range(len(layout.rows)), key=layout.rows.__getitem__)
-    variable = [i for i, wide in enumerate(_variable_leaves(schema, ())) if wide]
+    variable = list(varying)
     for leaf in variable[:: len(variable) // _COLUMNS_SAMPLED + 1]:
         pages = pages_of(file.fileno(), *layout.span(largest, leaf))
         room.require(file.name, max((page.size for page in pages), default=0))
@@ -172,10 +174,9 @@ def _require_room(file: BinaryIO, layout: Layout, schema: pa.Schema, room: Room)
 
 def words_in(layout: Layout | None, schema: pa.Schema) -> frozenset[int]:
     """Return the places of columns of text that are decoded as words and their places."""
+    kinds = asked_once(word_type, schema.types) if layout else []
     return frozenset(
-        place
-        for place, column in enumerate(schema)
-        if layout and word_type(column.type) and layout.holds_words(place)
+        place for place, kind in enumerate(kinds) if kind and layout and layout.holds_words(place)
     )
 
 
@@ -188,11 +189,8 @@ def _texts(
     file: BinaryIO, layout: Layout | None, schema: pa.Schema, apart_from: Collection[str]
 ) -> Texts:
     """Return how much text a file holds; nothing where its pages don't tell."""
-    places = [
-        place
-        for place, column in enumerate(schema)
-        if has_variable_width(column.type) and column.name not in apart_from
-    ]
+    wide = zip(schema.names, asked_once(has_variable_width, schema.types), strict=True)
+    places = [at for at, (name, varies) in enumerate(wide) if varies and name not in apart_from]
     if layout is None or not places or any(_is_nested(schema.field(p).type) for p in places):
         return Texts()
     sampled = places[:: len(places) // _COLUMNS_SAMPLED + 1]
@@ -265,12 +263,16 @@ def _number_dictionaries(file: BinaryIO, layout: Layout, columns: Iterable[int])
     return int(sizes.sum(axis=1).max())
 
 
-def _variable_leaves(schema: pa.Schema, apart_from: Collection[str]) -> list[bool]:
-    return [
-        has_variable_width(column.type) and column.name not in apart_from
-        for column in schema
-        for _ in range(leaves(column.type))
-    ]
+def _varying_leaves(schema: pa.Schema) -> dict[int, str]:
+    """Return the leaves of columns of variable width, with the names of these."""
+    varying = asked_once(has_variable_width, schema.types)
+    ends = accumulate(asked_once(leaves, schema.types), initial=0)
+    return {
+        leaf: name
+        for name, varies, (first, stop) in zip(schema.names, varying, pairwise(ends), strict=True)
+        if varies
+        for leaf in range(first, stop)
+    }
 
 
 def footer_of(file: BinaryIO) -> bytes:
@@ -293,17 +295,18 @@ def texts_of(path: str, apart_from: Collection[str]) -> tuple[int, Texts]:
         layout = layout_of(footer_of(raw), schema)
         apart = {*apart_from, *_names_of(schema, words_in(layout, schema))}
         texts = _texts(raw, layout, schema, apart)
-        return _measure(raw, opened, layout, apart, texts)[0], texts
+        unknown = [leaf for leaf, name in _varying_leaves(schema).items() if name not in apart]
+        return _measure(raw, opened, layout, unknown, texts)[0], texts
 
 
 def _measure(
     file: BinaryIO,
     opened: pq.ParquetFile,
     layout: Layout | None,
-    apart_from: Collection[str],
+    variable: Sequence[int],
     known: Texts,
 ) -> tuple[int, int, int]:
-    """Return the bytes of columns of variable width, of the largest page, and of a dictionary.
+    """Return the bytes of leaves of variable width, of the largest page, and of a dictionary.
 
     Pages of text are left out where all is known of them.
 
@@ -319,9 +322,6 @@ def _measure(
     filled = [i for i, group in enumerate(groups) if group.num_rows > 0]
     if not filled:
         return 0, 0, 0
-    variable = [
-        i for i, wide in enumerate(_variable_leaves(opened.schema_arrow, apart_from)) if wide
-    ]
     texts = variable[:: len(variable) // _COLUMNS_SAMPLED + 1]
     pages = range(0, metadata.num_columns, metadata.num_columns // _COLUMNS_SAMPLED + 1)
     largest = max(filled, key=lambda i: groups[i].num_rows)

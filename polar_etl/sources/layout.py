@@ -77,8 +77,8 @@ class Layout(NamedTuple):
     codec: Ints
     """Number of the codec; -1 where a chunk holds no numbers that are plain or looked up."""
     words: npt.NDArray[np.bool_]
-    """Whether all that a chunk of text holds are places in its dictionary. Of other pages PyArrow
-    makes words as well, but keeps all of them to the end of the row group."""
+    """Whether all that a chunk of no numbers holds are places in its dictionary. Of other pages
+    PyArrow makes words as well, but keeps all of them to the end of the row group."""
     leaves: tuple[int, ...]
     """Of each column: its first leaf."""
     nullable: tuple[bool, ...]
@@ -220,10 +220,12 @@ def _columns(nodes: list[_Node], schema: pa.Schema) -> list[_Column]:
     children = [node.children for node in nodes]
     found: list[_Column] = []
     place = 1
-    for field in schema:
-        first, place = place, _behind_subtree(children, place)
-        leaves = sum(not count for count in children[first:place])
-        found.append(_column(nodes[first], field.type, leaves))
+    for kind in schema.types:
+        first, place, leaves = place, place + 1, 1
+        if children[first]:
+            place = _behind_subtree(children, first)
+            leaves = sum(not count for count in children[first:place])
+        found.append(_column(nodes[first], kind, leaves))
     if place != len(nodes) or children[0] != len(schema):
         raise ValueError("its columns are not those of the schema")
     return found
@@ -331,7 +333,10 @@ def _keep(found: Sequence[re.Match[bytes]], columns: Sequence[_Column], into: In
         for column, kind, codec in zip(columns, kinds, codecs, strict=True)
     ]
     into[:, 3], into[:, 4] = values, plain_size
-    into[:, 5] = [_hold_places(some) for some in pages]
+    into[:, 5] = [
+        column.stored is None and _hold_places(some)
+        for column, some in zip(columns, pages, strict=True)
+    ]
     into[:, 6] = data
 
 
@@ -373,7 +378,8 @@ def _read_any(footer: bytes, at: int, column: _Column) -> tuple[tuple[int, ...],
     dictionary = number(footer, meta[11]) if 11 in meta else 0
     start = dictionary if 0 < dictionary < data else data
     size, values, plain_size = (number(footer, meta[place]) for place in (7, 5, 6))
-    words = 13 in meta and _hold_places(footer[meta[13].start : meta[13].stop])
+    words = column.stored is None and 13 in meta
+    words = words and _hold_places(footer[meta[13].start : meta[13].stop])
     return (start, size, codec if plain else -1, values, plain_size, words, data), stop
 
 

@@ -16,7 +16,7 @@ from threading import Lock
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polar_etl.columns import Piece, word_type
+from polar_etl.columns import Piece, asked_once, word_type
 from polar_etl.errors import InputError, describe
 from polar_etl.features import first_length, open_lists, require_lengths
 from polar_etl.sources.base import Columns, Reading, SourceFile, Window
@@ -163,7 +163,7 @@ class ParquetSource:
 
     @cached_property
     def _leaf_ranges(self) -> tuple[range, ...]:
-        bounds = accumulate((leaves(column.type) for column in self.schema), initial=0)
+        bounds = accumulate(asked_once(leaves, self.schema.types), initial=0)
         return tuple(range(start, stop) for start, stop in pairwise(bounds))
 
 
