@@ -59,6 +59,8 @@ class ColumnReader:
         keep: Whether what is left of a page is kept; otherwise it is decoded again when it is
             needed, which takes time instead of memory.
         keep_dictionary: The same for the dictionary of a chunk.
+        ahead: How many times the rows that are asked for are decoded at one go of a chunk whose
+            dictionary is not kept; those that come later are held. Nothing, unless pages are kept.
     """
 
     def __init__(
@@ -68,9 +70,11 @@ class ColumnReader:
         *,
         keep: bool = True,
         keep_dictionary: bool = True,
+        ahead: int = 1,
     ) -> None:
         self._file = file
         self._keep, self._keep_dictionary = keep, keep_dictionary
+        self._times = 1 if keep_dictionary or not keep else ahead
         self._dictionary: Dictionary | None = None
         """That of the chunk, once its header is read."""
         self._by_places = False
@@ -85,6 +89,8 @@ class ColumnReader:
         self._chunk = next(self._later)
         self._at = self._chunk.start
         self._page = Page(0, np.empty(0, self._chunk.stored), None)
+        self._held: deque[Page] = deque()
+        """Pages behind it that are decoded, too."""
         self._usual = 1
         """Rows of the page that was read last: most writers make all of them alike."""
         self._left = self._chunk.rows
@@ -96,14 +102,23 @@ class ColumnReader:
 
     def _there(self) -> int:
         """Return how many of the next rows are decoded already, less those that come again."""
-        return self._page.rows - self._row - self._again
+        held = sum(page.rows for page in self._held)
+        return self._page.rows - self._row - self._again + held
+
+    def _missing(self, rows: int) -> int:
+        """Return how many rows are to be decoded so that the next ones are there."""
+        missing = max(rows - self._there(), 0)
+        if missing:
+            self._turn_chunk()
+        if missing and self._chunk.data > self._chunk.start:
+            missing += max(min((self._times - 1) * rows, self._left - missing), 0)
+        return missing
 
     def spans(self, rows: int) -> list[Span]:
         """Return where in the file the next rows are likely to stand, chunk by chunk."""
-        rows -= self._there()
-        if rows <= 0:
+        rows = self._missing(rows)
+        if not rows:
             return []
-        self._turn_chunk()
         found = [self._likely(self._at, self._chunk, self._left, rows)]
         rows -= self._left
         while rows > 0 and (chunk := self._behind(len(found) - 1)):
@@ -138,7 +153,7 @@ class ColumnReader:
             rows: How many rows will be taken.
             fetched: The bytes of `spans`, as far as they were fetched.
         """
-        rows -= self._there()
+        rows = self._missing(rows)
         found: list[StoredPages] = []
         asked: Dictionary | None = None
         pieces, piece, start = iter(fetched), _NOTHING, -1
@@ -224,7 +239,7 @@ class ColumnReader:
         behind = iter(pages)
         while rows:
             if self._row == self._page.rows:
-                self._turn(next(behind))
+                self._turn(self._held.popleft() if self._held else next(behind))
             page, first, taken = self._page, self._row, self._taken
             some = min(page.rows - first, rows)
             self._row += some
@@ -237,6 +252,7 @@ class ColumnReader:
                 found.append(_spread(page.values[taken : self._taken], there))
             rows -= some
         self._let_go(several=len(pages) > 1)
+        self._held.extend(page._replace(values=page.values.copy()) for page in behind)
         return found
 
     def _is_whole(self, rows: int, pages: Sequence[Page]) -> bool:
@@ -245,7 +261,7 @@ class ColumnReader:
             len(pages) == 1
             and pages[0].rows == rows
             and pages[0].valid is None
-            and not (self._page.rows or self._again)
+            and not (self._page.rows or self._again or self._held)
         )
 
     def _settle_dictionary(self) -> None:

@@ -45,8 +45,8 @@ from polar_etl.writing import rehearse, write_parts
 _DECAY_MS = 200
 """How long jemalloc keeps freed memory. At 1,000, its default, runs peak up to a third higher; at
 0 they spend up to twice the time in the kernel, which takes back every buffer by itself."""
-_INTERPRETER = 92 << 20
-"""Bytes that Python, NumPy and PyArrow have in memory before a run (measured: 80 to 93 MB)."""
+_INTERPRETER = 80 << 20
+"""Bytes that Python, NumPy and PyArrow have in memory before a run (measured: 73 to 80 MB)."""
 
 
 class Report(NamedTuple):

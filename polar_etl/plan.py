@@ -303,6 +303,8 @@ def _decoding(shape: Shape, plan: Plan, window: int) -> int:
     pages = int(min(plain * shape.page_bytes, behind * shape.row_bytes) * _KEPT)
     kept = pages * (cut and reading.keep_pages)  # a dictionary is kept whole, for however few rows
     kept += int(shape.number_dictionaries * _KEPT) * (cut and reading.keep_dictionaries)
+    later = min((reading.ahead - 1) * window, max(shape.largest_group - window, 0))
+    kept += int(later * shape.row_bytes * _KEPT)
     found = min(kept, shape.rows * shape.row_bytes)
     found += _PAGE_OBJECTS * plain * bool(kept)
     if not shape.arrow_columns:
@@ -357,8 +359,9 @@ def _working(shape: Shape, plan: Plan, slab: int) -> int:
     many = min(max(together.values // slab, 1), together.columns, max(scalars, 0))
     group = many * max(slab * width, shape.page_bytes)
     looked_up = 0
+    reading_rows = min(plan.reading.ahead * slab, max(shape.largest_group, slab))
     if shape.number_dictionaries:
-        looked_up = many * (_LOOKED_UP * shape.own_lookup_bytes + _PLACE * slab)
+        looked_up = many * (_LOOKED_UP * shape.own_lookup_bytes + _PLACE * reading_rows)
     others = max(shape.passed_bytes - shape.text_bytes, 0)
     passed = slab * (others * _PASSED_COPIES + shape.vector_output_bytes)
     passed += _passed_text(shape, plan, slab) + shape.text_page * _LONG_PAGE

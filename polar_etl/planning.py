@@ -33,15 +33,19 @@ _SHARES = 3
 four take more time (measured)."""
 _ARROW_SHARE = 16
 """Columns that PyArrow decodes are not worth a share of their own if they are fewer."""
-_TOGETHER = ((1.0, MANY_VALUES), (1.06, 1 << 18))
+_TOGETHER = ((1.0, MANY_VALUES), (1.08, 1 << 18))
 """Time taken, and values worked on at a time, from bytes to bytes: each call into another language
 waits for the interpreter, and the processor's caches are only so large (measured: 2^17 and 2^22 are
 slower)."""
+_TOGETHER_LOOKED_UP = ((1.0, MANY_VALUES), (1.4, 1 << 18))
+"""The same where there are dictionaries, and only so many at a time."""
 _PAGE_BYTES_TOGETHER = 8
 """Bytes for each of these values of pages, or dictionaries, that are decompressed at one go."""
 _LOOKED_UP = 1 << 18
 """Rows of a batch of the first pass, at most, where dictionaries can be kept: as many values as fit
 into the dictionary of the most common writer, which goes on without one then."""
+_WINDOWS_AHEAD = (1, 2, 3, 4, 6, 8, 12)
+"""See `Reading.ahead`."""
 _AHEAD = 16
 """Batches of the first pass in flight, at most: so many that tasks go on while the manifest waits
 for the disk. Until its turn comes nothing of a batch is decoded."""
@@ -129,7 +133,7 @@ def _ways(shape: Shape, slab: int, threads: int, *, forks: bool) -> list[_Way]:
             _shares_of_work(threads, forks=forks),
             _readings(shape, slab),
             _keeping(shape, slab),
-            _TOGETHER,
+            _TOGETHER_LOOKED_UP if shape.number_dictionaries else _TOGETHER,
         )
     ]
     return [way for _, way in sorted(ways, key=lambda pair: pair[0])]
@@ -140,24 +144,31 @@ def _shares_of_work(threads: int, *, forks: bool) -> Iterator[tuple[float, tuple
     workers = threads
     while workers:
         fewer = sqrt(threads / workers)
-        for ahead, waiting in ((4, 1.0), (2, 1.02), (1, 1.05), (0, 1.2)):
+        for ahead, waiting in ((4, 1.0), (2, 1.02), (1, 1.04), (0, 1.06)):
             yield fewer * waiting, (workers, 1, workers + ahead)
         if forks and workers > 1:
-            for many, waiting in ((3, 0.8), (2, 0.84), (1, 0.92)):
+            for many, waiting in ((3, 0.8), (2, 0.81)):  # with one, each waits for the other
                 yield waiting * fewer, (workers, workers, many * workers)
         workers //= 2
 
 
-def _keeping(shape: Shape, slab: int) -> list[tuple[float, tuple[bool, bool]]]:
-    """Return (time taken, whether pages and dictionaries are kept as long as rows are left)."""
+def _keeping(shape: Shape, slab: int) -> list[tuple[float, tuple[bool, bool, int]]]:
+    """Return (time taken, how it is read): see `Reading` on what is kept, and how far ahead."""
     width = max(shape.row_bytes // max(shape.columns, 1), 1)
     times = ceil(shape.page_bytes / (slab * width))  # that a page is decoded for each pass
     pages = [(1.0, True), (1.3 + 0.2 * times, False)]
     if not shape.number_dictionaries:
-        return [(time, (keep, True)) for time, keep in pages]
+        return [(time, (keep, True, 1)) for time, keep in pages]
     larger = shape.number_dictionaries / (slab * max(shape.row_bytes, 1))
-    dictionaries = [(1.0, True), (1.1 + 0.05 * larger, False)]
-    return [(a * b, (page, words)) for (a, page), (b, words) in product(pages, dictionaries)]
+    dictionaries = [(1.0, True, 1)]
+    dictionaries += [
+        (1.0 + 0.083 * max(larger / ahead - 1, 0.1), False, ahead) for ahead in _WINDOWS_AHEAD
+    ]
+    return [
+        (a * b, (page, words, ahead))
+        for (a, page), (b, words, ahead) in product(pages, dictionaries)
+        if page or ahead == 1
+    ]
 
 
 def _readings(shape: Shape, slab: int) -> list[tuple[float, int, int]]:

@@ -64,6 +64,9 @@ class Reading(NamedTuple):
     """Whether what is left of a page of plain numbers is kept, rather than decoded again."""
     keep_dictionaries: bool = True
     """The same for the dictionaries of numbers."""
+    ahead: int = 1
+    """How many windows are decoded at one go where a dictionary is not kept: it is decoded again
+    the less often, and the rows of all but one are held."""
 
 
 class Window(Protocol):

@@ -132,6 +132,7 @@ class FileColumns:
             self._descriptor,
             keep=self._how.keep_pages,
             keep_dictionary=self._how.keep_dictionaries,
+            ahead=self._how.ahead,
         )
 
     def _from_arrow(self, places: list[int]) -> None:

@@ -1,6 +1,7 @@
 """Pages of plain numbers: what PyArrow reads, bit by bit, or `UnusualError`."""
 
 import io
+import os
 from contextlib import closing
 
 import numpy as np
@@ -495,6 +496,34 @@ def test_sizes_in_any_bytes_are_right_or_unusual(content, most):
             list(pages_of(file, 0, len(content), most))
         except UnusualError:
             return
+
+
+@pytest.mark.parametrize(("ahead", "times"), [(1, 10), (2, 5), (3, 4), (99, 1)])
+def test_a_dictionary_that_is_not_kept_is_read_once_for_so_many_windows(monkeypatch, ahead, times):
+    table = pa.table({"x": np.arange(10_000) % 997 * 1.5})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, data_page_size=500, write_batch_size=100, compression="none")
+    read, (chunk,) = [], chunks(sink.getvalue(), 0)
+    fetched, pread = pages._fetched, os.pread
+
+    def noting_spans(wanted, file):
+        read.extend(span for spans in wanted for span in spans)
+        return fetched(wanted, file)
+
+    def noting_pread(file, size, at):
+        read.append((at, at + size))
+        return pread(file, size, at)
+
+    monkeypatch.setattr(pages, "_fetched", noting_spans)
+    monkeypatch.setattr(os, "pread", noting_pread)
+    with opened(sink.getvalue()) as file:
+        reader = ColumnReader([chunk], file, keep_dictionary=False, ahead=ahead)
+        found = [read_together([reader], 1_000, file) for _ in range(10)]
+
+    values = np.concatenate([piece.values for ((pieces,),) in zip(found) for piece in pieces])
+    assert values.tolist() == table["x"].to_pylist()
+    whole = [span for span in read if span[0] <= chunk.start + 50 and span[1] >= chunk.data - 50]
+    assert len(whole) == times
 
 
 def test_a_first_page_tells_whether_a_chunk_is_usual():
