@@ -190,6 +190,16 @@ SHAPES = {
         ("1GB",),
         _numbers(replace(_WIDE, group_rows=_WHOLE)),
     ),
+    "wide-default": Shape(
+        "200,000 x 1,000 float32, as PyArrow writes by default",
+        ("512MB",),
+        _numbers(replace(TABLES["wide"], group_rows=_WHOLE, by_default=True)),
+    ),
+    "vwide-default": Shape(
+        "20,000 x 10,000 float32, as PyArrow writes by default",
+        ("1GB",),
+        _numbers(replace(_WIDE, group_rows=_WHOLE, by_default=True)),
+    ),
     "vvwide": Shape(
         "6,000 x 100,000 float32, row groups of 1,000", ("2GB",), _numbers(TABLES["vvwide"])
     ),

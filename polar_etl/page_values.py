@@ -71,6 +71,21 @@ class Page(NamedTuple):
     """Which rows are not null; None if all are."""
 
 
+def cut(page: Page, rows: int) -> tuple[Page, Page]:
+    """Return the first rows of a page, and the others."""
+    values, count, before, behind = page.values, rows, None, None
+    if page.valid is not None:
+        before, behind = page.valid[:rows], page.valid[rows:]
+        count = int(np.count_nonzero(before))
+    return Page(rows, values[:count], before), Page(page.rows - rows, values[count:], behind)
+
+
+def copied(page: Page) -> Page:
+    """Return a page in memory of its own."""
+    valid = None if page.valid is None else page.valid.copy()
+    return Page(page.rows, page.values.copy(), valid)
+
+
 class Dictionary:
     """The dictionary of a column chunk, decoded or not.
 

@@ -22,6 +22,8 @@ from polar_etl.page_values import (
     Dictionary,
     Page,
     StoredPages,
+    copied,
+    cut,
     decoded,
     decoded_apart,
     require_few_runs,
@@ -41,9 +43,9 @@ _UNLIKE = 64
 """Pages are fetched with so small a part more, because they differ in length."""
 
 
-def _spread(values: Array, there: Bools) -> Piece:
+def _spread(values: Array, there: Bools | None) -> Piece:
     """Return values as a piece, with a gap where none is there."""
-    if len(values) == len(there):
+    if there is None or len(values) == len(there):
         return Piece(values)
     spread = np.zeros(len(there), values.dtype)
     spread[there] = values
@@ -59,8 +61,8 @@ class ColumnReader:
         keep: Whether what is left of a page is kept; otherwise it is decoded again when it is
             needed, which takes time instead of memory.
         keep_dictionary: The same for the dictionary of a chunk.
-        ahead: How many times the rows that are asked for are decoded at one go of a chunk whose
-            dictionary is not kept; those that come later are held. Nothing, unless pages are kept.
+        ahead: How many times the rows that are asked for are decoded at one go of what is not kept
+            as a whole; those that come later are held, so it is decoded again the less often.
     """
 
     def __init__(
@@ -74,43 +76,40 @@ class ColumnReader:
     ) -> None:
         self._file = file
         self._keep, self._keep_dictionary = keep, keep_dictionary
-        self._times = 1 if keep_dictionary or not keep else ahead
+        self._times = ahead
         self._dictionary: Dictionary | None = None
         """That of the chunk, once its header is read."""
         self._by_places = False
         """Whether the page that was read last refers to it."""
-        self._last = 0
-        """Where the page that was read last stands."""
+        self._last, self._last_rows = 0, 0
+        """Where the page that was read last stands, and how many rows it has."""
         self._again = 0
-        """Rows of the next page that are taken already."""
+        """Rows of the next page that were decoded before: they are taken, or held."""
         self._later = iter(chunks)
         self._ahead: deque[Chunk] = deque()
         """Chunks behind this one that were looked at."""
         self._chunk = next(self._later)
         self._at = self._chunk.start
-        self._page = Page(0, np.empty(0, self._chunk.stored), None)
         self._held: deque[Page] = deque()
-        """Pages behind it that are decoded, too."""
+        """The next rows, as far as they are decoded already."""
         self._usual = 1
         """Rows of the page that was read last: most writers make all of them alike."""
         self._left = self._chunk.rows
         """Rows of the chunk that stand in pages behind."""
-        self._row = 0
-        """Rows of the page that are taken."""
-        self._taken = 0
-        """Values of the page that are taken."""
 
     def _there(self) -> int:
-        """Return how many of the next rows are decoded already, less those that come again."""
-        held = sum(page.rows for page in self._held)
-        return self._page.rows - self._row - self._again + held
+        """Return how many of the next rows are decoded already."""
+        return sum(page.rows for page in self._held)
 
     def _missing(self, rows: int) -> int:
         """Return how many rows are to be decoded so that the next ones are there."""
-        missing = max(rows - self._there(), 0)
-        if missing:
-            self._turn_chunk()
-        if missing and self._chunk.data > self._chunk.start:
+        missing = rows - self._there()
+        if missing <= 0:
+            return 0
+        self._turn_chunk()
+        missing += self._again
+        looked_up = self._chunk.data > self._chunk.start
+        if not self._keep or (looked_up and not self._keep_dictionary):
             missing += max(min((self._times - 1) * rows, self._left - missing), 0)
         return missing
 
@@ -184,7 +183,7 @@ class ColumnReader:
 
     def _go_on(self, size: int, rows: int) -> None:
         """Go on behind a page of so many bytes and rows."""
-        self._last = self._at
+        self._last, self._last_rows = self._at, rows
         self._at += size
         self._left -= rows
 
@@ -231,28 +230,29 @@ class ColumnReader:
         return StoredPages(self._chunk, header, (content,), dictionary)
 
     def take(self, rows: int, pages: Sequence[Page]) -> list[Piece]:
-        """Return the next rows, as they stand in the open page and in those behind it."""
+        """Return the next rows, as they stand in what is held and in the pages behind it."""
         if self._is_whole(rows, pages):
             self._settle_dictionary()
             return [Piece(pages[0].values)]
-        found = []
-        behind = iter(pages)
-        while rows:
-            if self._row == self._page.rows:
-                self._turn(self._held.popleft() if self._held else next(behind))
-            page, first, taken = self._page, self._row, self._taken
-            some = min(page.rows - first, rows)
-            self._row += some
-            if page.valid is None:
-                self._taken += some
-                found.append(Piece(page.values[taken : taken + some]))
-            else:
-                there = page.valid[first : first + some]
-                self._taken += int(np.count_nonzero(there))
-                found.append(_spread(page.values[taken : self._taken], there))
-            rows -= some
-        self._let_go(several=len(pages) > 1)
-        self._held.extend(page._replace(values=page.values.copy()) for page in behind)
+        held = self._held
+        held.extend(pages)
+        if pages and self._again:
+            held[-len(pages)] = cut(pages[0], self._again)[1]
+            self._again = 0
+        found, left = [], rows
+        while left:
+            some = min(held[0].rows, left)
+            page, later = cut(held.popleft(), some)
+            found.append(_spread(page.values, page.valid))
+            if later.rows:
+                held.appendleft(later)
+            left -= some
+        if pages:
+            self._let_go(rows)
+        self._settle_dictionary()
+        if len(pages) > 1 or not self._keep:  # what is held is part of a larger piece of memory
+            for at in range(-min(len(held), len(pages)), 0):
+                held[at] = copied(held[at])
         return found
 
     def _is_whole(self, rows: int, pages: Sequence[Page]) -> bool:
@@ -261,7 +261,7 @@ class ColumnReader:
             len(pages) == 1
             and pages[0].rows == rows
             and pages[0].valid is None
-            and not (self._page.rows or self._again or self._held)
+            and not (self._held or self._again)
         )
 
     def _settle_dictionary(self) -> None:
@@ -273,30 +273,16 @@ class ColumnReader:
         else:
             self._dictionary.values = None
 
-    def _let_go(self, *, several: bool) -> None:
-        """Keep of the open page no more than is left of it, and of others nothing.
-
-        Pages are decompressed into one piece of memory, which lives as long as any of them.
-        """
-        page, left = self._page, self._page.rows - self._row
-        self._settle_dictionary()
-        if left and self._keep:
-            if several:
-                valid = None if page.valid is None else page.valid[self._row :].copy()
-                self._page = Page(left, page.values[self._taken :].copy(), valid)
-                self._row = self._taken = 0
+    def _let_go(self, rows: int) -> None:
+        """Hold of pages that are not kept no more than what comes after so many rows."""
+        more = self._there() - (self._times - 1) * rows
+        if self._keep or more <= 0:
             return
-        if left:
-            self._at, self._again = self._last, self._row
-            self._left += page.rows
-        self._page = Page(0, np.empty(0, self._chunk.stored), None)
-        self._row = self._taken = 0
-
-    def _turn(self, page: Page) -> None:
-        """Go on to the next page, behind those of its rows that were taken before."""
-        self._page, self._row, self._again = page, self._again, 0
-        there = None if page.valid is None else page.valid[: self._row]
-        self._taken = self._row if there is None else int(np.count_nonzero(there))
+        last = self._held.pop()
+        if more < last.rows:
+            self._held.append(cut(last, last.rows - more)[0])
+        self._at, self._again = self._last, self._last_rows - more
+        self._left += self._last_rows
 
     def skip(self, rows: int) -> None:
         """Leave out the next rows, without decompressing pages that hold no others.
@@ -306,7 +292,7 @@ class ColumnReader:
         """
         while rows:
             left = self._there()
-            if left <= 0:
+            if not left:
                 self._turn_chunk()
                 _, header = self._header(_NOTHING)
                 if header.rows <= rows and not self._again:

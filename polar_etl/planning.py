@@ -44,7 +44,7 @@ _PAGE_BYTES_TOGETHER = 8
 _LOOKED_UP = 1 << 18
 """Rows of a batch of the first pass, at most, where dictionaries can be kept: as many values as fit
 into the dictionary of the most common writer, which goes on without one then."""
-_WINDOWS_AHEAD = (1, 2, 3, 4, 6, 8, 12)
+_WINDOWS_AHEAD = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 """See `Reading.ahead`."""
 _AHEAD = 16
 """Batches of the first pass in flight, at most: so many that tasks go on while the manifest waits
@@ -155,20 +155,15 @@ def _shares_of_work(threads: int, *, forks: bool) -> Iterator[tuple[float, tuple
 def _keeping(shape: Shape, slab: int) -> list[tuple[float, tuple[bool, bool, int]]]:
     """Return (time taken, how it is read): see `Reading` on what is kept, and how far ahead."""
     width = max(shape.row_bytes // max(shape.columns, 1), 1)
-    times = ceil(shape.page_bytes / (slab * width))  # that a page is decoded for each pass
-    pages = [(1.0, True), (1.3 + 0.2 * times, False)]
-    if not shape.number_dictionaries:
-        return [(time, (keep, True, 1)) for time, keep in pages]
+    times = shape.page_bytes / (slab * width)  # that a page is decoded for each pass
     larger = shape.number_dictionaries / (slab * max(shape.row_bytes, 1))
-    dictionaries = [(1.0, True, 1)]
-    dictionaries += [
-        (1.0 + 0.083 * max(larger / ahead - 1, 0.1), False, ahead) for ahead in _WINDOWS_AHEAD
-    ]
-    return [
-        (a * b, (page, words, ahead))
-        for (a, page), (b, words, ahead) in product(pages, dictionaries)
-        if page or ahead == 1
-    ]
+    found = []
+    for pages, dictionaries in product((True, False), (True, False)):
+        for ahead in (1,) if pages and dictionaries else _WINDOWS_AHEAD:
+            again = 1.0 if pages else 1.08 + 0.08 * times / ahead
+            again *= 1.0 if dictionaries else 1.01 + 0.083 * max(larger / ahead - 1, 0)
+            found.append((again, (pages, dictionaries, ahead)))
+    return found if shape.number_dictionaries else [one for one in found if one[1][1]]
 
 
 def _readings(shape: Shape, slab: int) -> list[tuple[float, int, int]]:

@@ -65,8 +65,8 @@ class Reading(NamedTuple):
     keep_dictionaries: bool = True
     """The same for the dictionaries of numbers."""
     ahead: int = 1
-    """How many windows are decoded at one go where a dictionary is not kept: it is decoded again
-    the less often, and the rows of all but one are held."""
+    """How many windows are decoded at one go of what is not kept: it is decoded again the less
+    often, and the rows of all but one are held."""
 
 
 class Window(Protocol):

@@ -115,6 +115,16 @@ def test_numbers_as_pyarrow_writes_them_by_itself_in_the_smallest_limit(
     assert peak <= limit * 10**6
 
 
+@pytest.mark.parametrize("limit", [250, 400])
+def test_rows_that_are_decoded_ahead_are_all_that_is_held_of_their_pages(tmp_path, limit):
+    """Ten parts of each page; its last rows are left over in the first pass, too."""
+    table = pa.table(tables.floats(20_000, 2_000))
+    pq.write_table(table, tmp_path / "in.parquet")
+    how = ("--memory-limit", f"{limit}MB", "--threads", 1, "--rows-per-part", 2_000, "--json")
+    done, peak = measured(tmp_path, "normalize", "in.parquet", "out", *how)
+    assert peak <= done.expect(0).summary["projected_peak"] <= limit * 10**6
+
+
 @pytest.mark.parametrize("groups", [1, 30])
 def test_long_texts_in_the_smallest_limit(tmp_path, groups):
     rows = 60_000

@@ -13,7 +13,7 @@ SMALL = ["bigrg-default", "vwide", "vectors", "dictionaries", "lying"]
 ALL = [
     *("bigrg", "bigrg-single", "bigrg-pages", "bigrg-default", "vwide", "vwide-single", "vvwide"),
     *("vectors", "vectors-single", "files", "dictionaries", "long-texts", "one-long-text"),
-    *("lying", "lying-later", "narrow", "wide", "nulls"),
+    *("lying", "lying-later", "narrow", "wide", "wide-default", "vwide-default", "nulls"),
 ]
 
 

@@ -82,12 +82,11 @@ def test_dictionaries_of_numbers_are_kept_only_where_there_is_room():
 
 
 def test_where_dictionaries_are_not_kept_more_room_lets_them_be_decoded_less_often():
-    found = [plan(LOOKED_UP, limit=limit * 10**6) for limit in (350, 450, 512)]
+    found = [plan(LOOKED_UP, limit=limit * 10**6, threads=1) for limit in (250, 350, 450, 600)]
 
     assert not any(one.reading.keep_dictionaries for one in found)
     ahead = [one.reading.ahead for one in found]
-    assert ahead[0] < ahead[-1]
-    assert ahead == sorted(ahead)
+    assert ahead == sorted({*ahead})
 
 
 def test_dictionaries_of_row_groups_that_end_with_a_slab_are_not_kept():
