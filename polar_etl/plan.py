@@ -25,7 +25,7 @@ _CHUNK_COPIES = 3
 """How often PyArrow holds a column chunk that it decodes whole: as read, its pages, its values."""
 _RUNTIME = 24 * MIB
 """Thread stacks, code loaded late, SQLite, and what the allocators keep back."""
-_COLUMN_OBJECTS = 4_000
+_COLUMN_OBJECTS = 3_700
 """Bytes of Python objects for one column: its reader, its pieces, its statistics."""
 _PLACE = 8
 """Bytes of a place in a dictionary: as stored, and unpacked."""
@@ -303,8 +303,9 @@ def _decoding(shape: Shape, plan: Plan, window: int) -> int:
     pages = int(min(plain * shape.page_bytes, behind * shape.row_bytes) * _KEPT)
     kept = pages * (cut and reading.keep_pages)  # a dictionary is kept whole, for however few rows
     kept += int(shape.number_dictionaries * _KEPT) * (cut and reading.keep_dictionaries)
-    later = min((reading.ahead - 1) * window, max(shape.largest_group - window, 0))
-    kept += int(later * shape.row_bytes * _KEPT)
+    if not shape.even_group or window % shape.even_group:
+        later = min((reading.ahead - 1) * window, shape.largest_group, max(rows - window, 0))
+        kept += int(later * shape.row_bytes * _KEPT)
     found = min(kept, shape.rows * shape.row_bytes)
     found += _PAGE_OBJECTS * plain * bool(kept)
     if not shape.arrow_columns:

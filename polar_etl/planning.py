@@ -160,7 +160,7 @@ def _keeping(shape: Shape, slab: int) -> list[tuple[float, tuple[bool, bool, int
     found = []
     for pages, dictionaries in product((True, False), (True, False)):
         for ahead in (1,) if pages and dictionaries else _WINDOWS_AHEAD:
-            again = 1.0 if pages else 1.08 + 0.08 * times / ahead
+            again = 1.0 if pages else 1.2 + 0.06 * times / ahead
             again *= 1.0 if dictionaries else 1.01 + 0.083 * max(larger / ahead - 1, 0)
             found.append((again, (pages, dictionaries, ahead)))
     return found if shape.number_dictionaries else [one for one in found if one[1][1]]

@@ -116,8 +116,8 @@ class FileColumns:
         ours = [place for place in places if place not in self._file.from_arrow]
         if layout is None or not ours:
             return None
-        keep = self._how.keep_pages
-        return SinglePages(layout, ours, self._groups, self._descriptor, keep=keep)
+        keep, ahead = self._how.keep_pages, self._how.ahead
+        return SinglePages(layout, ours, self._groups, self._descriptor, keep=keep, ahead=ahead)
 
     def _is_single(self, place: int) -> bool:
         return self._single is not None and place in self._single.kinds

@@ -40,6 +40,23 @@ class _Kind(NamedTuple):
     """Whether levels stand before the values."""
 
 
+class _Held(NamedTuple):
+    """Values of a column chunk."""
+
+    group: int
+    first: int
+    """Row of the first one within its row group."""
+    values: Array
+
+    def hold(self, group: int, low: int, high: int) -> bool:
+        """Tell whether all of these rows of a row group are among them."""
+        return self.group == group and self.first <= low and high <= self.first + len(self.values)
+
+    def apart(self, low: int, high: int) -> _Held:
+        """Return those of these rows in memory of their own, if they are still part of a chunk."""
+        return self if self.first else _Held(self.group, low, self.values[low:high].copy())
+
+
 class SinglePages:
     """Reads some columns of one file as long as their chunks are usual pages without nulls.
 
@@ -50,6 +67,8 @@ class SinglePages:
         file: Descriptor of the file.
         keep: Whether what is left of a row group is kept; otherwise it is decoded again when it is
             needed, which takes time instead of memory.
+        ahead: How many times the rows that are asked for are decoded at one go of what is not kept;
+            those that come later are held.
     """
 
     def __init__(
@@ -60,13 +79,14 @@ class SinglePages:
         file: int,
         *,
         keep: bool,
+        ahead: int,
     ) -> None:
-        self._layout, self._file, self._keep = layout, file, keep
+        self._layout, self._file, self._keep, self._ahead = layout, file, keep, ahead
         self._groups = [group for group in groups if layout.rows[group]]
         self._starts = list(accumulate((layout.rows[g] for g in self._groups), initial=0))
         """First row of each, counted from that of the first one."""
-        self._kept: dict[int, tuple[int, Array]] = {}
-        """By column: a row group, and its values, of which some are still to be asked for."""
+        self._held: dict[int, _Held] = {}
+        """By column: what is still to be asked for."""
         self.kinds = self._likely(places)
         """The columns that are read here, with their kinds."""
 
@@ -105,13 +125,15 @@ class SinglePages:
         """
         found: dict[int, list[Piece]] = {place: [] for place in places}
         for group, low, high in self._windows(first, first + rows):
-            left = self._keep and high < self._layout.rows[group]
-            values = self._values(group, list(found))
-            for place, some in values.items():
-                found[place].append(Piece(some[low:high]))
-                if left:
-                    self._kept[place] = group, some
-            found = {place: found[place] for place in values}
+            there = self._there(group, low, high, list(found))
+            later = self._layout.rows[group] - high
+            if not self._keep:
+                later = min(later, (self._ahead - 1) * rows)
+            for place, held in there.items():
+                found[place].append(Piece(held.values[low - held.first : high - held.first]))
+                if later:
+                    self._held[place] = held if self._keep else held.apart(high, high + later)
+            found = {place: found[place] for place in there}
         for place in places:
             if place not in found:
                 del self.kinds[place]
@@ -125,13 +147,14 @@ class SinglePages:
             yield group, max(first - start, 0), min(stop - start, self._layout.rows[group])
             index += 1
 
-    def _values(self, group: int, places: Sequence[int]) -> dict[int, Array]:
-        """Return the values of a row group, as far as they can be read here."""
-        kept = {place: self._kept.pop(place) for place in places if place in self._kept}
-        found = {place: values for place, (of, values) in kept.items() if of == group}
+    def _there(self, group: int, low: int, high: int, places: Sequence[int]) -> dict[int, _Held]:
+        """Return values of a row group with these rows among them, as far as they are read here."""
+        held = {place: self._held.pop(place) for place in places if place in self._held}
+        found = {place: some for place, some in held.items() if some.hold(group, low, high)}
         wanted = [place for place in places if place not in found]
         if wanted:
-            found |= self._decoded(group, wanted)
+            decoded = self._decoded(group, wanted)
+            found |= {place: _Held(group, 0, values) for place, values in decoded.items()}
         return found
 
     def _decoded(self, group: int, places: Sequence[int]) -> dict[int, Array]:
