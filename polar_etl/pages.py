@@ -8,7 +8,6 @@ left to PyArrow: `UnusualError` says so.
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
@@ -65,6 +64,13 @@ class ColumnReader:
             as a whole; those that come later are held, so it is decoded again the less often.
     """
 
+    __slots__ = (
+        *("_file", "_keep", "_keep_dictionary", "_times"),
+        *("_chunk", "_later", "_ahead", "_dictionary", "_by_places"),
+        *("_at", "_left", "_last", "_last_rows", "_again", "_usual", "_held"),
+    )
+    """There may be 100,000 of them."""
+
     def __init__(
         self,
         chunks: Iterable[Chunk],
@@ -86,11 +92,11 @@ class ColumnReader:
         self._again = 0
         """Rows of the next page that were decoded before: they are taken, or held."""
         self._later = iter(chunks)
-        self._ahead: deque[Chunk] = deque()
+        self._ahead: list[Chunk] = []
         """Chunks behind this one that were looked at."""
         self._chunk = next(self._later)
         self._at = self._chunk.start
-        self._held: deque[Page] = deque()
+        self._held: list[Page] = []
         """The next rows, as far as they are decoded already."""
         self._usual = 1
         """Rows of the page that was read last: most writers make all of them alike."""
@@ -242,10 +248,10 @@ class ColumnReader:
         found, left = [], rows
         while left:
             some = min(held[0].rows, left)
-            page, later = cut(held.popleft(), some)
+            page, later = cut(held.pop(0), some)
             found.append(_spread(page.values, page.valid))
             if later.rows:
-                held.appendleft(later)
+                held.insert(0, later)
             left -= some
         if pages:
             self._let_go(rows)
@@ -307,7 +313,7 @@ class ColumnReader:
 
     def _turn_chunk(self) -> None:
         while self._at == self._chunk.stop:
-            self._chunk = self._ahead.popleft() if self._ahead else next(self._later)
+            self._chunk = self._ahead.pop(0) if self._ahead else next(self._later)
             self._dictionary = None
             self._at, self._left = self._chunk.start, self._chunk.rows
 

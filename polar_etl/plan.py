@@ -25,7 +25,7 @@ _CHUNK_COPIES = 3
 """How often PyArrow holds a column chunk that it decodes whole: as read, its pages, its values."""
 _RUNTIME = 24 * MIB
 """Thread stacks, code loaded late, SQLite, and what the allocators keep back."""
-_COLUMN_OBJECTS = 3_700
+_COLUMN_OBJECTS = 3_200
 """Bytes of Python objects for one column: its reader, its pieces, its statistics."""
 _PLACE = 8
 """Bytes of a place in a dictionary: as stored, and unpacked."""
@@ -62,6 +62,8 @@ _LONG_PAGE = 5
 _KEPT = 1.15
 """What the allocator needs more for what is left of pages, each in a piece of its own (measured: up
 to 1.08)."""
+_HELD = 1.4
+"""The same for rows that are decoded ahead: they come and go in pieces of many sizes."""
 _PAGE_OBJECTS = 1_300
 """Bytes of Python objects for a page of which rows are left over (measured)."""
 TEXT_COPIES = 8
@@ -305,7 +307,7 @@ def _decoding(shape: Shape, plan: Plan, window: int) -> int:
     kept += int(shape.number_dictionaries * _KEPT) * (cut and reading.keep_dictionaries)
     if not shape.even_group or window % shape.even_group:
         later = min((reading.ahead - 1) * window, shape.largest_group, max(rows - window, 0))
-        kept += int(later * shape.row_bytes * _KEPT)
+        kept += int(later * shape.row_bytes * _HELD)
     found = min(kept, shape.rows * shape.row_bytes)
     found += _PAGE_OBJECTS * plain * bool(kept)
     if not shape.arrow_columns:
