@@ -362,9 +362,9 @@ def _working(shape: Shape, plan: Plan, slab: int) -> int:
     many = min(max(together.values // slab, 1), together.columns, max(scalars, 0))
     group = many * max(slab * width, shape.page_bytes)
     looked_up = 0
-    reading_rows = min(plan.reading.ahead * slab, max(shape.largest_group, slab))
     if shape.number_dictionaries:
-        looked_up = many * (_LOOKED_UP * shape.own_lookup_bytes + _PLACE * reading_rows)
+        places = min(plan.reading.ahead * slab, max(shape.largest_group, slab))
+        looked_up = many * (_LOOKED_UP * shape.own_lookup_bytes + _PLACE * places)
     others = max(shape.passed_bytes - shape.text_bytes, 0)
     passed = slab * (others * _PASSED_COPIES + shape.vector_output_bytes)
     passed += _passed_text(shape, plan, slab) + shape.text_page * _LONG_PAGE

@@ -108,7 +108,7 @@ def inspect(path: str, room: Room = UNLIMITED) -> Inspected:
             footer = footer_of(raw)
             layout = layout_of(footer, schema)
             words = words_in(layout, schema)
-            apart = _names_of(schema, words)
+            apart = set(_names_of(schema, words))
             varying = _varying_leaves(schema)
             if layout:
                 _require_room(raw, layout, varying, room)
