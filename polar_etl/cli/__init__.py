@@ -16,8 +16,8 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line. Signals are heeded before anything large is imported."""
     signals.begin()
-    start_fast()
     try:
+        start_fast()
         from polar_etl.cli.app import main as run
 
         run()
