@@ -49,6 +49,11 @@ def asked_once(ask: Callable[[pa.DataType], Answer], kinds: Iterable[pa.DataType
     return answers
 
 
+def by_column(ask: Callable[[pa.DataType], Answer], schema: pa.Schema) -> dict[str, Answer]:
+    """Return what `ask` says of the type of each column, see `asked_once`."""
+    return dict(zip(schema.names, asked_once(ask, schema.types), strict=True))
+
+
 def is_numeric(kind: pa.DataType) -> bool:
     """Tell whether columns of Arrow type `kind` are normalized: integers, floats and decimals."""
     return kind.id in _PLAIN_WIDTHS or bool(pa.types.is_decimal(kind))

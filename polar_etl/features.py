@@ -20,8 +20,8 @@ from polar_etl.columns import (
     Ints,
     Piece,
     array_of,
-    asked_once,
     bitmaps_of,
+    by_column,
     is_numeric,
     is_valid,
     piece_of,
@@ -70,7 +70,7 @@ def is_open_list(kind: pa.DataType) -> bool:
 
 def open_lists(schema: pa.Schema, columns: Iterable[str]) -> list[str]:
     """Return which of the columns `columns` hold lists of numbers, which may differ in length."""
-    known = dict(zip(schema.names, asked_once(is_open_list, schema.types), strict=True))
+    known = by_column(is_open_list, schema)
     return [name for name in columns if known[name]]
 
 
@@ -129,7 +129,7 @@ class Features:
             columns: Names of the columns.
             lengths: How many numbers the lists hold where the type does not say.
         """
-        known = dict(zip(schema.names, asked_once(_numbers_in, schema.types), strict=True))
+        known = by_column(_numbers_in, schema)
         return cls(columns, {**{name: n for name in columns if (n := known[name])}, **lengths})
 
     @classmethod

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from polar_etl.changes import file_difference, refuse_changes
-from polar_etl.columns import asked_once
+from polar_etl.columns import by_column
 from polar_etl.durable import is_regular, write_atomically
 from polar_etl.errors import (
     InputError,
@@ -154,8 +154,7 @@ def scaler_of(
     columns = settings.features.columns
     if settings.inf == "error":
         refuse_infinities(paths, settings.features.labels(), files)
-    numbers = asked_once(lambda kind: str(value_type(kind)), schema.types)
-    dtypes = dict(zip(schema.names, numbers, strict=True))
+    dtypes = by_column(lambda kind: str(value_type(kind)), schema)
     return Scaler(
         columns=columns,
         dtypes=tuple(dtypes[name] for name in columns),

@@ -158,12 +158,13 @@ def _keeping(shape: Shape, slab: int) -> list[tuple[float, tuple[bool, bool, int
     times = shape.page_bytes / (slab * width)  # that a page is decoded for each pass
     larger = shape.number_dictionaries / (slab * max(shape.row_bytes, 1))
     found = []
-    for pages, dictionaries in product((True, False), (True, False)):
+    looked_up = (True, False) if shape.number_dictionaries else (True,)
+    for pages, dictionaries in product((True, False), looked_up):
         for ahead in (1,) if pages and dictionaries else _WINDOWS_AHEAD:
             again = 1.0 if pages else 1.2 + 0.06 * times / ahead
             again *= 1.0 if dictionaries else 1.01 + 0.083 * max(larger / ahead - 1, 0)
             found.append((again, (pages, dictionaries, ahead)))
-    return found if shape.number_dictionaries else [one for one in found if one[1][1]]
+    return found
 
 
 def _readings(shape: Shape, slab: int) -> list[tuple[float, int, int]]:

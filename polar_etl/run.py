@@ -11,7 +11,7 @@ from itertools import accumulate
 from math import ceil
 from typing import NamedTuple, TypeVar
 
-from polar_etl.columns import asked_once
+from polar_etl.columns import by_column
 from polar_etl.events import Listener
 from polar_etl.executors.forked import forked_map
 from polar_etl.executors.local import ordered_map
@@ -59,8 +59,7 @@ class Run:
 
     @cached_property
     def _widths(self) -> dict[str, int]:
-        schema = self.source.schema
-        return dict(zip(schema.names, asked_once(width, schema.types), strict=True))
+        return by_column(width, self.source.schema)
 
     @property
     def offsets(self) -> list[int]:

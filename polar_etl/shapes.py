@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from polar_etl.columns import asked_once
+from polar_etl.columns import asked_once, by_column
 from polar_etl.features import Features, value_type
 from polar_etl.plan import TEXT_COPIES, Shape
 from polar_etl.planning import slab_rows
@@ -25,10 +25,10 @@ _VALUE_COPIES = 3
 def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings) -> Shape:
     """Return what a plan needs to know of a source's schema and footers."""
     features = settings.features
-    names, types = schema.names, schema.types
+    names = schema.names
     vectors = Features.of(schema, tuple(names), features.vectors).vectors
-    numbers = dict(zip(names, asked_once(value_type, types), strict=True))
-    read = dict(zip(names, asked_once(width, types), strict=True))
+    numbers = by_column(value_type, schema)
+    read = by_column(width, schema)
     read |= {name: size * width(numbers[name]) for name, size in vectors.items()}
     output_widths = _output_widths([numbers[name] for name in features.columns], settings.dtype)
     written = read | {
@@ -45,9 +45,7 @@ def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings)
     nominal, output = sum(read.values()), sum(written.values())
     plain = sum(read[name] for name in read if name not in words)
     nominal_output = output + sum(
-        more
-        for name, more in zip(names, asked_once(_more_for_text, types), strict=True)
-        if name not in vectors
+        more for name, more in by_column(_more_for_text, schema).items() if name not in vectors
     )
     vector_output = sum(written[name] for name in vectors)
     windows, rows = _text_windows(files), sum(file.rows for file in files)

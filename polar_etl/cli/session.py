@@ -19,7 +19,7 @@ from polar_etl.memory import format_size
 
 if TYPE_CHECKING:
     from polar_etl.api import Options
-    from polar_etl.pipeline import Report
+    from polar_etl.pipeline import Control, Report
     from polar_etl.scaler import Scaler
 
 
@@ -53,19 +53,27 @@ def options_of(**fields: Any) -> Options:
     return Options(**plain, processes=True)  # nobody else has threads here
 
 
+@contextmanager
+def controlled(output: Output, limit: int) -> Iterator[Control]:
+    """Yield what shows how a run goes, and what the first signal stops it with."""
+    from polar_etl.pipeline import Control
+
+    with progress(output, limit) as listener:
+        control = Control(listener)
+        with signals.stopping(control.stop):
+            yield control
+
+
 def run_shown(
     output: Output, inputs: list[str], out: Path, options: Options, scaler: Scaler | None = None
 ) -> None:
     """Normalize, with a scaler if there is one; show how it goes, and what became of it."""
     from polar_etl.api import run
     from polar_etl.memory import limit_in_force
-    from polar_etl.pipeline import Control
 
     collect_garbage_again()
-    with progress(output, limit_in_force(options.memory_limit)) as listener:
-        control = Control(listener)
-        with signals.stopping(control.stop):
-            report = run(inputs, out, options, control, scaler=scaler)
+    with controlled(output, limit_in_force(options.memory_limit)) as control:
+        report = run(inputs, out, options, control, scaler=scaler)
     output.result(report._asdict(), _report_lines(report))
 
 

@@ -7,14 +7,14 @@ import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate, islice, pairwise
+from itertools import islice
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polar_etl.columns import asked_once, word_type
+from polar_etl.columns import asked_once, by_column, word_type
 from polar_etl.errors import InputError, MemoryLimitError, describe
 from polar_etl.headers import pages_of
 from polar_etl.memory import format_size
@@ -22,7 +22,7 @@ from polar_etl.pages import is_usual
 from polar_etl.sources.base import SourceFile
 from polar_etl.sources.decoding import STREAM_BUFFER, explained, for_arrow
 from polar_etl.sources.layout import Layout, layout_of
-from polar_etl.sources.schemas import checked_schema, has_variable_width, leaves
+from polar_etl.sources.schemas import checked_schema, has_variable_width, leaf_ranges, leaves
 from polar_etl.sources.texts import Texts, texts_in
 from polar_etl.thrift import fields_of, number
 
@@ -174,9 +174,11 @@ def _require_room(file: BinaryIO, layout: Layout, varying: Iterable[int], room: 
 
 def words_in(layout: Layout | None, schema: pa.Schema) -> frozenset[int]:
     """Return the places of columns of text that are decoded as words and their places."""
-    kinds = asked_once(word_type, schema.types) if layout else []
+    if layout is None:
+        return frozenset()
+    kinds = asked_once(word_type, schema.types)
     return frozenset(
-        place for place, kind in enumerate(kinds) if kind and layout and layout.holds_words(place)
+        place for place, kind in enumerate(kinds) if kind and layout.holds_words(place)
     )
 
 
@@ -189,7 +191,7 @@ def _texts(
     file: BinaryIO, layout: Layout | None, schema: pa.Schema, apart_from: Collection[str]
 ) -> Texts:
     """Return how much text a file holds; nothing where its pages don't tell."""
-    wide = zip(schema.names, asked_once(has_variable_width, schema.types), strict=True)
+    wide = by_column(has_variable_width, schema).items()
     places = [at for at, (name, varies) in enumerate(wide) if varies and name not in apart_from]
     if layout is None or not places or any(_is_nested(schema.field(p).type) for p in places):
         return Texts()
@@ -265,13 +267,12 @@ def _number_dictionaries(file: BinaryIO, layout: Layout, columns: Iterable[int])
 
 def _varying_leaves(schema: pa.Schema) -> dict[int, str]:
     """Return the leaves of columns of variable width, with the names of these."""
-    varying = asked_once(has_variable_width, schema.types)
-    ends = accumulate(asked_once(leaves, schema.types), initial=0)
+    varying = by_column(has_variable_width, schema).items()
     return {
         leaf: name
-        for name, varies, (first, stop) in zip(schema.names, varying, pairwise(ends), strict=True)
+        for (name, varies), some in zip(varying, leaf_ranges(schema), strict=True)
         if varies
-        for leaf in range(first, stop)
+        for leaf in some
     }
 
 

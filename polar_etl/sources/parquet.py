@@ -16,14 +16,14 @@ from threading import Lock
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polar_etl.columns import Piece, asked_once, word_type
+from polar_etl.columns import Piece, word_type
 from polar_etl.errors import InputError, describe
 from polar_etl.features import first_length, open_lists, require_lengths
 from polar_etl.sources.base import Columns, Reading, SourceFile, Window
 from polar_etl.sources.decoding import FileColumns, ParquetFile, explained, for_arrow
 from polar_etl.sources.footers import UNLIMITED, Room, footer_of, inspect, texts_of
 from polar_etl.sources.layout import Layout, layout_of
-from polar_etl.sources.schemas import difference, leaves
+from polar_etl.sources.schemas import difference, leaf_ranges
 
 _ROWS_LOOKED_AT = 256
 
@@ -163,8 +163,7 @@ class ParquetSource:
 
     @cached_property
     def _leaf_ranges(self) -> tuple[range, ...]:
-        bounds = accumulate(asked_once(leaves, self.schema.types), initial=0)
-        return tuple(range(start, stop) for start, stop in pairwise(bounds))
+        return leaf_ranges(self.schema)
 
 
 class _Columns:

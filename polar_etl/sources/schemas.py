@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
+
 import pyarrow as pa
 
-from polar_etl.columns import plain_width
+from polar_etl.columns import asked_once, plain_width
 from polar_etl.errors import InputError, describe
 
 NOMINAL_TEXT_WIDTH = 16
@@ -24,6 +26,12 @@ def leaves(kind: pa.DataType) -> int:
     if _is_list(kind):
         return leaves(kind.value_type)
     return 1
+
+
+def leaf_ranges(schema: pa.Schema) -> tuple[range, ...]:
+    """Return the indices of the Parquet columns that each column consists of."""
+    bounds = accumulate(asked_once(leaves, schema.types), initial=0)
+    return tuple(range(start, stop) for start, stop in pairwise(bounds))
 
 
 def has_variable_width(kind: pa.DataType) -> bool:

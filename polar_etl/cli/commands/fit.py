@@ -25,9 +25,8 @@ from polar_etl.cli.options import (
     Threads,
     argument,
 )
-from polar_etl.cli.output import Output, progress
-from polar_etl.cli.session import options_of, session
-from polar_etl.cli.signals import signals
+from polar_etl.cli.output import Output
+from polar_etl.cli.session import controlled, options_of, session
 from polar_etl.errors import UsageError, describe
 
 if TYPE_CHECKING:
@@ -68,13 +67,11 @@ def fit(
         _refuse_foreign_target(scaler)
         ready = prepare(inputs, options)
         require_place(scaler, [Path(file.path) for file in ready.source.files])
-        with progress(output, ready.plan.limit) as listener:
-            control = pipeline.Control(listener)
-            with signals.stopping(control.stop):
-                fitted = pipeline.fit(ready.source, ready.settings, ready.plan, control)
-                sweep(scaler.parent, scaler.name.__eq__)
-                fitted.save(scaler)
-                _show_fit(output, ready, scaler, len(fitted.columns), started)
+        with controlled(output, ready.plan.limit) as control:
+            fitted = pipeline.fit(ready.source, ready.settings, ready.plan, control)
+            sweep(scaler.parent, scaler.name.__eq__)
+            fitted.save(scaler)
+            _show_fit(output, ready, scaler, len(fitted.columns), started)
 
 
 def _show_fit(

@@ -17,9 +17,8 @@ from polar_etl.cli.options import (
     Threads,
     option,
 )
-from polar_etl.cli.output import Output, progress
-from polar_etl.cli.session import options_of, session
-from polar_etl.cli.signals import signals
+from polar_etl.cli.output import Output
+from polar_etl.cli.session import controlled, options_of, session
 from polar_etl.errors import StateMismatchError
 
 if TYPE_CHECKING:
@@ -69,10 +68,7 @@ def _verify_deep(
     output: Output, workspace: Workspace, memory_limit: str | None, threads: int | None
 ) -> Verdict:
     from polar_etl.inspection import verify_deep
-    from polar_etl.pipeline import Control
 
     limits = options_of(memory_limit=memory_limit, threads=threads).limits()
-    with progress(output, limits.memory) as listener:
-        control = Control(listener)
-        with signals.stopping(control.stop):
-            return verify_deep(workspace, limits, control)
+    with controlled(output, limits.memory) as control:
+        return verify_deep(workspace, limits, control)
