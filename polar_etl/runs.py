@@ -117,7 +117,7 @@ def places_in(
             runs = _runs(table[0], count, 16 + count * runs_per_value)
             same = np.ones(len(table), np.bool_)
             for run in runs:
-                same &= (_heads(table, run) == run.heads).all(axis=1)
+                same &= (_heads(table, run) == run.heads).all(axis=(1, 2))
             rows = _places(table if same.all() else table[same], runs)
             yield from zip(left[same].tolist(), (row[:count] for row in rows), strict=True)
             left, table = left[~same], table[~same]
@@ -170,9 +170,10 @@ def _run_of_bits(content: Octets, at: int, head: int, length: int, left: int) ->
         left: Places that the page still has.
     """
     width, stride = int(content[0]), head + length
-    alike = content[at::stride] == content[at]
-    many = len(alike) if alike.all() else int(np.argmin(alike))
-    many = min(many, -(-left * width // (8 * length))) if head == 1 else 1
+    many = -(-left * width // (8 * length))
+    for byte in range(at, at + head):
+        alike = content[byte::stride][:many] == content[byte]
+        many = len(alike) if alike.all() else int(np.argmin(alike))
     end = at + many * stride
     if end > len(content) and many > 1:
         many, end = many - 1, end - stride
@@ -184,10 +185,11 @@ def _run_of_bits(content: Octets, at: int, head: int, length: int, left: int) ->
 
 
 def _heads(table: Octets, run: _Run) -> Octets:
-    """Return what stands in each page where the headers of a run are."""
-    if len(run.heads) > 1 or run.many == 1:
-        return table[:, run.start : run.start + len(run.heads)]
-    return table[:, run.start : run.start + run.many * run.stride : run.stride]
+    """Return what stands in each page where the headers of a run are; `(pages, runs, bytes)`."""
+    if run.many == 1:
+        return table[:, None, run.start : run.start + len(run.heads)]
+    runs = table[:, run.start : run.start + run.many * run.stride]
+    return runs.reshape(len(table), run.many, run.stride)[:, :, : len(run.heads)]
 
 
 def _places(table: Octets, runs: Sequence[_Run]) -> Iterator[Places]:
