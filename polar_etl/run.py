@@ -11,7 +11,7 @@ from itertools import accumulate
 from math import ceil
 from typing import NamedTuple, TypeVar
 
-from polar_etl.columns import by_column
+from polar_etl.columns import by_column, word_type
 from polar_etl.events import Listener
 from polar_etl.executors.forked import forked_map
 from polar_etl.executors.local import ordered_map
@@ -20,6 +20,8 @@ from polar_etl.plan import Plan
 from polar_etl.sources.base import Columns, Source
 from polar_etl.sources.schemas import width
 from polar_etl.stop import Stop
+
+_WORD = 8
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -119,9 +121,17 @@ class Run:
                 for opened in [self.source.columns(some, first, stop, self.plan.reading)]
             ]
 
+    @cached_property
+    def _work(self) -> dict[str, int]:
+        """What there is to do for a value of each column, in bytes of numbers.
+
+        A word takes as long as a number of eight bytes (measured).
+        """
+        return by_column(lambda kind: _WORD if word_type(kind) else width(kind), self.source.schema)
+
     def _cut(self, names: Sequence[str], driving: float) -> list[tuple[str, ...]]:
-        """Return the columns in at most `plan.shares` runs of neighbours, by bytes."""
-        ends = list(accumulate(self._widths[name] for name in names))
+        """Return the columns in at most `plan.shares` runs of neighbours, by work."""
+        ends = list(accumulate(self._work[name] for name in names))
         bounds = list(accumulate(self._sizes(driving)))
         found: list[list[str]] = [[] for _ in bounds]
         for name, end in zip(names, ends, strict=True):
