@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import chain, product
 from typing import NamedTuple
 
@@ -89,6 +89,7 @@ class FileColumns:
         self._plain: dict[int, ColumnReader] = {}
         self._arrow: list[tuple[list[int], Cutter]] = []
         self._decoded: dict[int, pa.ChunkedArray] = {}
+        self._whole_groups: pq.ParquetFile | None = None
         self._rows = 0
         try:
             with explained(file.path):
@@ -233,6 +234,9 @@ class FileColumns:
     def close(self) -> None:
         """Let go of the file."""
         self._single, self._plain, self._arrow, self._decoded = None, {}, [], {}
+        if self._whole_groups:
+            self._whole_groups.close(force=True)
+            self._whole_groups = None
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -249,17 +253,17 @@ class FileColumns:
         """Return some columns of some row groups, a few of them decoded at a time."""
         many = columns_at_a_time(sum(self._file.group_rows[group] for group in groups))
         found: list[pa.ChunkedArray] = []
-        with self._opened(buffer_size=0) as opened:
-            for low in range(0, len(places), many):
-                table = opened.reader.read_row_groups(
-                    groups, column_indices=self._leaves(places[low : low + many]), use_threads=False
-                )
-                found += table.columns
+        self._whole_groups = self._whole_groups or self._opened(buffer_size=0)
+        for low in range(0, len(places), many):
+            table = self._whole_groups.reader.read_row_groups(
+                groups, column_indices=self._leaves(places[low : low + many]), use_threads=False
+            )
+            found += table.columns
         return pa.Table.from_arrays(found, names=[str(place) for place in places])
 
     def _inside(self, group: int, places: Sequence[int]) -> Iterator[pa.Table]:
         """Yield some columns of one row group, a few rows at a time."""
-        with self._opened(buffer_size=STREAM_BUFFER) as opened:
+        with closing(self._opened(buffer_size=STREAM_BUFFER)) as opened:
             batches = opened.reader.iter_batches(
                 self._how.stream_rows,
                 row_groups=[group],
@@ -274,17 +278,15 @@ class FileColumns:
     def _leaves(self, places: Sequence[int]) -> list[int]:
         return list(chain.from_iterable(self._file.leaves[place] for place in places))
 
-    @contextmanager
-    def _opened(self, *, buffer_size: int) -> Iterator[pq.ParquetFile]:
-        with pq.ParquetFile(
+    def _opened(self, *, buffer_size: int) -> pq.ParquetFile:
+        return pq.ParquetFile(
             for_arrow(self._file.path),
             metadata=self._file.footer(),
             pre_buffer=False,
             buffer_size=buffer_size,
             page_checksum_verification=True,
             read_dictionary=self._leaves(sorted(self._file.words)),
-        ) as opened:
-            yield opened
+        )
 
 
 def _with_words_of(table: pa.Table, earlier: pa.Table | None) -> pa.Table:
