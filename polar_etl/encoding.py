@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import islice, repeat
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,81 +18,30 @@ import pyarrow.parquet as pq
 from zlib_ng import zlib_ng
 
 from polar_etl import thrift
+from polar_etl.chunks import CHUNK_HEAD, PHYSICAL, SIZES, Chunk, Described, around_path, numbers_of
 from polar_etl.compression import LEVEL, compressed, worthwhile_level
-from polar_etl.page_buffers import PAGE_BYTES, Bools, Bytes, Filled, LaidOut, PagedColumns
-from polar_etl.thrift import BINARY, I16, I32, I64, LIST, STRUCT, Field
+from polar_etl.dictionaries import (
+    LookedUp,
+    looked_up_chunk,
+    looked_up_numbers,
+    looked_up_text,
+)
+from polar_etl.page_buffers import PAGE_BYTES, Bools, Filled, LaidOut, PagedColumns
+from polar_etl.repeats import Repeats
+from polar_etl.thrift import I64, LIST, STRUCT, Field
 
+Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 
 MAGIC = b"PAR1"
-_PHYSICAL = {
-    **dict.fromkeys((pa.int8(), pa.int16(), pa.int32()), 1),
-    pa.int64(): 2,
-    pa.float32(): 4,
-    pa.float64(): 5,
-    pa.float16(): 7,
-}
-"""Number of the type that Parquet stores these numbers as."""
-_ZSTD = 6
-_SHORT = 1 << 14
-"""Bytes of a piece of content below which writing it alone takes longer than copying it."""
 _SCHEMAS = 1 << 10
 """Answers of Parquet that are kept: every slab asks the same ones again."""
+_PAGE_HEADER = b"\x15\x00\x15%b\x15%b\x15%b\x1c\x15%b\x15\x00\x15\x06\x15\x06\x00\x00"
+"""A data page with checksum: plain values, levels in runs."""
+_PLAIN = (0, 3)
+"""Encodings of a chunk: plain values, and levels in runs."""
 _OFFSETS = (9, 10, 11)
 """Fields of `ColumnMetaData` that hold places in the file."""
-
-
-class Described(NamedTuple):
-    """What there is to say of a column chunk, except where in the file it stands."""
-
-    size: int
-    """Bytes of it."""
-    plain_size: int
-    """The same, before compression."""
-    entry: tuple[bytes | int, ...]
-    """The `ColumnChunk` of the footer; an integer is a place, counted from the chunk's start."""
-
-
-class Chunk(NamedTuple):
-    """One column chunk."""
-
-    content: Sequence[Bytes]
-    described: Described
-
-
-class Encoded(NamedTuple):
-    """Neighbouring column chunks of one row group."""
-
-    content: Sequence[Bytes]
-    """Their bytes, one behind the other."""
-    columns: int
-    """How many chunks that are."""
-    size: int
-    """Bytes of the content."""
-    plain_size: int
-    """The same, before compression."""
-    said: list[bytes]
-    """Their entries of the footer, cut where a place in the file has to be said."""
-    places: Ints
-    """What comes in between, counted from where the content begins."""
-
-
-def joined(chunks: Sequence[Chunk]) -> Encoded:
-    """Return chunks side by side; short pieces of content become one, which is written faster."""
-    content = [piece for chunk in chunks for piece in chunk.content]
-    if sum(map(len, content)) < _SHORT * len(content):
-        content = [memoryview(b"".join(content))]
-    start, said, places = 0, [b""], []
-    for _, described in chunks:
-        for part in described.entry:
-            if isinstance(part, int):
-                places.append(start + part)
-                said.append(b"")
-            else:
-                said[-1] += part
-        start += described.size
-    plain_size = sum(chunk.described.plain_size for chunk in chunks)
-    return Encoded(content, len(chunks), start, plain_size, said, np.array(places, np.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +58,7 @@ class PartFormat:
     def _described(self) -> dict[str, tuple[bytes, bool]]:
         """By scalar column: its entry up to the sizes, and whether it has levels."""
         found = {}
-        around = {kind.id: _around_path(number) for kind, number in _PHYSICAL.items()}
+        around = {kind.id: around_path(number, _PLAIN) for kind, number in PHYSICAL.items()}
         for name in self.plain:
             column = self.schema.field(name)
             if ends := around.get(column.type.id):
@@ -151,7 +99,7 @@ class PartFormat:
         bodies = compressed(laid_out.pages, self.level)
         stored = np.fromiter(map(len, bodies), np.int64, len(bodies))
         sums = np.fromiter(map(zlib_ng.crc32, bodies), np.uint32, len(bodies)).view(np.int32)
-        numbers = map(_numbers, (laid_out.sizes, stored, sums.astype(np.int64), laid_out.rows))
+        numbers = map(numbers_of, (laid_out.sizes, stored, sums.astype(np.int64), laid_out.rows))
         headers = [_PAGE_HEADER % some for some in zip(*numbers, strict=True)]
         more = np.fromiter(map(len, headers), np.int64, len(headers))
         stops = np.cumsum(laid_out.counts)
@@ -159,14 +107,35 @@ class PartFormat:
             np.diff(np.concatenate([[0], np.cumsum(size)])[[0, *stops]], axis=0)
             for size in (stored + more, laid_out.sizes + more)
         )
-        said = zip(repeat(thrift.often_number(rows)), _numbers(plain_sizes), _numbers(sizes))
+        said = zip(repeat(thrift.often_number(rows)), numbers_of(plain_sizes), numbers_of(sizes))
         pages = zip(headers, bodies, strict=True)
         for name, count, size, plain_size, some in zip(
             names, laid_out.counts, sizes.tolist(), plain_sizes.tolist(), said, strict=True
         ):
-            entry = (self._described[name][0] + _SIZES % some, 0, b"\0\0")
+            entry = (self._described[name][0] + SIZES % some, 0, b"\0\0")
             content = [piece for page in islice(pages, count) for piece in page]
             yield Chunk(content, Described(size, plain_size, entry))
+
+    def repeated(self, name: str, values: Floats, repeats: Repeats, rows: int) -> Chunk:
+        """Return a scalar column of few different values as a chunk.
+
+        Args:
+            name: Of the column.
+            values: What becomes of each of its values.
+            repeats: Which of them stands where.
+            rows: How long the column is.
+        """
+        return self._looked_up(name, looked_up_numbers(values, repeats, rows))
+
+    def text(self, name: str, column: pa.Array | pa.ChunkedArray) -> list[Chunk]:
+        """Return a column of text as a chunk; in words and their places, if it comes so."""
+        if _in_pieces(column) or not len(column) or column.null_count == len(column):
+            return self.others({name: column})[name]
+        return [self._looked_up(name, looked_up_text(column))]
+
+    def _looked_up(self, name: str, column: LookedUp) -> Chunk:
+        nullable = self.schema.field(name).nullable
+        return looked_up_chunk(name, column, self.level, nullable=nullable)
 
     def others(self, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> dict[str, list[Chunk]]:
         """Return columns of any type as chunks, one for each leaf, as PyArrow encodes them.
@@ -246,86 +215,9 @@ class PartFormat:
         return thrift.as_struct(before)[:-1], thrift.as_struct(after, behind=4)
 
 
-def _around_path(physical: int) -> tuple[bytes, bytes]:
-    """Return what stands before and behind the name of a column in its entry, up to the sizes."""
-    head = [
-        (1, I32, thrift.as_number(physical)),
-        (2, LIST, thrift.as_list(I32, [thrift.as_number(0), thrift.as_number(3)])),
-        (3, LIST, thrift.list_head(BINARY, 1)),
-    ]
-    codec = [(4, I32, thrift.as_number(_ZSTD))]
-    return _CHUNK_HEAD + thrift.as_struct(head)[:-1], thrift.as_struct(codec, behind=3)[:-1]
-
-
 def footer_end(length: int) -> bytes:
     """Return what stands behind a footer of so many bytes: its length, and the magic."""
     return length.to_bytes(4, "little") + MAGIC
-
-
-_CHUNK_HEAD = b"\x26\x00\x1c"
-"""A `ColumnChunk` begins with its deprecated offset, 0, and `ColumnMetaData` comes next."""
-_PAGE_HEADER = b"\x15\x00\x15%b\x15%b\x15%b\x1c\x15%b\x15\x00\x15\x06\x15\x06\x00\x00"
-"""A data page with checksum: plain values, levels in runs."""
-_SIZES = b"\x16%b\x16%b\x16%b\x26"
-"""Of a chunk in the footer: rows, bytes before and after compression; its place comes next."""
-
-
-class Placed(NamedTuple):
-    """Neighbouring column chunks that have their place in a file."""
-
-    place: int
-    columns: int
-    size: int
-    plain_size: int
-    entries: bytes
-    """Their `ColumnChunk`s in the footer."""
-
-
-def placed(encoded: Encoded, place: int) -> Placed:
-    """Return the chunks of `encoded`, written to a file from `place` on."""
-    numbers = _numbers(encoded.places + place)
-    entries = [b""] * (len(encoded.said) + len(numbers))
-    entries[::2], entries[1::2] = encoded.said, numbers
-    return Placed(place, encoded.columns, encoded.size, encoded.plain_size, b"".join(entries))
-
-
-def _numbers(values: Ints) -> list[bytes]:
-    """Return signed numbers as `thrift.as_number` does, all at one go."""
-    rest = (values << 1 ^ values >> 63).view(np.uint64)
-    digits = np.zeros((len(values), 10), np.uint8)
-    lengths = np.ones(len(values), np.int64)
-    for place in range(10):
-        digits[:, place] = rest & np.uint64(127)
-        rest = rest >> np.uint64(7)
-        if not rest.any():
-            break
-        digits[:, place] |= (rest > 0).astype(np.uint8) << 7
-        lengths += rest > 0
-    raw = digits.tobytes()
-    return [
-        raw[at : at + n] for at, n in zip(range(0, len(raw), 10), lengths.tolist(), strict=True)
-    ]
-
-
-def row_group(rows: int, number: int, chunks: Sequence[Placed]) -> bytes:
-    """Return the description of a row group for the footer.
-
-    Args:
-        rows: Of the row group.
-        number: How many row groups stand before it.
-        chunks: Its chunks, in order.
-    """
-    head = thrift.list_head(STRUCT, sum(some.columns for some in chunks))
-    return thrift.as_struct(
-        [
-            (1, LIST, b"".join((head, *(some.entries for some in chunks)))),
-            (2, I64, thrift.as_number(sum(some.plain_size for some in chunks))),
-            (3, I64, thrift.as_number(rows)),
-            (5, I64, thrift.as_number(chunks[0].place)),
-            (6, I64, thrift.as_number(sum(some.size for some in chunks))),
-            (7, I16, thrift.as_number(number)),
-        ]
-    )
 
 
 def _bytes_of(sink: pa.BufferOutputStream) -> memoryview:
@@ -348,7 +240,7 @@ def _chunks_of(file: memoryview) -> Iterator[Chunk]:
         places = {place: thrift.number(footer, meta[place]) for place in _OFFSETS if place in meta}
         start = min(places.values())
         size = thrift.number(footer, meta[7])
-        described: list[bytes | int] = [_CHUNK_HEAD]
+        described: list[bytes | int] = [CHUNK_HEAD]
         last = 0
         for place, field in meta.items():
             described.append(thrift.head(place, last, field.kind))

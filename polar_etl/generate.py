@@ -15,16 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polar_etl.chunks import Placed, joined, placed, row_group
 from polar_etl.durable import replacing, require_place, sweep
-from polar_etl.encoding import (
-    MAGIC,
-    PartFormat,
-    Placed,
-    footer_end,
-    joined,
-    placed,
-    row_group,
-)
+from polar_etl.encoding import MAGIC, PartFormat, footer_end
 from polar_etl.errors import RunFailedError, UsageError, describe
 from polar_etl.page_buffers import Bools, Filled, PagedColumns, Values
 from polar_etl.passes import groups_of

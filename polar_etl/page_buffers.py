@@ -171,19 +171,24 @@ class Filled(NamedTuple):
     """Of those with nulls, by number within `columns`: which rows are not null."""
 
 
+def levels_of(rows: int, valid: Bools | None, filled: int) -> bytes:
+    """Return the definition levels of a page of which so many rows are filled."""
+    if valid is None or filled == rows:
+        return equal_levels(rows, b"\x01")
+    return _levels(valid) if filled else equal_levels(rows, b"\x00")
+
+
 def _plain(page: Page, valid: Bools | None, *, nullable: bool) -> Bytes:
     """Return the bytes of a page, not yet compressed; what is not null takes the place of all."""
     rows, room = page.rows, page.room
     if not nullable:
         return page.memory[room:]
-    levels, filled = equal_levels(rows, b"\x01"), rows
-    if valid is not None:
-        there = valid[page.first : page.first + rows]
-        filled = int(np.count_nonzero(there))
-        if filled < rows:
-            values = page.values
-            values[:filled] = values[there]
-            levels = _levels(there) if filled else equal_levels(rows, b"\x00")
+    there = None if valid is None else valid[page.first : page.first + rows]
+    filled = rows if there is None else int(np.count_nonzero(there))
+    if filled < rows:
+        values = page.values
+        values[:filled] = values[there]
+    levels = levels_of(rows, there, filled)
     start = room - len(levels)
     page.memory[start:room] = levels
     return page.memory[start : room + filled * page.dtype.itemsize]

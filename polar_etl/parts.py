@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import xxhash
 
+from polar_etl.chunks import Encoded, Placed, placed, row_group
 from polar_etl.direct import DirectFile
 from polar_etl.durable import create_temporary, sync_directory
-from polar_etl.encoding import MAGIC, Encoded, PartFormat, Placed, placed, row_group
+from polar_etl.encoding import MAGIC, PartFormat
 
 _NAME = re.compile(r"part-\d{5,9}\.parquet")
 MOST_PARTS = 100_000

@@ -7,26 +7,27 @@ output, while they are in the processor's cache. Nothing decoded outlives it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from polar_etl.blocks import observe
-from polar_etl.columns import Bools, array_of, is_valid, piece_of, word_type
-from polar_etl.encoding import Chunk, Encoded, PartFormat, joined
+from polar_etl.chunks import Chunk, Encoded, joined
+from polar_etl.columns import word_type
+from polar_etl.encoding import PartFormat
 from polar_etl.errors import InputError, describe
 from polar_etl.features import Features, in_short_chunks, with_values
 from polar_etl.moments import Moments
-from polar_etl.plan import LETTERS, Together, words_kept
+from polar_etl.plan import Together
+from polar_etl.repeats import repeats_in
 from polar_etl.scaler import Scaler, output_type
 from polar_etl.sources.base import Columns, Window
 from polar_etl.standardize import Standardizer
+from polar_etl.words import words_of
 
 
 def groups_of(names: Sequence[str], rows: int, together: Together) -> Iterator[Sequence[str]]:
@@ -183,9 +184,8 @@ class Encoder:
         scalars = [name for name in names if name in places and name not in vectors]
         chunks: dict[str, list[Chunk]] = {}
         for few in groups_of(scalars, window.rows, together):
-            how = self.standardizer.select(np.array([places[n].start for n in few], np.int64))
-            done = how.apply(window.pieces(few), window.rows)
-            for name, chunk in zip(few, self.form.scalars(few, done), strict=True):
+            features = [places[name].start for name in few]
+            for name, chunk in zip(few, self._scalars(few, features, window), strict=True):
                 chunks[name] = [chunk]
         others: dict[str, pa.Array | pa.ChunkedArray] = {}
         for name in names:
@@ -200,9 +200,26 @@ class Encoder:
             if name not in chunks:
                 kind = self.form.schema.field(name).type
                 text = passed_through(name, window.text(name), kind)
-                chunks |= self.form.others({name: text})
+                chunks[name] = self.form.text(name, text)
                 del text
         return joined([chunk for name in names for chunk in chunks[name]])
+
+    def _scalars(
+        self, names: Sequence[str], features: Sequence[int], window: Window
+    ) -> list[Chunk]:
+        """Return columns of numbers as chunks, those of few different values by a dictionary."""
+        columns, rows = window.pieces(names), window.rows
+        found: dict[int, Chunk] = {}
+        for at, (name, feature, pieces) in enumerate(zip(names, features, columns, strict=True)):
+            if repeats := repeats_in(pieces, rows):
+                values = self.standardizer.apply_to_values(feature, repeats.values)
+                if np.isfinite(values).all():
+                    found[at] = self.form.repeated(name, values, repeats, rows)
+        rest = [at for at in range(len(names)) if at not in found]
+        how = self.standardizer.select(np.array([features[at] for at in rest], np.int64))
+        done = how.apply([columns[at] for at in rest], rows)
+        found |= zip(rest, self.form.scalars([names[at] for at in rest], done), strict=True)
+        return [found[at] for at in range(len(names))]
 
 
 def passed_through(
@@ -224,7 +241,7 @@ def passed_through(
     except pa.ArrowInvalid as error:
         raise InputError(f"Column {describe(name)} holds invalid values: {error}") from None
     if word_type(kind) and len(column):
-        return _text(column, kind)
+        return words_of(column, kind)
     if column.type != kind:
         column = column.cast(kind)
     if pa.types.is_dictionary(kind):  # the order is its own, levels that do not occur included
@@ -233,114 +250,6 @@ def passed_through(
         return column.combine_chunks()
     except pa.ArrowInvalid:  # more values than 32-bit offsets can tell
         return column
-
-
-def _text(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.Array:
-    """Return text as its type has it; where it is long, as words and their places.
-
-    In pieces, if its words are too many for a dictionary: each is plain text while it is encoded.
-    Only the letters themselves decide on that, and where a piece ends.
-    """
-    column = _of_words(column, kind)
-    ends = np.cumsum(np.concatenate([_letters(chunk) for chunk in column.iterchunks()]))
-    if ends[-1] <= LETTERS:
-        if not pa.types.is_dictionary(kind):
-            return (column if column.type == kind else column.cast(kind)).combine_chunks()
-        plain = column.cast(kind.value_type).combine_chunks()
-        encoded = plain.dictionary_encode()
-        indices = encoded.indices.cast(kind.index_type)
-        return pa.DictionaryArray.from_arrays(indices, encoded.dictionary)
-    words = pa.types.is_dictionary(column.type)
-    looked_through = _by_dictionary(column) if words else _pieces(column, ends)
-    few = _few_words(looked_through, words_kept(int(ends[-1])))
-    return pa.chunked_array(list(_pieces(column, ends))) if few is None else few
-
-
-def _pieces(text: pa.ChunkedArray, ends: npt.NDArray[np.int64]) -> Iterator[pa.Array]:
-    """Yield text in pieces of so many letters as are held at a time.
-
-    Args:
-        text: The text.
-        ends: How many letters there are up to each value, and with it.
-    """
-    cuts = np.searchsorted(ends, np.arange(LETTERS, ends[-1], LETTERS), "right")
-    starts = np.unique(np.concatenate([[0], cuts])).tolist()
-    for first, stop in pairwise([*starts, len(text)]):
-        yield _in_one(text.slice(first, stop - first))
-
-
-def _of_words(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """Return text whose letters can be counted: no views, and no nulls among its words."""
-    words = pa.types.is_dictionary(column.type)
-    values = column.type.value_type if words else column.type
-    views = pa.types.is_string_view(values) or pa.types.is_binary_view(values)
-    if views or (words and any(chunk.dictionary.null_count for chunk in column.iterchunks())):
-        return column.cast(word_type(kind))
-    return column
-
-
-def _letters(text: pa.Array) -> npt.NDArray[np.int64]:
-    """Return the bytes of each value, 0 for nulls."""
-    if pa.types.is_dictionary(text.type):
-        places, valid = _places(text)
-        found = np.zeros(len(text), np.int64)
-        found[valid] = _letters(text.dictionary)[places]
-        return found
-    wide = pa.types.is_large_string(text.type) or pa.types.is_large_binary(text.type)
-    dtype = np.dtype(np.int64 if wide else np.int32)
-    if not len(text):
-        return np.zeros(0, np.int64)
-    ends = np.frombuffer(text.buffers()[1], dtype, len(text) + 1, text.offset * dtype.itemsize)
-    return np.where(is_valid(text), np.diff(ends), 0).astype(np.int64)
-
-
-def _places(words: pa.DictionaryArray) -> tuple[npt.NDArray[np.generic], Bools]:
-    """Return which words the values are, nulls left out, and which are not null."""
-    valid = is_valid(words)
-    return piece_of(words.indices).values[valid], valid
-
-
-def _used(words: pa.DictionaryArray) -> pa.DictionaryArray:
-    """Return text with those words only that it consists of, in order of appearance."""
-    places, valid = _places(words)
-    used, first, place = np.unique(places, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    indices = np.zeros(len(words), np.int32)
-    indices[valid] = np.argsort(order)[place]
-    kept = words.dictionary.take(array_of(used[order].astype(np.int64), None))
-    return pa.DictionaryArray.from_arrays(array_of(indices, valid), kept)
-
-
-def _by_dictionary(text: pa.ChunkedArray) -> Iterator[pa.DictionaryArray]:
-    """Yield text in runs with one dictionary: a word of megabytes may stand in every row."""
-    for _, chunks in groupby(text.iterchunks(), key=lambda chunk: _address(chunk.dictionary)):
-        yield pa.chunked_array(chunks).combine_chunks()
-
-
-def _address(words: pa.Array) -> tuple[int, int, int]:
-    """Return where words stand in memory: batches of a row group have them in common."""
-    return words.buffers()[1].address, words.offset, len(words)
-
-
-def _few_words(pieces: Iterable[pa.Array], most: int) -> pa.DictionaryArray | None:
-    """Return pieces of text as one array, if their words have no more than so many letters."""
-    found: list[pa.DictionaryArray] = []
-    for piece in pieces:
-        words = _used(piece) if pa.types.is_dictionary(piece.type) else piece.dictionary_encode()
-        found = pa.chunked_array([*found, words]).unify_dictionaries().chunks
-        if _letters(found[0].dictionary).sum() > most:
-            return None
-    return pa.chunked_array(found).combine_chunks()
-
-
-def _in_one(text: pa.ChunkedArray) -> pa.Array:
-    """Return text as one array: not copied if it is one already."""
-    chunks = [chunk for chunk in text.iterchunks() if len(chunk)]
-    if len(chunks) == 1:
-        return chunks[0]
-    if not pa.types.is_dictionary(text.type):
-        return text.combine_chunks()
-    return pa.chunked_array(map(_used, chunks)).unify_dictionaries().combine_chunks()
 
 
 def output_schema(schema: pa.Schema, scaler: Scaler) -> pa.Schema:

@@ -9,6 +9,7 @@ from polar_etl.blocks import block_rows
 from polar_etl.sources.base import Reading
 from polar_etl.sources.decoding import columns_at_a_time
 from polar_etl.sources.texts import text_in
+from polar_etl.words import LETTERS, words_kept
 
 MIB = 1 << 20
 _FOOTER_CHUNK = 1300
@@ -71,18 +72,13 @@ TEXT_COPIES = 8
 _WORD_COPIES = 2
 """How often words are held while they are decoded."""
 _COMPUTE = 16 * MIB
-"""PyArrow's functions, which are loaded when text is put together from words."""
+"""PyArrow's functions, which are loaded when words are looked for in text."""
 _DICTIONARIES = 3
 """How often the words of a row group are held: for lookup, with its rows, and those of the last."""
 _SHORT_TEXT = 32
 """Bytes that a text is taken to have, where a dictionary does not tell."""
 MANY_VALUES = 1 << 20
 """Values worked on at a time where memory is not scarce."""
-LETTERS = 1 << 23
-"""Bytes of text that are held as plain text at a time."""
-_WORDS, _REPEATED = 1 << 20, 16
-"""A column chunk gets a dictionary if its words have at most so many bytes, as with PyArrow, or the
-bytes of its text by so many."""
 _SLACK = 1.1
 """What the allocator needs more than what is asked of it (measured: up to 1.06)."""
 _LINGERING = 0.15
@@ -263,7 +259,10 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
     footers += ceil(min(plan.part_rows, rows) / plan.slab_rows) * shape.columns * _OUTPUT_CHUNK
     opening = shape.footer_chunks * _OPENING_CHUNK - needed - lingering
     return (
-        ("interpreter and libraries", base + _RUNTIME + _COMPUTE * bool(shape.word_columns)),
+        (
+            "interpreter and libraries",
+            base + _RUNTIME + _COMPUTE * bool(shape.word_columns or shape.text_bytes),
+        ),
         ("forked processes", (plan.processes - 1) * forked),
         ("footers", max(footers, opening)),
         ("statistics", worked.statistics),
@@ -416,8 +415,3 @@ def _vector_buffers(shape: Shape, rows: int) -> int:
         + (1 << (rows * size - 1).bit_length()) * (width + 4)
         for size, width in shape.vectors
     )
-
-
-def words_kept(letters: int) -> int:
-    """Return how many bytes the words of a text may have that gets a dictionary."""
-    return max(_WORDS, letters // _REPEATED)

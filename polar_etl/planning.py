@@ -11,7 +11,6 @@ from polar_etl.blocks import block_rows
 from polar_etl.errors import MemoryLimitError
 from polar_etl.memory import format_size
 from polar_etl.plan import (
-    LETTERS,
     MANY_VALUES,
     MIB,
     Plan,
@@ -21,6 +20,7 @@ from polar_etl.plan import (
     moments_bytes,
 )
 from polar_etl.sources.base import Reading
+from polar_etl.words import LETTERS
 
 _WORTH_FORKING = 128 * MIB
 """Decoded bytes of a table from which processes save more time than forking them takes."""

@@ -78,6 +78,16 @@ class Standardizer:
                 found[at] = valid
         return Filled(index.tolist(), paged, found)
 
+    def apply_to_values(self, column: int, values: npt.NDArray[np.generic]) -> Floats:
+        """Return some values of one column, standardized and rounded as `apply` does it."""
+        found = values.astype(np.float64)
+        with tile_arithmetic():
+            if self.constant[column] or self.exponent[column]:
+                self._prepare(column, found)
+            found -= self.mean[column]
+            found /= self.std[column]
+            return found.astype(np.float32) if self.single[column] else found
+
     def apply_to_vectors(self, column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
         """Return a vector column, each dimension standardized as the feature of its place.
 

@@ -33,6 +33,7 @@ _HOPELESS = 3
 _LOOK_COPIES = 5
 """How often a page is held while it is looked at (measured: 2 to 5)."""
 _COLUMNS_PEEKED_AT = 256
+_CHUNKS_LOOKED_THROUGH = 1 << 12
 _WIDTHS = {"INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8}
 """Bytes of a number, by its type in Parquet."""
 _ROWS_SAMPLED = 64
@@ -107,7 +108,7 @@ def inspect(path: str, room: Room = UNLIMITED) -> Inspected:
             schema = checked_schema(path, opened.schema_arrow)
             footer = footer_of(raw)
             layout = layout_of(footer, schema)
-            words = words_in(layout, schema)
+            words = _words_in(raw, layout, schema)
             apart = set(_names_of(schema, words))
             varying = _varying_leaves(schema)
             if layout:
@@ -172,14 +173,19 @@ def _require_room(file: BinaryIO, layout: Layout, varying: Iterable[int], room: 
         room.require(file.name, max((page.size for page in pages), default=0))
 
 
-def words_in(layout: Layout | None, schema: pa.Schema) -> frozenset[int]:
-    """Return the places of columns of text that are decoded as words and their places."""
+def _words_in(file: BinaryIO, layout: Layout | None, schema: pa.Schema) -> frozenset[int]:
+    """Return the places of columns of text that are decoded as words and their places.
+
+    Some writers don't say in the footer that a chunk holds nothing but places; the page headers of
+    as many chunks are asked as take no time.
+    """
     if layout is None:
         return frozenset()
     kinds = asked_once(word_type, schema.types)
-    return frozenset(
-        place for place, kind in enumerate(kinds) if kind and layout.holds_words(place)
-    )
+    text = [place for place, kind in enumerate(kinds) if kind]
+    few = len(text) * len(layout.rows) <= _CHUNKS_LOOKED_THROUGH
+    asked = file.fileno() if few else None
+    return frozenset(place for place in text if layout.holds_words(place, asked))
 
 
 def _names_of(schema: pa.Schema, places: Iterable[int]) -> list[str]:
@@ -294,7 +300,7 @@ def texts_of(path: str, apart_from: Collection[str]) -> tuple[int, Texts]:
     with explained(path), _opened(path) as opened, open(path, "rb") as raw:
         schema = opened.schema_arrow
         layout = layout_of(footer_of(raw), schema)
-        apart = {*apart_from, *_names_of(schema, words_in(layout, schema))}
+        apart = {*apart_from, *_names_of(schema, _words_in(raw, layout, schema))}
         texts = _texts(raw, layout, schema, apart)
         unknown = [leaf for leaf, name in _varying_leaves(schema).items() if name not in apart]
         return _measure(raw, opened, layout, unknown, texts)[0], texts

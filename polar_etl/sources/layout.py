@@ -97,10 +97,29 @@ class Layout(NamedTuple):
         codec = self.codec[groups, self.leaves[column]]
         return self.stored[column] is not None and bool((codec >= 0).all())
 
-    def holds_words(self, column: int) -> bool:
-        """Tell whether all that a column of text holds are places in dictionaries."""
-        filled = np.array(self.rows, np.int64) > 0
-        return bool(filled.any() and self.words[filled, self.leaves[column]].all())
+    def holds_words(self, column: int, file: int | None = None) -> bool:
+        """Tell whether all that a column of text holds are places in dictionaries.
+
+        Args:
+            column: The column.
+            file: Descriptor of the file; its page headers are asked where the footer does not tell.
+
+        Raises:
+            UnusualError: A page header is damaged.
+        """
+        leaf = self.leaves[column]
+        filled = [group for group, rows in enumerate(self.rows) if rows]
+        return bool(filled) and all(
+            bool(self.words[group, leaf])
+            or (file is not None and self._has_places_only(file, group, leaf))
+            for group in filled
+        )
+
+    def _has_places_only(self, file: int, group: int, leaf: int) -> bool:
+        if self.data[group, leaf] <= self.start[group, leaf]:
+            return False
+        pages = pages_of(file, *self.span(group, leaf))
+        return all(page.encoding is None or page.encoding in _WORDS for page in pages)
 
     def require_page_sizes(self, group: int, leaf: int, file: int) -> None:
         """Check that no page of a chunk claims more memory than the whole chunk needs.

@@ -20,6 +20,8 @@ def wide_mix() -> pa.Table:
     """Return floats, strings and categories whose batches and slabs are many."""
     return (
         pa.concat_tables([tables.floats(ROWS, 24, "float64")], promote_options="none")
+        .append_column("few", pa.array([i * i % 811 for i in range(ROWS)]))
+        .append_column("rare", pa.array([None if i % 7 < 2 else i % 9.0 for i in range(ROWS)]))
         .append_column("name", pa.array([f"row {i % 977}" for i in range(ROWS)]))
         .append_column("kind", pa.array([f"k{i % 13}" for i in range(ROWS)]).dictionary_encode())
     )

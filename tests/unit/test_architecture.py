@@ -25,6 +25,8 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["stop"],
     ["durable", "double", "thrift", "scratch", "compression"],
     ["columns", "headers", "page_buffers"],
+    ["chunks", "repeats", "words"],
+    ["dictionaries"],
     ["encoding"],
     ["runs"],
     ["page_values"],
@@ -184,7 +186,7 @@ def test_no_module_imports_an_optional_library_when_it_is_loaded(name):
         ("psutil", set()),
         ("xxhash", {"direct", "parts"}),
         ("zstandard", {"page_values", "compression", "sources.single_pages"}),
-        ("zlib_ng", {"page_values", "encoding"}),
+        ("zlib_ng", {"page_values", "encoding", "dictionaries"}),
     ],
 )
 def test_a_library_is_imported_only_where_it_belongs(library, allowed):
@@ -207,7 +209,12 @@ def test_rooms_that_need_nothing_but_the_standard_library(name):
         ("runs", {"headers", "thrift", "scratch"}),
         ("page_values", {"headers", "thrift", "page_buffers", "runs"}),
         ("pages", {"headers", "columns", "page_values", "scratch"}),
-        ("encoding", {"compression", "thrift", "page_buffers"}),
+        (
+            "encoding",
+            {"compression", "thrift", "page_buffers", "chunks", "repeats", "dictionaries"},
+        ),
+        ("repeats", {"columns"}),
+        ("words", {"columns"}),
         ("compression", set()),
         ("direct", set()),
         ("executors.forked", {"executors.local", "executors.transfer", "memory"}),

@@ -13,7 +13,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from polar_etl import thrift
-from polar_etl.encoding import Chunk, Described, PartFormat, joined, leaf_paths, placed
+from polar_etl.chunks import Chunk, Described, joined, placed
+from polar_etl.encoding import PartFormat, leaf_paths
 from polar_etl.page_buffers import Filled, PagedColumns
 from polar_etl.parts import PartWriter, part_name
 from tests.support import tables

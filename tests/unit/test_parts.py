@@ -10,7 +10,8 @@ import pytest
 import xxhash
 
 from polar_etl import parts
-from polar_etl.encoding import PartFormat, joined
+from polar_etl.chunks import joined
+from polar_etl.encoding import PartFormat
 from polar_etl.parts import PartWriter, digest_of, is_part_name, part_name
 from tests.unit.arrays import encoded
 

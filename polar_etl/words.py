@@ -1,0 +1,166 @@
+"""Text in terms of its words: each once, in order of appearance, and which of them stands where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby, pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from polar_etl.columns import Bools, array_of, is_valid, piece_of, word_type
+
+Ints = npt.NDArray[np.int64]
+
+LETTERS = 1 << 23
+"""Bytes of text that are held as plain text at a time."""
+_WORDS, _REPEATED = 1 << 20, 16
+"""A text gets a dictionary if its words have at most so many bytes, as with PyArrow, or the bytes
+of the text by so many."""
+_FEW_WORDS = 1 << 8
+"""Words that are not too many however few values there are."""
+
+
+def words_of(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.DictionaryArray:
+    """Return text as words and their places; in pieces, if its words are too many.
+
+    Each piece is plain text while it is encoded. Only the letters themselves decide on that, and
+    where a piece ends.
+
+    Args:
+        column: Some text; as it stands, or words and their places already.
+        kind: Type of the column.
+    """
+    column = _of_words(column, kind)
+    words = pa.types.is_dictionary(column.type)
+    found: list[pa.DictionaryArray] = []
+    for piece in _by_dictionary(column) if words else _pieces(column):
+        some = _used(piece) if words else piece.dictionary_encode()
+        found = pa.chunked_array([*found, some]).unify_dictionaries().chunks
+        if _are_many(found[0].dictionary, column):
+            return pa.chunked_array(list(_pieces(column)))
+    return pa.chunked_array(found).combine_chunks()
+
+
+def _are_many(words: pa.Array, column: pa.ChunkedArray) -> bool:
+    """Tell whether words are too many for a dictionary: too long, or hardly ever repeated."""
+    ends, _ = letters_of(words)
+    size = int(ends[-1] - ends[0])
+    if len(words) > max(_FEW_WORDS, len(column) // 2):
+        return True
+    return size > words_kept(0) and size > words_kept(sum(map(_all_letters, column.iterchunks())))
+
+
+def _all_letters(text: pa.Array) -> int:
+    return int(_letters(text).sum())
+
+
+def _pieces(text: pa.ChunkedArray) -> Iterator[pa.Array]:
+    """Yield text in pieces of so many letters as are held at a time."""
+    ends = np.cumsum(np.concatenate([_letters(chunk) for chunk in text.iterchunks()]))
+    cuts = np.searchsorted(ends, np.arange(LETTERS, ends[-1], LETTERS), "right")
+    starts = np.unique(np.concatenate([[0], cuts])).tolist()
+    for first, stop in pairwise([*starts, len(text)]):
+        yield _in_one(text.slice(first, stop - first))
+
+
+def _of_words(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Return text whose letters can be counted: no views, and no nulls among its words."""
+    words = pa.types.is_dictionary(column.type)
+    values = column.type.value_type if words else column.type
+    views = pa.types.is_string_view(values) or pa.types.is_binary_view(values)
+    if views or (words and any(chunk.dictionary.null_count for chunk in column.iterchunks())):
+        return column.cast(word_type(kind))
+    return column
+
+
+def _letters(text: pa.Array) -> npt.NDArray[np.int64]:
+    """Return the bytes of each value, 0 for nulls."""
+    if pa.types.is_dictionary(text.type):
+        places, valid = _places(text)
+        lengths: Ints = _letters(text.dictionary)[places]
+        if valid is None:
+            return lengths
+        found = np.zeros(len(text), np.int64)
+        found[valid] = lengths
+        return found
+    ends, _ = letters_of(text)
+    return np.where(is_valid(text), np.diff(ends), 0).astype(np.int64)
+
+
+def _places(words: pa.DictionaryArray) -> tuple[npt.NDArray[np.generic], Bools | None]:
+    """Return which words the values are, nulls left out, and which are not null, if any is."""
+    places = piece_of(words.indices).values
+    if not words.null_count:
+        return places, None
+    valid = is_valid(words)
+    return places[valid], valid
+
+
+def _used(words: pa.DictionaryArray) -> pa.DictionaryArray:
+    """Return text with those words only that it consists of, in order of appearance."""
+    places, valid = _places(words)
+    many = len(places)
+    first = np.full(len(words.dictionary), many, np.int32)
+    first[places[::-1]] = np.arange(many - 1, -1, -1, dtype=np.int32)
+    used = np.flatnonzero(first < many)
+    used = used[first[used].argsort()]
+    numbers = np.zeros(len(first), np.int32)
+    numbers[used] = np.arange(len(used))
+    indices = numbers[places]
+    if valid is not None:
+        filled, indices = indices, np.zeros(len(words), np.int32)
+        indices[valid] = filled
+    words = _taken(words.dictionary, used)
+    return pa.DictionaryArray.from_arrays(array_of(indices, valid), words)
+
+
+def _taken(words: pa.Array, which: Ints) -> pa.Array:
+    """Return some words; `take` would do, but loads all of PyArrow's functions for it: 25 ms."""
+    if len(which) == len(words) and (which == np.arange(len(words))).all():
+        return words
+    ends, letters = letters_of(words)
+    lengths = np.diff(ends)[which]
+    stops = np.cumsum(lengths)
+    places = np.repeat(ends[which] - (stops - lengths), lengths) + np.arange(lengths.sum())
+    offsets = np.concatenate([[0], stops]).astype(ends.dtype)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(letters[places])]
+    return pa.Array.from_buffers(words.type, len(which), buffers)
+
+
+def letters_of(text: pa.Array) -> tuple[npt.NDArray[np.signedinteger], npt.NDArray[np.uint8]]:
+    """Return where each text ends, behind where the first begins, and all their letters."""
+    wide = pa.types.is_large_string(text.type) or pa.types.is_large_binary(text.type)
+    dtype = np.dtype(np.int64 if wide else np.int32)
+    _, ends, letters = text.buffers()
+    if not len(text):
+        return np.zeros(1, dtype), np.zeros(0, np.uint8)
+    found = np.frombuffer(ends, dtype, len(text) + 1, text.offset * dtype.itemsize)
+    return found, np.frombuffer(letters or b"", np.uint8)
+
+
+def _by_dictionary(text: pa.ChunkedArray) -> Iterator[pa.DictionaryArray]:
+    """Yield text in runs with one dictionary: a word of megabytes may stand in every row."""
+    for _, chunks in groupby(text.iterchunks(), key=lambda chunk: _address(chunk.dictionary)):
+        yield pa.chunked_array(chunks).combine_chunks()
+
+
+def _address(words: pa.Array) -> tuple[int, int, int]:
+    """Return where words stand in memory: batches of a row group have them in common."""
+    return words.buffers()[1].address, words.offset, len(words)
+
+
+def _in_one(text: pa.ChunkedArray) -> pa.Array:
+    """Return text as one array: not copied if it is one already."""
+    chunks = [chunk for chunk in text.iterchunks() if len(chunk)]
+    if len(chunks) == 1:
+        return chunks[0]
+    if not pa.types.is_dictionary(text.type):
+        return text.combine_chunks()
+    return pa.chunked_array(map(_used, chunks)).unify_dictionaries().combine_chunks()
+
+
+def words_kept(letters: int) -> int:
+    """Return how many bytes the words of a text may have that gets a dictionary."""
+    return max(_WORDS, letters // _REPEATED)
