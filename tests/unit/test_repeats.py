@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def test_only_what_is_there_decides(dtype, cuts, nulls, seed):
     bounds = [0, *sorted(cuts), ROWS]
     pieces = [
         piece(hidden[low:high], None if valid is None else valid[low:high])
-        for low, high in zip(bounds[:-1], bounds[1:], strict=True)
+        for low, high in pairwise(bounds)
     ]
 
     with warnings.catch_warnings():
