@@ -75,6 +75,8 @@ _COMPUTE = 16 * MIB
 """PyArrow's functions, which are loaded when words are looked for in text."""
 _DICTIONARIES = 3
 """How often the words of a row group are held: for lookup, with its rows, and those of the last."""
+_WORD_PLACE = 16
+"""Bytes of the place of a word: as read, by order of appearance, where that is first, written."""
 _SHORT_TEXT = 32
 """Bytes that a text is taken to have, where a dictionary does not tell."""
 MANY_VALUES = 1 << 20
@@ -261,7 +263,7 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
     return (
         (
             "interpreter and libraries",
-            base + _RUNTIME + _COMPUTE * bool(shape.word_columns or shape.text_bytes),
+            base + _RUNTIME + _COMPUTE * bool(shape.text_bytes),
         ),
         ("forked processes", (plan.processes - 1) * forked),
         ("footers", max(footers, opening)),
@@ -367,13 +369,25 @@ def _working(shape: Shape, plan: Plan, slab: int) -> int:
     others = max(shape.passed_bytes - shape.text_bytes, 0)
     passed = slab * (others * _PASSED_COPIES + shape.vector_output_bytes)
     passed += _passed_text(shape, plan, slab) + shape.text_page * _LONG_PAGE
-    letters = slab * (shape.word_bytes + _SHORT_TEXT)
-    passed += min(plan.threads, shape.word_columns) * min(letters, LETTERS) * _PASSED_COPIES
-    passed += slab * shape.word_bytes * (letters > LETTERS)
+    passed += min(plan.threads, shape.word_columns) * _passed_words(shape, slab)
+    passed += slab * shape.word_bytes * (slab * (shape.word_bytes + _SHORT_TEXT) > LETTERS)
     ours = shape.columns > shape.arrow_columns or shape.text_bytes or shape.word_columns
     copies = _GROUP_COPIES if ours else _ARROW_COPIES
     worker = _WORKER if together.values >= MANY_VALUES else _SMALL_WORKER
     return plan.threads * (worker + copies * group + looked_up) + int(passed * _SLACK)
+
+
+def _passed_words(shape: Shape, slab: int) -> int:
+    """Return what a column of text that comes as words takes until it is encoded.
+
+    It is put together from words only where these are many: a few of their letters make most of it.
+    """
+    letters = min(slab * (shape.word_bytes + _SHORT_TEXT), LETTERS)
+    if shape.even_group:
+        words = shape.dictionary_bytes * (slab // shape.even_group + 2)
+        if words <= words_kept(0):
+            letters = min(letters, 2 * words)
+    return _PASSED_COPIES * letters + _WORD_PLACE * slab
 
 
 def _passed_text(shape: Shape, plan: Plan, slab: int) -> int:

@@ -18,8 +18,8 @@ LETTERS = 1 << 23
 _WORDS, _REPEATED = 1 << 20, 16
 """A text gets a dictionary if its words have at most so many bytes, as with PyArrow, or the bytes
 of the text by so many."""
-_FEW_WORDS = 1 << 8
-"""Words that are not too many however few values there are."""
+_FEW_WORDS, _SAVED = 1 << 8, 2
+"""More than so few words must be shorter than the text by so much, or are too many."""
 
 
 def words_of(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.DictionaryArray:
@@ -46,10 +46,12 @@ def words_of(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa
 def _are_many(words: pa.Array, column: pa.ChunkedArray) -> bool:
     """Tell whether words are too many for a dictionary: too long, or hardly ever repeated."""
     ends, _ = letters_of(words)
-    size = int(ends[-1] - ends[0])
-    if len(words) > max(_FEW_WORDS, len(column) // 2):
-        return True
-    return size > words_kept(0) and size > words_kept(sum(map(_all_letters, column.iterchunks())))
+    size, shortest = int(ends[-1] - ends[0]), int(np.diff(ends).min(initial=1 << 30))
+    least = shortest * (len(column) - column.null_count)
+    if size <= words_kept(0) and (len(words) <= _FEW_WORDS or size <= least // _SAVED):
+        return False
+    letters = sum(map(_all_letters, column.iterchunks()))
+    return size > words_kept(letters) or (len(words) > _FEW_WORDS and size > letters // _SAVED)
 
 
 def _all_letters(text: pa.Array) -> int:

@@ -88,7 +88,8 @@ def test_text(tmp_path, many, kind, nulls):
 
     said = require(written(tmp_path, form.schema, chunk, rows, None), column)
     assert said.num_values == rows
-    assert said.has_dictionary_page
+    hardly_repeated = many == 70_000 and nulls == "a page"
+    assert said.has_dictionary_page == (not hardly_repeated)
     there = column.drop_null().cast(pa.binary()).to_pylist()
     assert said.statistics.null_count == column.null_count
     found = said.statistics.min, said.statistics.max
