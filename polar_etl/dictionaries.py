@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,31 +146,39 @@ def _run_of(places: Places) -> bytes:
     return b"".join((width, thrift.as_varint(groups << 1 | 1), places.tobytes(), more))
 
 
-def looked_up_chunk(path: str, column: LookedUp, level: int | None, *, nullable: bool) -> Chunk:
-    """Return a column as a chunk.
+def looked_up_chunks(
+    columns: Sequence[tuple[pa.Field, LookedUp]], level: int | None
+) -> list[Chunk]:
+    """Return columns as chunks; all of their pages are compressed at one go.
 
     Args:
-        path: Its name, not nested.
-        column: The column.
+        columns: Scalar columns, each with what it is called and whether it may have nulls.
         level: Of zstd, see `compressed`.
-        nullable: Whether it has levels.
     """
-    pages = [column.words, *column.pages(nullable=nullable)]
-    bodies = compressed(pages, level)
-    heads = [_DICTIONARY] + [_PLACES] * (len(pages) - 1)
+    pages = [[column.words, *column.pages(nullable=field.nullable)] for field, column in columns]
+    bodies = iter(compressed(list(chain.from_iterable(pages)), level))
+    return [
+        _chunk(field.name, column, some, list(islice(bodies, len(some))))
+        for (field, column), some in zip(columns, pages, strict=True)
+    ]
+
+
+def _chunk(
+    path: str, column: LookedUp, pages: Sequence[Bytes], bodies: Sequence[memoryview]
+) -> Chunk:
+    """Return a column as a chunk, from its pages and what they are compressed to."""
     content: list[Bytes] = []
-    for head, page, body, rows in zip(
-        heads, pages, bodies, (column.many, *column.page_rows()), strict=True
-    ):
+    heads = [_DICTIONARY] + [_PLACES] * (len(pages) - 1)
+    rows = column.many, *column.page_rows()
+    for head, page, body, many in zip(heads, pages, bodies, rows, strict=True):
         checksum = zlib_ng.crc32(body)
-        said = len(page), len(body), checksum - (checksum >> 31 << 32), rows
+        said = len(page), len(body), checksum - (checksum >> 31 << 32), many
         content += head % tuple(map(thrift.as_number, said)), body
     size = sum(map(len, content))
     plain_size = size + sum(map(len, pages)) - sum(map(len, bodies))
     first = len(content[0]) + len(content[1])
-    return Chunk(
-        content, Described(size, plain_size, _entry(path, column, size, plain_size, first))
-    )
+    entry = _entry(path, column, size, plain_size, first)
+    return Chunk(content, Described(size, plain_size, entry))
 
 
 def _entry(

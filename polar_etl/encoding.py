@@ -20,17 +20,10 @@ from zlib_ng import zlib_ng
 from polar_etl import thrift
 from polar_etl.chunks import CHUNK_HEAD, PHYSICAL, SIZES, Chunk, Described, around_path, numbers_of
 from polar_etl.compression import LEVEL, compressed, worthwhile_level
-from polar_etl.dictionaries import (
-    LookedUp,
-    looked_up_chunk,
-    looked_up_numbers,
-    looked_up_text,
-)
+from polar_etl.dictionaries import LookedUp, looked_up_chunks, looked_up_text
 from polar_etl.page_buffers import PAGE_BYTES, Bools, Filled, LaidOut, PagedColumns
-from polar_etl.repeats import Repeats
 from polar_etl.thrift import I64, LIST, STRUCT, Field
 
-Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 
 MAGIC = b"PAR1"
@@ -116,26 +109,16 @@ class PartFormat:
             content = [piece for page in islice(pages, count) for piece in page]
             yield Chunk(content, Described(size, plain_size, entry))
 
-    def repeated(self, name: str, values: Floats, repeats: Repeats, rows: int) -> Chunk:
-        """Return a scalar column of few different values as a chunk.
-
-        Args:
-            name: Of the column.
-            values: What becomes of each of its values.
-            repeats: Which of them stands where.
-            rows: How long the column is.
-        """
-        return self._looked_up(name, looked_up_numbers(values, repeats, rows))
+    def looked_up(self, columns: Mapping[str, LookedUp]) -> list[Chunk]:
+        """Return scalar columns of few different values as chunks."""
+        fields = [(self.schema.field(name), column) for name, column in columns.items()]
+        return looked_up_chunks(fields, self.level)
 
     def text(self, name: str, column: pa.Array | pa.ChunkedArray) -> list[Chunk]:
         """Return a column of text as a chunk; in words and their places, if it comes so."""
         if _in_pieces(column) or not len(column) or column.null_count == len(column):
             return self.others({name: column})[name]
-        return [self._looked_up(name, looked_up_text(column))]
-
-    def _looked_up(self, name: str, column: LookedUp) -> Chunk:
-        nullable = self.schema.field(name).nullable
-        return looked_up_chunk(name, column, self.level, nullable=nullable)
+        return self.looked_up({name: looked_up_text(column)})
 
     def others(self, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> dict[str, list[Chunk]]:
         """Return columns of any type as chunks, one for each leaf, as PyArrow encodes them.
@@ -233,10 +216,12 @@ def footer_of(file: memoryview) -> memoryview:
 def _chunks_of(file: memoryview) -> Iterator[Chunk]:
     """Yield the column chunks of a Parquet file with one row group."""
     footer = footer_of(file)
-    groups, _ = thrift.items_of(footer, thrift.fields_of(footer)[0][4].start)
-    group, _ = thrift.fields_of(footer, groups[0].start)
-    for item in thrift.items_of(footer, group[1].start)[0]:
-        meta, _ = thrift.fields_of(footer, thrift.fields_of(footer, item.start)[0][3].start)
+    group = (
+        thrift.field_at(footer, 0, 4) + 1
+    )  # where the first group begins, behind the list's head
+    chunks, at = thrift.list_at(footer, thrift.field_at(footer, group, 1))
+    for _ in range(chunks):
+        meta, stop = thrift.fields_of(footer, thrift.field_at(footer, at, 3))
         places = {place: thrift.number(footer, meta[place]) for place in _OFFSETS if place in meta}
         start = min(places.values())
         size = thrift.number(footer, meta[7])
@@ -252,6 +237,7 @@ def _chunks_of(file: memoryview) -> Iterator[Chunk]:
             (file[start : start + size],),
             Described(size, thrift.number(footer, meta[6]), entry),
         )
+        at = thrift.end_of(footer, stop, 3)
 
 
 def _level_of_vectors(column: pa.ChunkedArray) -> int:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from polar_etl.blocks import observe
 from polar_etl.chunks import Chunk, Encoded, joined
 from polar_etl.columns import word_type
+from polar_etl.dictionaries import LookedUp, looked_up_numbers
 from polar_etl.encoding import PartFormat
 from polar_etl.errors import InputError, describe
 from polar_etl.features import Features, in_short_chunks, with_values
@@ -185,8 +186,9 @@ class Encoder:
         chunks: dict[str, list[Chunk]] = {}
         for few in groups_of(scalars, window.rows, together):
             features = [places[name].start for name in few]
-            for name, chunk in zip(few, self._scalars(few, features, window), strict=True):
-                chunks[name] = [chunk]
+            chunks |= {
+                name: [chunk] for name, chunk in self._scalars(few, features, window).items()
+            }
         others: dict[str, pa.Array | pa.ChunkedArray] = {}
         for name in names:
             if name in places and name in vectors:
@@ -206,20 +208,22 @@ class Encoder:
 
     def _scalars(
         self, names: Sequence[str], features: Sequence[int], window: Window
-    ) -> list[Chunk]:
+    ) -> dict[str, Chunk]:
         """Return columns of numbers as chunks, those of few different values by a dictionary."""
         columns, rows = window.pieces(names), window.rows
-        found: dict[int, Chunk] = {}
-        for at, (name, feature, pieces) in enumerate(zip(names, features, columns, strict=True)):
+        few: dict[str, LookedUp] = {}
+        for name, feature, pieces in zip(names, features, columns, strict=True):
             if repeats := repeats_in(pieces, rows):
                 values = self.standardizer.apply_to_values(feature, repeats.values)
                 if np.isfinite(values).all():
-                    found[at] = self.form.repeated(name, values, repeats, rows)
-        rest = [at for at in range(len(names)) if at not in found]
-        how = self.standardizer.select(np.array([features[at] for at in rest], np.int64))
-        done = how.apply([columns[at] for at in rest], rows)
-        found |= zip(rest, self.form.scalars([names[at] for at in rest], done), strict=True)
-        return [found[at] for at in range(len(names))]
+                    few[name] = looked_up_numbers(values, repeats, rows)
+        found = dict(zip(few, self.form.looked_up(few), strict=True))
+        if rest := [at for at, name in enumerate(names) if name not in few]:
+            how = self.standardizer.select(np.array([features[at] for at in rest], np.int64))
+            done = how.apply([columns[at] for at in rest], rows)
+            others = [names[at] for at in rest]
+            found |= zip(others, self.form.scalars(others, done), strict=True)
+        return found
 
 
 def passed_through(

@@ -16,7 +16,7 @@ from polar_etl.sources.base import SourceFile
 from polar_etl.sources.schemas import has_variable_width, leaves, width
 from polar_etl.sources.texts import Windows, beside, text_in
 
-_LONG_TEXT = 112
+_LONG_TEXT = 32
 """Bytes beyond `NOMINAL_TEXT_WIDTH` that a text is taken to have when slabs are cut."""
 _VALUE_COPIES = 3
 """How often numbers that are decoded from inside a row group are held (measured: 2.2 to 3)."""

@@ -44,6 +44,29 @@ def fields_of(data: Bytes, at: int = 0, depth: int = 0) -> tuple[dict[int, Field
     return found, at + 1
 
 
+def field_at(data: Bytes, at: int, wanted: int) -> int:
+    """Return where the value of field `wanted` of the struct at `at` begins.
+
+    Raises:
+        ValueError: There is no such field.
+    """
+    last = 0
+    while data[at]:
+        last, kind, at = head_of(data, at, last)
+        if last == wanted:
+            return at
+        at = behind(data, at, kind)
+    raise ValueError(f"a Thrift struct has no field {wanted}")
+
+
+def end_of(data: Bytes, at: int, last: int) -> int:
+    """Return where a struct ends, from behind the value of its field `last` on."""
+    while data[at]:
+        last, kind, at = head_of(data, at, last)
+        at = behind(data, at, kind)
+    return at + 1
+
+
 def head_of(data: Bytes, at: int, last: int) -> tuple[int, int, int]:
     """Return number and kind of the field at `at`, behind field `last`, and where its value is."""
     head = data[at]

@@ -13,6 +13,7 @@ import pytest
 
 from polar_etl.chunks import Chunk, joined
 from polar_etl.columns import pieces_of
+from polar_etl.dictionaries import looked_up_numbers
 from polar_etl.encoding import PartFormat
 from polar_etl.parts import PartWriter, part_name
 from polar_etl.passes import passed_through
@@ -58,7 +59,7 @@ def test_numbers(tmp_path, many, dtype, nulls, level):
     repeats = repeats_in(pieces_of(column), rows)
     form = PartFormat(pa.schema([field]), ("x",), level)
 
-    chunk = form.repeated("x", repeats.values, repeats, rows)
+    (chunk,) = form.looked_up({"x": looked_up_numbers(repeats.values, repeats, rows)})
 
     said = require(written(tmp_path, form.schema, chunk, rows, level), column)
     assert said.num_values == rows
