@@ -16,7 +16,7 @@ from zlib_ng import zlib_ng
 from polar_etl import thrift
 from polar_etl.headers import PageHeader, UnusualError
 from polar_etl.page_buffers import equal_levels
-from polar_etl.runs import FEW_RUNS, RUNS_PER_VALUE, Places, places_in, valid_in
+from polar_etl.runs import FEW_LEVELS, FEW_RUNS, RUNS_PER_VALUE, Places, places_in, valid_in
 
 Array = npt.NDArray[np.generic]
 Bools = npt.NDArray[np.bool_]
@@ -154,7 +154,7 @@ def require_few_runs(pages: Sequence[StoredPages]) -> None:
     Raises:
         UnusualError: PyArrow must read one of them.
     """
-    for _ in _places_of(_opened(pages), FEW_RUNS):
+    for _ in _places_of(_opened(pages, FEW_LEVELS), FEW_RUNS):
         pass
 
 
@@ -163,8 +163,10 @@ def is_intact(header: PageHeader, content: memoryview) -> bool:
     return header.checksum is None or zlib_ng.crc32(content) == header.checksum & 0xFFFFFFFF
 
 
-def _opened(pages: Sequence[StoredPages]) -> list[_Opened]:
-    """Return some pages, decompressed at one go."""
+def _opened(
+    pages: Sequence[StoredPages], levels_per_value: float = RUNS_PER_VALUE
+) -> list[_Opened]:
+    """Return some pages, decompressed at one go; levels may take so many bytes per value."""
     packed: list[tuple[str, memoryview, int]] = []
     for chunk, header, contents, _ in pages:
         content = contents[0]
@@ -183,7 +185,9 @@ def _opened(pages: Sequence[StoredPages]) -> list[_Opened]:
         packed += [(codec, more, header.size) for more in contents[1:]]
     done = iter(_decompressed(packed))
     return [
-        opened for page in pages for opened in _apart(page, list(islice(done, len(page.contents))))
+        opened
+        for page in pages
+        for opened in _apart(page, list(islice(done, len(page.contents))), levels_per_value)
     ]
 
 
@@ -199,7 +203,9 @@ class _Opened(NamedTuple):
     """How many values that are."""
 
 
-def _apart(page: StoredPages, contents: Sequence[memoryview]) -> list[_Opened]:
+def _apart(
+    page: StoredPages, contents: Sequence[memoryview], levels_per_value: float
+) -> list[_Opened]:
     """Return pages that are alike, decompressed; those without nulls at a glance."""
     if len(contents) > 1:
         rows = page.header.rows
@@ -207,10 +213,10 @@ def _apart(page: StoredPages, contents: Sequence[memoryview]) -> list[_Opened]:
         start, size = len(levels), len(levels) + rows * page.chunk.stored.itemsize
         if all(len(content) == size and content[:start] == levels for content in contents):
             return [_Opened(page, None, content[start:], rows) for content in contents]
-    return [_without_levels(page, content) for content in contents]
+    return [_without_levels(page, content, levels_per_value) for content in contents]
 
 
-def _without_levels(page: StoredPages, content: memoryview) -> _Opened:
+def _without_levels(page: StoredPages, content: memoryview, levels_per_value: float) -> _Opened:
     chunk, header, stored, _ = page
     rows, valid = header.rows, None
     if header.holds == "dictionary":
@@ -222,10 +228,10 @@ def _without_levels(page: StoredPages, content: memoryview) -> _Opened:
         start = len(full)
         if content[:start] != full:
             start = 4 + int.from_bytes(content[:4], "little")
-            valid = valid_in(content[4:start], rows)
+            valid = valid_in(content[4:start], rows, levels_per_value)
         content = content[start:]
     elif chunk.nullable:
-        valid = valid_in(bytes(stored[0][: header.levels]), rows)
+        valid = valid_in(bytes(stored[0][: header.levels]), rows, levels_per_value)
     filled = rows if valid is None else int(np.count_nonzero(valid))
     if header.holds == "values" and len(content) != chunk.stored.itemsize * filled:
         raise UnusualError("it holds another number of values")

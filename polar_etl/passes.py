@@ -217,13 +217,13 @@ class Encoder:
                 values = self.standardizer.apply_to_values(feature, repeats.values)
                 if np.isfinite(values).all():
                     few[name] = looked_up_numbers(values, repeats, rows)
+        many = [at for at, name in enumerate(names) if name not in few]
+        how = self.standardizer.select(np.array([features[at] for at in many], np.int64))
+        done = how.apply([columns[at] for at in many], rows)
+        del columns, pieces  # nothing decoded is needed while the rest is compressed
         found = dict(zip(few, self.form.looked_up(few), strict=True))
-        if rest := [at for at, name in enumerate(names) if name not in few]:
-            how = self.standardizer.select(np.array([features[at] for at in rest], np.int64))
-            done = how.apply([columns[at] for at in rest], rows)
-            others = [names[at] for at in rest]
-            found |= zip(others, self.form.scalars(others, done), strict=True)
-        return found
+        others = [names[at] for at in many]
+        return found | dict(zip(others, self.form.scalars(others, done), strict=True))
 
 
 def passed_through(

@@ -23,16 +23,21 @@ Places = npt.NDArray[np.uint32]
 
 RUNS_PER_VALUE = 1 / 64
 """Runs, or bytes of levels, per value up to which they are read here: one by one, in Python."""
-FEW_RUNS = 1 / 1024
-"""Runs per value up to which PyArrow takes as long to look values up (measured)."""
+FEW_RUNS, FEW_LEVELS = 1 / 1024, 1 / 256
+"""Runs, and bytes of levels, per value up to which PyArrow takes as long (measured)."""
 _TOGETHER = 1 << 14
 """Groups of eight places that are unpacked at a time, in the processor's cache."""
 _WIDEST = 25
 """Bits of a place, at most: so many lie within four bytes wherever they begin."""
 
 
-def valid_in(levels: Bytes, rows: int) -> Bools | None:
+def valid_in(levels: Bytes, rows: int, bytes_per_value: float = RUNS_PER_VALUE) -> Bools | None:
     """Return which rows are not null, from definition levels of one bit; None if all are there.
+
+    Args:
+        levels: The levels.
+        rows: How many there are.
+        bytes_per_value: Bytes up to which they are read here, if they are not one run.
 
     Raises:
         UnusualError: They come in many runs, or are damaged.
@@ -40,7 +45,7 @@ def valid_in(levels: Bytes, rows: int) -> Bools | None:
     found = np.empty(rows, np.bool_)
     at = done = 0
     try:
-        if len(levels) > 64 + rows * RUNS_PER_VALUE and not _is_one_run(levels):
+        if len(levels) > 64 + rows * bytes_per_value and not _is_one_run(levels):
             raise UnusualError("its levels come in many runs")
         while done < rows:
             head, at = thrift.varint(levels, at)

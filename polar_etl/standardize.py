@@ -42,7 +42,7 @@ class Standardizer:
         return Standardizer(**{item.name: getattr(self, item.name)[index] for item in fields(self)})
 
     def apply(self, columns: Sequence[Sequence[Piece]], rows: int) -> list[Filled]:
-        """Return the standardized values of columns: those that are float32, then the others.
+        """Return the standardized values of columns: those that are float32, and the others.
 
         They are this thread's scratch: good until the next call.
 
@@ -53,6 +53,7 @@ class Standardizer:
         return [
             self._filled(columns, np.flatnonzero(self.single == single), rows, np.dtype(dtype))
             for single, dtype in ((True, np.float32), (False, np.float64))
+            if (self.single == single).any()
         ]
 
     def _filled(

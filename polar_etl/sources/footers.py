@@ -32,7 +32,7 @@ _HOPELESS = 3
 """Limits up to so many times what the process has before a run are too small for any plan."""
 _LOOK_COPIES = 5
 """How often a page is held while it is looked at (measured: 2 to 5)."""
-_COLUMNS_PEEKED_AT = 256
+_COLUMNS_PEEKED_AT = 128
 _CHUNKS_LOOKED_THROUGH = 1 << 12
 _WIDTHS = {"INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8}
 """Bytes of a number, by its type in Parquet."""
@@ -241,11 +241,12 @@ def _from_arrow(file: BinaryIO, layout: Layout | None, columns: int) -> frozense
         return everything
     plain = layout.plain()
     if plain and any(layout.rows):
-        largest = max(range(len(layout.rows)), key=layout.rows.__getitem__)
+        large = [group for group, rows in enumerate(layout.rows) if rows == max(layout.rows)]
+        groups = sorted({large[0], large[len(large) // 2]})  # what is rare at first may be common
 
         def usual(column: int) -> bool:
-            chunk = layout.chunk(largest, column)
-            return chunk is not None and is_usual(chunk, file.fileno())
+            chunks = (layout.chunk(group, column) for group in groups)
+            return all(chunk is not None and is_usual(chunk, file.fileno()) for chunk in chunks)
 
         if not all(map(usual, plain[:: len(plain) // _COLUMNS_PEEKED_AT + 1])):
             plain = list(filter(usual, plain))
