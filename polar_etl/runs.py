@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,8 @@ from polar_etl.scratch import scratch
 Bools = npt.NDArray[np.bool_]
 Bytes = bytes | memoryview
 Octets = npt.NDArray[np.uint8]
-Places = npt.NDArray[np.uint32]
+Places = npt.NDArray[np.unsignedinteger[Any]]
+Fields = npt.NDArray[np.uint64]
 
 RUNS_PER_VALUE = 1 / 64
 """Runs, or bytes of levels, per value up to which they are read here: one by one, in Python."""
@@ -203,9 +204,11 @@ def _places(table: Octets, runs: Sequence[_Run]) -> Iterator[Places]:
     bounds = list(accumulate((run.room for run in runs), initial=0))
     length = bounds[-1]
     some = max(8 * _TOGETHER // max(length, 1), 1)
+    kind = np.dtype("u1" if width <= 8 else "u2" if width <= 16 else "u4")
     for first in range(0, len(table), some):
         rows = table[first : first + some]
-        found = scratch("places", 4 * len(rows) * length).view(np.uint32).reshape(len(rows), length)
+        memory = scratch("places", kind.itemsize * len(rows) * length)
+        found: Places = memory.view(kind).reshape(len(rows), length)
         for run, (start, stop) in zip(runs, pairwise(bounds), strict=True):
             room = found[:, start:stop]
             if run.value is None:
@@ -225,12 +228,48 @@ def _bits(table: Octets, run: _Run) -> Octets:
 
 
 def _unpack(bits: Octets, width: int, room: Places) -> None:
-    """Write places of `width` bits each into `room`, shape `(pages, places)`.
+    """Write places of `width` bits each into `room`, shape `(pages, places)`."""
+    data = scratch("bits", bits.size + 8)  # windows of eight bytes reach beyond the last group
+    data[:-8].reshape(bits.shape)[...] = bits
+    pages, groups = len(room), room.shape[1] // 8
+    if width > 16:
+        _in_fours(data, width, room)
+    else:
+        unpacked = _in_bytes if width <= 8 else _in_pairs
+        room[...] = unpacked(data, width, pages * groups).reshape(room.shape)
 
-    Eight of them are whole bytes: the first of each eight are taken at one go, then the second.
-    """
-    data = scratch("bits", bits.size + 4)  # windows of four bytes reach beyond the last group
-    data[:-4].reshape(bits.shape)[...] = bits
+
+def _in_bytes(data: Octets, width: int, groups: int) -> Places:
+    """Return places of up to 8 bits: eight of them are read at once, and moved apart in halves."""
+    fields: Fields = np.ndarray((groups,), "<u8", data.data, 0, (width,)).copy()
+    for many in (4, 2, 1) if width < 8 else ():
+        _move_apart(fields, many * width, 16 * many)
+    return fields.view(np.uint8)
+
+
+def _in_pairs(data: Octets, width: int, groups: int) -> Places:
+    """Return places of 9 to 16 bits, in the same way by fours."""
+    fields: Fields = np.empty((groups, 2), "<u8")
+    fields[:, 0] = np.ndarray((groups,), "<u8", data.data, 0, (width,))
+    later: Fields = np.ndarray((groups,), "<u8", data.data, width >> 1, (width,))
+    np.right_shift(later, np.uint64(4 * (width & 1)), out=fields[:, 1])
+    for many in (2, 1) if width < 16 else ():
+        _move_apart(fields, many * width, 32 * many)
+    return fields.view("<u2")
+
+
+def _move_apart(fields: Fields, width: int, lane: int) -> None:
+    """Move the second of two fields of `width` bits in each lane to where its second half begins."""
+    half = lane // 2
+    first = sum(((1 << width) - 1) << at for at in range(0, 64, lane))
+    later = fields << np.uint64(half - width)
+    later &= np.uint64(first << half)
+    fields &= np.uint64(first)
+    fields |= later
+
+
+def _in_fours(data: Octets, width: int, room: Places) -> None:
+    """Write places of up to 25 bits: the first of each eight at one go, then the second."""
     pages, groups = len(room), room.shape[1] // 8
     by_eight = np.lib.stride_tricks.as_strided(
         room, (pages, groups, 8), (room.strides[0], 8 * room.itemsize, room.itemsize)

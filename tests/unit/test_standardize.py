@@ -189,7 +189,7 @@ def test_results_are_scratch_of_each_thread():
     together = threading.Barrier(len(columns), timeout=60)
 
     def task(column: pa.ChunkedArray) -> list[float]:
-        _, filled = how.apply([pieces_of(column)], 1000)  # Float64 comes second
+        (filled,) = how.apply([pieces_of(column)], 1000)
         together.wait()
         assert not filled.valid
         return values_of(filled).tolist()
