@@ -16,11 +16,21 @@ from zlib_ng import zlib_ng
 from polar_etl import thrift
 from polar_etl.headers import PageHeader, UnusualError
 from polar_etl.page_buffers import equal_levels
-from polar_etl.runs import FEW_LEVELS, FEW_RUNS, RUNS_PER_VALUE, Places, places_in, valid_in
+from polar_etl.runs import (
+    FEW_LEVELS,
+    FEW_RUNS,
+    RUNS_PER_VALUE,
+    Places,
+    places_in,
+    require_few_levels,
+    valid_in,
+)
 
 Array = npt.NDArray[np.generic]
 Bools = npt.NDArray[np.bool_]
 
+_BEGINNING = 32
+"""Bytes of a page that tell how long its levels are, and how they begin."""
 _STORED = {
     kind.id: (physical, np.dtype(dtype))
     for kind, physical, dtype in (
@@ -149,13 +159,52 @@ def decoded(pages: Sequence[StoredPages]) -> list[Page]:
 
 
 def require_few_runs(pages: Sequence[StoredPages]) -> None:
-    """Check that pages can be decoded here, and hold no more runs of places than are worth it.
+    """Check that pages of places can be decoded here, in so few runs that it is worth it.
 
     Raises:
-        UnusualError: PyArrow must read one of them.
+        UnusualError: PyArrow must read one of them, or there is none.
     """
-    for _ in _places_of(_opened(pages, FEW_LEVELS), FEW_RUNS):
+    places = [page for page in pages if page.header.holds == "places"]
+    if not places:
+        raise UnusualError("there are no places")
+    for _ in _places_of(_opened(places), FEW_RUNS):
         pass
+
+
+def require_few_levels_in(chunk: Chunk, header: PageHeader, content: memoryview) -> None:
+    """Check that a page of values is as long as it must be, and its levels come in few runs.
+
+    Args:
+        chunk: What it belongs to.
+        header: Of the page.
+        content: What it holds; of zstd only the first bytes, which levels are taken from.
+
+    Raises:
+        UnusualError: PyArrow must read it.
+    """
+    if not chunk.nullable:
+        if header.size != header.rows * chunk.stored.itemsize:
+            raise UnusualError("it holds another number of values")
+        return
+    if header.levels is not None:
+        size, levels = header.levels, content[: header.levels]
+    else:
+        codec = chunk.codec if header.compressed else "UNCOMPRESSED"
+        start = _beginning(codec, content, header.size)
+        size, levels = int.from_bytes(start[:4], "little"), start[4:]
+    if not len(levels):
+        raise UnusualError("it has no levels")
+    require_few_levels(levels, size, header.rows, FEW_LEVELS)
+
+
+def _beginning(codec: str, stored: memoryview, size: int) -> memoryview:
+    """Return the first bytes of a page, enough to tell how its levels begin."""
+    if codec != "ZSTD":
+        return memoryview(_unpacked(codec, stored, size))
+    try:
+        return memoryview(decompressor().stream_reader(stored).read(_BEGINNING))
+    except zstandard.ZstdError as error:
+        raise UnusualError(str(error)) from None
 
 
 def is_intact(header: PageHeader, content: memoryview) -> bool:
@@ -163,10 +212,8 @@ def is_intact(header: PageHeader, content: memoryview) -> bool:
     return header.checksum is None or zlib_ng.crc32(content) == header.checksum & 0xFFFFFFFF
 
 
-def _opened(
-    pages: Sequence[StoredPages], levels_per_value: float = RUNS_PER_VALUE
-) -> list[_Opened]:
-    """Return some pages, decompressed at one go; levels may take so many bytes per value."""
+def _opened(pages: Sequence[StoredPages]) -> list[_Opened]:
+    """Return some pages, decompressed at one go."""
     packed: list[tuple[str, memoryview, int]] = []
     for chunk, header, contents, _ in pages:
         content = contents[0]
@@ -185,9 +232,7 @@ def _opened(
         packed += [(codec, more, header.size) for more in contents[1:]]
     done = iter(_decompressed(packed))
     return [
-        opened
-        for page in pages
-        for opened in _apart(page, list(islice(done, len(page.contents))), levels_per_value)
+        opened for page in pages for opened in _apart(page, list(islice(done, len(page.contents))))
     ]
 
 
@@ -203,9 +248,7 @@ class _Opened(NamedTuple):
     """How many values that are."""
 
 
-def _apart(
-    page: StoredPages, contents: Sequence[memoryview], levels_per_value: float
-) -> list[_Opened]:
+def _apart(page: StoredPages, contents: Sequence[memoryview]) -> list[_Opened]:
     """Return pages that are alike, decompressed; those without nulls at a glance."""
     if len(contents) > 1:
         rows = page.header.rows
@@ -213,10 +256,10 @@ def _apart(
         start, size = len(levels), len(levels) + rows * page.chunk.stored.itemsize
         if all(len(content) == size and content[:start] == levels for content in contents):
             return [_Opened(page, None, content[start:], rows) for content in contents]
-    return [_without_levels(page, content, levels_per_value) for content in contents]
+    return [_without_levels(page, content) for content in contents]
 
 
-def _without_levels(page: StoredPages, content: memoryview, levels_per_value: float) -> _Opened:
+def _without_levels(page: StoredPages, content: memoryview) -> _Opened:
     chunk, header, stored, _ = page
     rows, valid = header.rows, None
     if header.holds == "dictionary":
@@ -228,10 +271,10 @@ def _without_levels(page: StoredPages, content: memoryview, levels_per_value: fl
         start = len(full)
         if content[:start] != full:
             start = 4 + int.from_bytes(content[:4], "little")
-            valid = valid_in(content[4:start], rows, levels_per_value)
+            valid = valid_in(content[4:start], rows)
         content = content[start:]
     elif chunk.nullable:
-        valid = valid_in(bytes(stored[0][: header.levels]), rows, levels_per_value)
+        valid = valid_in(bytes(stored[0][: header.levels]), rows)
     filled = rows if valid is None else int(np.count_nonzero(valid))
     if header.holds == "values" and len(content) != chunk.stored.itemsize * filled:
         raise UnusualError("it holds another number of values")

@@ -25,6 +25,7 @@ from polar_etl.page_values import (
     cut,
     decoded,
     decoded_apart,
+    require_few_levels_in,
     require_few_runs,
 )
 from polar_etl.scratch import scratch
@@ -38,6 +39,8 @@ _LONGEST_USUAL = 96
 """Bytes of a usual header, at most."""
 _FETCHED = 1 << 20
 """Bytes fetched at one go."""
+_PEEKED = 1 << 18
+"""Bytes of a page that hold its first 128 KiB, decompressed: a block of zstd, however it shrinks."""
 _UNLIKE = 64
 """Pages are fetched with so small a part more, because they differ in length."""
 
@@ -186,6 +189,13 @@ class ColumnReader:
             found.append(StoredPages(self._chunk, header, (content, *more), dictionary))
             rows -= len(more) * header.rows
         return found
+
+    def peek(self, size: int) -> tuple[PageHeader, memoryview]:
+        """Return the header of the next page of rows, and so many bytes behind it, or all."""
+        raw, header = self._header(_NOTHING)
+        size = header.length + min(size, header.stored)
+        raw = raw if len(raw) >= size else self._fetch(size)
+        return header, raw[header.length : size]
 
     def _go_on(self, size: int, rows: int) -> None:
         """Go on behind a page of so many bytes and rows."""
@@ -352,12 +362,18 @@ class ColumnReader:
 
 
 def is_usual(chunk: Chunk, file: int) -> bool:
-    """Tell whether a column chunk can be read here, as far as its first page tells."""
+    """Tell whether a column chunk can be read here, as far as its first page tells.
+
+    Of values in zstd no more is read than what their levels may begin with.
+    """
     try:
-        pages = ColumnReader([chunk], file).pages(1)
-        found = [page for page in pages if page.header.holds != "dictionary"]
-        require_few_runs(found)
-        return bool(found)
+        reader = ColumnReader([chunk], file)
+        header, content = reader.peek(_PEEKED if chunk.codec == "ZSTD" else chunk.stop)
+        if header.holds == "values":
+            require_few_levels_in(chunk, header, content)
+        else:
+            require_few_runs(reader.pages(1))
+        return True
     except UnusualError:
         return False
 

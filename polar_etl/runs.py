@@ -33,7 +33,7 @@ _WIDEST = 25
 
 
 def valid_in(levels: Bytes, rows: int, bytes_per_value: float = RUNS_PER_VALUE) -> Bools | None:
-    """Return which rows are not null, from definition levels of one bit; None if all are there.
+    """Return which rows are not null, from levels of one bit; None if all are there.
 
     Args:
         levels: The levels.
@@ -46,8 +46,7 @@ def valid_in(levels: Bytes, rows: int, bytes_per_value: float = RUNS_PER_VALUE) 
     found = np.empty(rows, np.bool_)
     at = done = 0
     try:
-        if len(levels) > 64 + rows * bytes_per_value and not _is_one_run(levels):
-            raise UnusualError("its levels come in many runs")
+        require_few_levels(levels, len(levels), rows, RUNS_PER_VALUE)
         while done < rows:
             head, at = thrift.varint(levels, at)
             count = head >> 1
@@ -72,9 +71,22 @@ def valid_in(levels: Bytes, rows: int, bytes_per_value: float = RUNS_PER_VALUE) 
     return None if found.all() else found
 
 
-def _is_one_run(levels: Bytes) -> bool:
-    head, at = thrift.varint(levels, 0)
-    return bool(head & 1) and at + (head >> 1) == len(levels)
+def require_few_levels(start: Bytes, size: int, rows: int, bytes_per_value: float) -> None:
+    """Check that definition levels take few bytes for each value, or are one run of bits.
+
+    Args:
+        start: The first of them.
+        size: How many bytes they are.
+        rows: How many values they tell of.
+        bytes_per_value: How many bytes are few.
+
+    Raises:
+        UnusualError: They come in many runs.
+    """
+    head, at = thrift.varint(start, 0) if size else (0, 0)
+    one_run = head & 1 and at + (head >> 1) == size
+    if size > 64 + rows * bytes_per_value and not one_run:
+        raise UnusualError("its levels come in many runs")
 
 
 class _Run(NamedTuple):
@@ -259,7 +271,7 @@ def _in_pairs(data: Octets, width: int, groups: int) -> Places:
 
 
 def _move_apart(fields: Fields, width: int, lane: int) -> None:
-    """Move the second of two fields of `width` bits in each lane to where its second half begins."""
+    """Move the second of two fields of `width` bits in each lane to its second half."""
     half = lane // 2
     first = sum(((1 << width) - 1) << at for at in range(0, 64, lane))
     later = fields << np.uint64(half - width)
