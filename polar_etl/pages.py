@@ -40,7 +40,7 @@ _LONGEST_USUAL = 96
 _FETCHED = 1 << 20
 """Bytes fetched at one go."""
 _PEEKED = 1 << 18
-"""Bytes of a page that hold its first 128 KiB, decompressed: a block of zstd, however it shrinks."""
+"""Bytes that hold the first block of zstd, which is 128 KiB at most, however little it shrinks."""
 _UNLIKE = 64
 """Pages are fetched with so small a part more, because they differ in length."""
 
