@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from polar_etl.blocks import observe
 from polar_etl.chunks import Chunk, Encoded, joined
-from polar_etl.columns import word_type
+from polar_etl.columns import listed, word_type
 from polar_etl.dictionaries import LookedUp, looked_up_numbers
 from polar_etl.encoding import PartFormat
 from polar_etl.errors import InputError, describe
@@ -261,7 +261,7 @@ def output_schema(schema: pa.Schema, scaler: Scaler) -> pa.Schema:
     more_nulls = scaler.inf == "null"
     dtypes = dict(zip(scaler.columns, scaler.dtypes, strict=True))
     fields = []
-    for name, kind, column in zip(schema.names, schema.types, schema, strict=True):
+    for name, kind, column in zip(*listed(schema), schema, strict=True):
         if name in dtypes:
             single = output_type(dtypes[name], scaler.dtype) == "float32"
             floats = pa.float32() if single else pa.float64()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from polar_etl.changes import file_difference, refuse_changes
-from polar_etl.columns import by_column
+from polar_etl.columns import by_column, listed
 from polar_etl.durable import is_regular, write_atomically
 from polar_etl.errors import (
     InputError,
@@ -207,7 +207,7 @@ def normalize(
         "rows": rows,
     }
     features = settings.features
-    names = source.schema.names
+    names, _ = listed(source.schema)
 
     def goes_on(path: Path) -> bool:
         return _is_interrupted(path, facts, len(features))

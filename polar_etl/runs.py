@@ -32,13 +32,8 @@ _WIDEST = 25
 """Bits of a place, at most: so many lie within four bytes wherever they begin."""
 
 
-def valid_in(levels: Bytes, rows: int, bytes_per_value: float = RUNS_PER_VALUE) -> Bools | None:
+def valid_in(levels: Bytes, rows: int) -> Bools | None:
     """Return which rows are not null, from levels of one bit; None if all are there.
-
-    Args:
-        levels: The levels.
-        rows: How many there are.
-        bytes_per_value: Bytes up to which they are read here, if they are not one run.
 
     Raises:
         UnusualError: They come in many runs, or are damaged.

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from polar_etl.columns import listed
 from polar_etl.errors import InputError, MemoryLimitError, UsageError, describe
 from polar_etl.features import (
     Features,
@@ -247,7 +248,7 @@ class Scaler:
         Raises:
             InputError: A column is missing, or is not of the type that was fitted.
         """
-        there = dict(zip(schema.names, schema.types, strict=True))
+        there = dict(zip(*listed(schema), strict=True))
         for name, kind in zip(self.columns, self.dtypes, strict=True):
             if name not in there:
                 raise InputError(f"The scaler needs column {describe(name)}: the input has none.")

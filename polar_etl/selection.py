@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from polar_etl.columns import asked_once
+from polar_etl.columns import asked_once, listed
 from polar_etl.errors import UsageError, describe
 from polar_etl.features import is_open_list, open_lists, value_type
 
@@ -35,14 +35,14 @@ def select(
         >>> select(schema, ["x*"], ["^x2$"])
         ('x1',)
     """
-    numbers = asked_once(value_type, schema.types)
+    numbers = asked_once(value_type, listed(schema)[1])
     numeric = [
         column.name
         for column, number in zip(schema, numbers, strict=True)
         if number is not None and _foreign_type(column) is None
     ]
     chosen = set(numeric).difference(open_lists(schema, numeric))
-    names = dict.fromkeys(schema.names)
+    names = dict.fromkeys(listed(schema)[0])
     if columns is not None:
         others, chosen = names.keys() - set(numeric), set()
         for pattern in columns:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from polar_etl.columns import asked_once, by_column
+from polar_etl.columns import asked_once, by_column, listed
 from polar_etl.features import Features, value_type
 from polar_etl.plan import TEXT_COPIES, Shape
 from polar_etl.planning import slab_rows
@@ -25,7 +25,7 @@ _VALUE_COPIES = 3
 def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings) -> Shape:
     """Return what a plan needs to know of a source's schema and footers."""
     features = settings.features
-    names = schema.names
+    names, _ = listed(schema)
     vectors = Features.of(schema, tuple(names), features.vectors).vectors
     numbers = by_column(value_type, schema)
     read = by_column(width, schema)

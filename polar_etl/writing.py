@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from itertools import groupby
 from typing import NamedTuple, Self
 
+from polar_etl.columns import listed
 from polar_etl.encoding import PartFormat
 from polar_etl.errors import UsageError
 from polar_etl.events import BatchFinished, PassFinished, PassStarted, Warned
@@ -87,7 +88,7 @@ def _write_stretch(
 ) -> None:
     """Write some neighbouring parts, reading their rows in one go."""
     with (
-        _encoded(run, encoder, run.source.schema.names, parts) as results,
+        _encoded(run, encoder, listed(run.source.schema)[0], parts) as results,
         PartsWriter(workspace, encoder.form) as writer,
     ):
         try:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polar_etl.columns import asked_once, by_column, word_type
+from polar_etl.columns import asked_once, by_column, listed, word_type
 from polar_etl.errors import InputError, MemoryLimitError, describe
 from polar_etl.headers import pages_of
 from polar_etl.memory import format_size
@@ -117,7 +117,7 @@ def inspect(path: str, room: Room = UNLIMITED) -> Inspected:
             unknown = [leaf for leaf, name in varying.items() if name not in apart]
             variable, page_bytes, lookup_bytes = _measure(raw, opened, layout, unknown, texts)
             dictionaries = _dictionary_bytes(raw, opened, layout, words) if layout else 0
-        if sum(asked_once(leaves, schema.types)) != metadata.num_columns:
+        if sum(asked_once(leaves, listed(schema)[1])) != metadata.num_columns:
             raise InputError(
                 f"{describe(path)} has {metadata.num_columns} columns in its footer and another "
                 "number in its Arrow schema: write it again without the stored schema."
@@ -181,7 +181,7 @@ def _words_in(file: BinaryIO, layout: Layout | None, schema: pa.Schema) -> froze
     """
     if layout is None:
         return frozenset()
-    kinds = asked_once(word_type, schema.types)
+    kinds = asked_once(word_type, listed(schema)[1])
     text = [place for place, kind in enumerate(kinds) if kind]
     few = len(text) * len(layout.rows) <= _CHUNKS_LOOKED_THROUGH
     asked = file.fileno() if few else None
@@ -189,7 +189,7 @@ def _words_in(file: BinaryIO, layout: Layout | None, schema: pa.Schema) -> froze
 
 
 def _names_of(schema: pa.Schema, places: Iterable[int]) -> list[str]:
-    names = schema.names  # made anew each time it is asked for
+    names, _ = listed(schema)
     return [names[place] for place in places]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from polar_etl.columns import listed
 from polar_etl.headers import NUMBER, STATISTICS, pages_of
 from polar_etl.page_values import Chunk, stored_dtype
 from polar_etl.thrift import (
@@ -239,7 +240,7 @@ def _columns(nodes: list[_Node], schema: pa.Schema) -> list[_Column]:
     children = [node.children for node in nodes]
     found: list[_Column] = []
     place = 1
-    for kind in schema.types:
+    for kind in listed(schema)[1]:
         first, place, leaves = place, place + 1, 1
         if children[first]:
             place = _behind_subtree(children, first)

@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise
 
 import pyarrow as pa
 
-from polar_etl.columns import asked_once, plain_width
+from polar_etl.columns import asked_once, listed, plain_width
 from polar_etl.errors import InputError, describe
 
 NOMINAL_TEXT_WIDTH = 16
@@ -30,7 +30,7 @@ def leaves(kind: pa.DataType) -> int:
 
 def leaf_ranges(schema: pa.Schema) -> tuple[range, ...]:
     """Return the indices of the Parquet columns that each column consists of."""
-    bounds = accumulate(asked_once(leaves, schema.types), initial=0)
+    bounds = accumulate(asked_once(leaves, listed(schema)[1]), initial=0)
     return tuple(range(start, stop) for start, stop in pairwise(bounds))
 
 
