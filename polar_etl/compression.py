@@ -22,7 +22,7 @@ _WORTH = 7 / 8
 """What compression must leave of a page at most."""
 _SHORTEST = 1 << 13
 """Bytes of a page below which a look at a sample takes as long as compressing the page."""
-_SAMPLED, _SHORTEST_SAMPLE = 64, 1 << 11
+_SAMPLED, _SHORTEST_SAMPLE = 64, 1 << 10
 """A sample is so small a part of a page, but no shorter than so many bytes."""
 
 
