@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,9 +51,12 @@ TABLES = {
     "nulls": Table(2_000_000, 100, 131_072, "float64", 0.05),
     "default": Table(1_500_000, 500, 1_048_576, by_default=True),
 }
+MIXED = "mixed"
+"""What real tables are made of: codes, counts, measurements, words, and nulls among them."""
+_MIXED_ROWS, _MIXED_GROUP = 6_000_000, 1 << 20
 FLIGHTS = "flights"
 """Real data of mixed types; is there when the test data are."""
-_FLIGHTS_LIMITS = ("4GB", "512MB")
+_USUAL_LIMITS = ("4GB", "512MB")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +72,8 @@ class Data:
         """Return the Parquet file of a table, after making it where it is missing."""
         if name == FLIGHTS:
             return test_data() / "flights" / "flights.parquet"
+        if name == MIXED:
+            return self.kept(name, partial(make_mixed, round(_MIXED_ROWS * self.scale), self.seed))
         return self.kept(name, partial(make, scaled(TABLES[name], self.scale), self.seed))
 
     def kept(self, name: str, write: Callable[[Path], None]) -> Path:
@@ -118,6 +125,49 @@ def make(table: Table, seed: int, path: Path) -> None:
             ours.unlink()
 
 
+def make_mixed(rows: int, seed: int, path: Path) -> None:
+    """Write a table of 20 columns of mixed types, with PyArrow's own defaults."""
+    draw = np.random.default_rng(seed)
+    words = {many: [f"{'NEWS'[i % 4]}{i}" for i in range(many)] for many in (3, 16, 105, 4_000)}
+    writer = None
+    try:
+        for first in range(0, rows, _MIXED_GROUP):
+            table = _mixed(min(_MIXED_GROUP, rows - first), draw, words)
+            writer = writer or pq.ParquetWriter(path, table.schema)
+            writer.write_table(table, row_group_size=_MIXED_GROUP)
+    finally:
+        if writer:
+            writer.close()
+
+
+def _mixed(rows: int, draw: np.random.Generator, words: dict[int, list[str]]) -> pa.Table:
+    """Return some rows of the mixed table."""
+
+    def rare_nulls(values: np.ndarray) -> pa.Array:
+        return pa.array(values, mask=draw.random(rows) < 0.02)
+
+    codes = {f"code{many}": draw.integers(0, many, rows) for many in (2, 7, 31, 60, 366, 5_000)}
+    counts = {
+        f"count{mean}": rare_nulls(draw.poisson(mean, rows).astype(np.float64))
+        for mean in (1, 10, 150, 1_000)
+    }
+    prices = {
+        f"price{i}": np.round(draw.lognormal(3, 1, rows), 2).astype(np.float64) for i in range(2)
+    }
+    measured = {
+        "exact": draw.standard_normal(rows),
+        "single": draw.standard_normal(rows, np.float32),
+        "gappy": rare_nulls(draw.standard_normal(rows)),
+    }
+    texts = {
+        f"word{many}": pa.array(some).take(pa.array(draw.integers(0, many, rows)))
+        for many, some in words.items()
+    }
+    hours = draw.integers(1_357_000_000, 1_388_000_000, rows) // 3600 * 3600
+    when = {"hour": pa.array(hours * 10**6, pa.timestamp("us", "UTC"))}
+    return pa.table(codes | counts | prices | measured | texts | when)
+
+
 def _rewrite(source: Path, target: Path, *, by_default: bool) -> None:
     """Write a file anew as PyArrow does by itself: nobody's input was written by polar-etl."""
     plain = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
@@ -140,7 +190,7 @@ def remove(path: Path) -> None:
 
 def limits_of(name: str) -> tuple[str, ...]:
     """Return the memory limits that a table is measured with."""
-    return _FLIGHTS_LIMITS if name == FLIGHTS else TABLES[name].limits
+    return TABLES[name].limits if name in TABLES else _USUAL_LIMITS
 
 
 def test_data() -> Path:
@@ -151,7 +201,7 @@ def test_data() -> Path:
 def known_tables() -> list[str]:
     """Return the names of the tables that can be measured here."""
     flights = test_data() / "flights" / "flights.parquet"
-    return [*TABLES, FLIGHTS] if flights.exists() else list(TABLES)
+    return [*TABLES, MIXED, *([FLIGHTS] if flights.exists() else [])]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

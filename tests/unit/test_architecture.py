@@ -219,7 +219,7 @@ def test_rooms_that_need_nothing_but_the_standard_library(name):
         ("direct", set()),
         ("executors.forked", {"executors.local", "executors.transfer", "memory"}),
         ("executors.transfer", {"errors"}),
-        ("sources.layout", {"headers", "page_values", "thrift"}),
+        ("sources.layout", {"columns", "headers", "page_values", "thrift"}),
     ],
 )
 def test_rooms_that_need_few_others(name, allowed):
