@@ -112,7 +112,7 @@ def _plain_text(words: pa.Array) -> bytes:
     found = np.empty(int(ends[-1] - ends[0]) + 4 * len(words), np.uint8)
     is_letter = np.ones(len(found), np.bool_)
     for byte in range(4):
-        found[heads + byte] = lengths >> 8 * byte & 255
+        found[heads + byte] = (lengths >> (8 * byte)) & 255
         is_letter[heads + byte] = False
     found[is_letter] = letters[ends[0] : ends[-1]]
     return found.tobytes()

@@ -1,6 +1,7 @@
-"""Column chunks of a row group as bytes: plain numbers by ourselves, everything else by PyArrow.
+"""Column chunks of a row group as bytes: numbers and words by ourselves, the rest by PyArrow.
 
-PyArrow copies plain numbers twice and makes a level of two bytes for each, a quarter of the work.
+PyArrow copies plain numbers twice and makes a level of two bytes for each, a quarter of the work,
+and looks words up anew that come with their places.
 What it says of a file's schema, and of the chunks that it encodes, is taken over as it is.
 """
 
@@ -43,7 +44,7 @@ class PartFormat:
 
     schema: pa.Schema
     plain: tuple[str, ...]
-    """Names of the normalized columns: no dictionary, no statistics, nobody looks values up."""
+    """Names of the normalized columns: no statistics, nobody looks values up."""
     level: int | None
     """Level of zstd, see `compressed`."""
 

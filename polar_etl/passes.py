@@ -234,7 +234,7 @@ def passed_through(
     Args:
         name: Of the column.
         column: Its rows; text may be words and their places, whatever its type.
-        kind: Type of the column, if it may come as another one. Long texts go out as words, too.
+        kind: Type of the column, if it may come as another one. Text goes out as words.
 
     Raises:
         InputError: The decoded values are not valid Arrow, text that is not UTF-8 for one.

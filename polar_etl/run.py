@@ -22,6 +22,7 @@ from polar_etl.sources.schemas import width
 from polar_etl.stop import Stop
 
 _WORD = 8
+"""What a word of text counts for where columns are shared out, in bytes of a number."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -123,10 +124,7 @@ class Run:
 
     @cached_property
     def _work(self) -> dict[str, int]:
-        """What there is to do for a value of each column, in bytes of numbers.
-
-        A word takes as long as a number of eight bytes (measured).
-        """
+        """What there is to do for a value of each column; a word takes as long as a double."""
         return by_column(lambda kind: _WORD if word_type(kind) else width(kind), self.source.schema)
 
     def _cut(self, names: Sequence[str], driving: float) -> list[tuple[str, ...]]:

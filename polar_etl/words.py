@@ -44,7 +44,10 @@ def words_of(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa
 
 
 def _are_many(words: pa.Array, column: pa.ChunkedArray) -> bool:
-    """Tell whether words are too many for a dictionary: too long, or hardly ever repeated."""
+    """Tell whether words are too many for a dictionary: too long, or hardly ever repeated.
+
+    Of the first words of a column this is only said if it is true of all of them.
+    """
     ends, _ = letters_of(words)
     size, shortest = int(ends[-1] - ends[0]), int(np.diff(ends).min(initial=1 << 30))
     least = shortest * (len(column) - column.null_count)
