@@ -84,11 +84,9 @@ def _may_be_whole(pieces: Sequence[Piece], rows: int) -> bool:
         return True
     some = min(rows, _LOOKED_AT)
     valid = validity(pieces, 0, some)
-    if valid is None:
-        return float(pieces[0].values.item(0)).is_integer()
-    if not valid.any():
+    if valid is not None and not valid.any():
         return True
-    place = int(valid.argmax())
+    place = 0 if valid is None else int(valid.argmax())
     for piece in pieces:
         if place < len(piece.values):
             return float(piece.values.item(place)).is_integer()
