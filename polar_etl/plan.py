@@ -318,7 +318,8 @@ def _decoding(shape: Shape, plan: Plan, window: int) -> int:
     if group_rows:
         many = min(columns_at_a_time(decoded), shape.arrow_columns)
         value = 8 if shape.arrow_columns > shape.word_columns else 4
-        found += plan.threads * many * (_DECODER + _CHUNK_COPIES * value * decoded)
+        at_once = min(plan.threads * many, shape.arrow_columns)  # each by one thread
+        found += at_once * (_DECODER + _CHUNK_COPIES * value * decoded)
         largest = shape.word_bytes / max(min(shape.word_columns // many, plan.threads), 1)
         found += int(_CHUNK_COPIES * decoded * largest + _GROWTH * shape.text_in(decoded))
     else:
@@ -365,7 +366,8 @@ def _working(shape: Shape, plan: Plan, slab: int) -> int:
     looked_up = 0
     if shape.number_dictionaries:
         places = min(plan.reading.ahead * slab, max(shape.largest_group, slab))
-        looked_up = many * (_LOOKED_UP * shape.own_lookup_bytes + _PLACE * places)
+        at_once = min(plan.threads * many, max(scalars, 0))  # each by one thread
+        looked_up = at_once * (_LOOKED_UP * shape.own_lookup_bytes + _PLACE * places)
     others = max(shape.passed_bytes - shape.text_bytes, 0)
     passed = slab * (others * _PASSED_COPIES + shape.vector_output_bytes)
     passed += _passed_text(shape, plan, slab) + shape.text_page * _LONG_PAGE
@@ -374,7 +376,7 @@ def _working(shape: Shape, plan: Plan, slab: int) -> int:
     ours = shape.columns > shape.arrow_columns or shape.text_bytes or shape.word_columns
     copies = _GROUP_COPIES if ours else _ARROW_COPIES
     worker = _WORKER if together.values >= MANY_VALUES else _SMALL_WORKER
-    return plan.threads * (worker + copies * group + looked_up) + int(passed * _SLACK)
+    return plan.threads * (worker + copies * group) + looked_up + int(passed * _SLACK)
 
 
 def _passed_words(shape: Shape, slab: int) -> int:
@@ -384,7 +386,8 @@ def _passed_words(shape: Shape, slab: int) -> int:
     """
     letters = min(slab * (shape.word_bytes + _SHORT_TEXT), LETTERS)
     if shape.even_group:
-        words = shape.dictionary_bytes * (slab // shape.even_group + 2)
+        groups = min(slab // shape.even_group + 2, ceil(shape.rows / shape.even_group))
+        words = shape.dictionary_bytes * groups
         if words <= words_kept(0):
             letters = min(letters, 2 * words)
     return _PASSED_COPIES * letters + _WORD_PLACE * slab
