@@ -172,7 +172,7 @@ def require_few_runs(pages: Sequence[StoredPages]) -> None:
 
 
 def require_few_levels_in(chunk: Chunk, header: PageHeader, content: memoryview) -> None:
-    """Check that a page of values is as long as it must be, and its levels come in few runs.
+    """Check that the levels before the values of a page come in few runs.
 
     Args:
         chunk: What it belongs to.
@@ -182,10 +182,6 @@ def require_few_levels_in(chunk: Chunk, header: PageHeader, content: memoryview)
     Raises:
         UnusualError: PyArrow must read it.
     """
-    if not chunk.nullable:
-        if header.size != header.rows * chunk.stored.itemsize:
-            raise UnusualError("it holds another number of values")
-        return
     if header.levels is not None:
         size, levels = header.levels, content[: header.levels]
     else:

@@ -190,12 +190,13 @@ class ColumnReader:
             rows -= len(more) * header.rows
         return found
 
-    def peek(self, size: int) -> tuple[PageHeader, memoryview]:
-        """Return the header of the next page of rows, and so many bytes behind it, or all."""
-        raw, header = self._header(_NOTHING)
-        size = header.length + min(size, header.stored)
-        raw = raw if len(raw) >= size else self._fetch(size)
-        return header, raw[header.length : size]
+    def peek(self) -> PageHeader:
+        """Return the header of the next page of rows."""
+        return self._header(_NOTHING)[1]
+
+    def beginning(self, header: PageHeader, size: int) -> memoryview:
+        """Return so many bytes of the next page, which has this header, or all of them."""
+        return self._fetch(min(size, header.stored), self._at + header.length)
 
     def _go_on(self, size: int, rows: int) -> None:
         """Go on behind a page of so many bytes and rows."""
@@ -368,11 +369,14 @@ def is_usual(chunk: Chunk, file: int) -> bool:
     """
     try:
         reader = ColumnReader([chunk], file)
-        header, content = reader.peek(_PEEKED if chunk.codec == "ZSTD" else chunk.stop)
-        if header.holds == "values":
-            require_few_levels_in(chunk, header, content)
-        else:
+        header = reader.peek()
+        if header.holds != "values":
             require_few_runs(reader.pages(1))
+        elif chunk.nullable:
+            size = _PEEKED if chunk.codec == "ZSTD" else header.stored
+            require_few_levels_in(chunk, header, reader.beginning(header, size))
+        else:
+            return header.size == header.rows * chunk.stored.itemsize
         return True
     except UnusualError:
         return False

@@ -76,11 +76,15 @@ def require_few_levels(start: Bytes, size: int, rows: int, bytes_per_value: floa
         bytes_per_value: How many bytes are few.
 
     Raises:
-        UnusualError: They come in many runs.
+        UnusualError: They come in many runs, or are damaged.
     """
-    head, at = thrift.varint(start, 0) if size else (0, 0)
-    one_run = head & 1 and at + (head >> 1) == size
-    if size > 64 + rows * bytes_per_value and not one_run:
+    if size <= 64 + rows * bytes_per_value:
+        return
+    try:
+        head, at = thrift.varint(start, 0)
+    except (IndexError, ValueError):
+        raise UnusualError("its levels are damaged") from None
+    if not (head & 1 and at + (head >> 1) == size):
         raise UnusualError("its levels come in many runs")
 
 

@@ -242,7 +242,8 @@ def _from_arrow(file: BinaryIO, layout: Layout | None, columns: int) -> frozense
         return everything
     plain = layout.plain()
     if plain and any(layout.rows):
-        large = [group for group, rows in enumerate(layout.rows) if rows == max(layout.rows)]
+        most = max(layout.rows)
+        large = [group for group, rows in enumerate(layout.rows) if rows == most]
         groups = sorted({large[0], large[len(large) // 2]})  # what is rare at first may be common
 
         def usual(column: int) -> bool:

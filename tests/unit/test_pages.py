@@ -539,6 +539,14 @@ def test_a_first_page_tells_whether_a_chunk_is_usual():
             assert is_usual(chunk, file) is usual
 
 
+@pytest.mark.parametrize("levels", [b"\x80" * 40, b"\x80" * 90, b"\x80", b""], ids=len)
+def test_a_first_page_whose_levels_break_off_is_looked_at_without_an_error(levels):
+    content = page(2, len(levels).to_bytes(4, "little") + levels)
+    chunk = Chunk(0, len(content), 2, "UNCOMPRESSED", True, np.dtype("<f8"))
+    with opened(content) as file:
+        assert is_usual(chunk, file) is (0 < len(levels) <= 64)  # reading it will tell
+
+
 class TestThroughTheSource:
     """What is unusual, PyArrow reads; what is damaged is an error that says so."""
 
