@@ -86,8 +86,21 @@ def joined(chunks: Sequence[Chunk]) -> Encoded:
     return Encoded(content, len(chunks), start, plain_size, said, np.array(places, np.int64))
 
 
+def entry_of(path: str, physical: int, encodings: tuple[int, ...]) -> bytes:
+    """Return the entry of a scalar column, up to the sizes.
+
+    Args:
+        path: Its name.
+        physical: Number of the type that Parquet stores its values as.
+        encodings: Numbers of those of its pages.
+    """
+    before, behind = _around_path(physical, encodings)
+    name = path.encode()
+    return b"".join((before, thrift.as_varint(len(name)), name, behind))
+
+
 @lru_cache
-def around_path(physical: int, encodings: tuple[int, ...]) -> tuple[bytes, bytes]:
+def _around_path(physical: int, encodings: tuple[int, ...]) -> tuple[bytes, bytes]:
     """Return what stands before and behind the name of a column in its entry, up to the sizes."""
     head = [
         (1, I32, thrift.as_number(physical)),

@@ -12,7 +12,7 @@ import pyarrow as pa
 from zlib_ng import zlib_ng
 
 from polar_etl import thrift
-from polar_etl.chunks import PHYSICAL, SIZES, Chunk, Described, around_path
+from polar_etl.chunks import PHYSICAL, SIZES, Chunk, Described, entry_of
 from polar_etl.columns import Bools, is_valid, piece_of
 from polar_etl.compression import compressed
 from polar_etl.page_buffers import PAGE_BYTES, Bytes, levels_of
@@ -193,10 +193,8 @@ def _entry(
         plain_size: The same, before compression.
         first: Where its first data page stands.
     """
-    before, behind = around_path(column.physical, _ENCODINGS)
-    name = path.encode()
     sizes = SIZES % tuple(map(thrift.as_number, (column.rows, plain_size, size)))
-    said = b"".join((before, thrift.as_varint(len(name)), name, behind, sizes))
+    said = entry_of(path, column.physical, _ENCODINGS) + sizes
     pages = _PAGES % thrift.as_number(len(column.page_rows()))
     more = b"\x1c" + column.statistics + b"\x19" if column.statistics else b"\x29"
     return said, first, b"\x26", 0, b"".join((more, pages, b"\0\0"))

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from zlib_ng import zlib_ng
 
 from polar_etl import thrift
-from polar_etl.chunks import CHUNK_HEAD, PHYSICAL, SIZES, Chunk, Described, around_path, numbers_of
+from polar_etl.chunks import CHUNK_HEAD, PHYSICAL, SIZES, Chunk, Described, entry_of, numbers_of
 from polar_etl.compression import LEVEL, compressed, worthwhile_level
 from polar_etl.dictionaries import LookedUp, looked_up_chunks, looked_up_text
 from polar_etl.page_buffers import PAGE_BYTES, Bools, Filled, LaidOut, PagedColumns
@@ -52,13 +52,11 @@ class PartFormat:
     def _described(self) -> dict[str, tuple[bytes, bool]]:
         """By scalar column: its entry up to the sizes, and whether it has levels."""
         found = {}
-        around = {kind.id: around_path(number, _PLAIN) for kind, number in PHYSICAL.items()}
+        physical = {kind.id: number for kind, number in PHYSICAL.items()}
         for name in self.plain:
             column = self.schema.field(name)
-            if ends := around.get(column.type.id):
-                path = name.encode()
-                entry = b"".join((ends[0], thrift.as_varint(len(path)), path, ends[1]))
-                found[name] = entry, column.nullable
+            if number := physical.get(column.type.id):
+                found[name] = entry_of(name, number, _PLAIN), column.nullable
         return found
 
     def scalars(self, names: Sequence[str], filled: Iterable[Filled]) -> list[Chunk]:

@@ -261,10 +261,7 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
     footers += ceil(min(plan.part_rows, rows) / plan.slab_rows) * shape.columns * _OUTPUT_CHUNK
     opening = shape.footer_chunks * _OPENING_CHUNK - needed - lingering
     return (
-        (
-            "interpreter and libraries",
-            base + _RUNTIME + _COMPUTE * bool(shape.text_bytes),
-        ),
+        ("interpreter and libraries", base + _RUNTIME + _COMPUTE * bool(shape.text_bytes)),
         ("forked processes", (plan.processes - 1) * forked),
         ("footers", max(footers, opening)),
         ("statistics", worked.statistics),
@@ -360,13 +357,13 @@ def _working(shape: Shape, plan: Plan, slab: int) -> int:
     """Return what the threads need to get from decoded columns to the bytes of the output."""
     together = plan.together
     width = min(max(ceil(shape.normalized_bytes / max(shape.normalized, 1)), 4), 8)
-    scalars = shape.normalized - sum(size for size, _ in shape.vectors)
-    many = min(max(together.values // slab, 1), together.columns, max(scalars, 0))
+    scalars = max(shape.normalized - sum(size for size, _ in shape.vectors), 0)
+    many = min(max(together.values // slab, 1), together.columns, scalars)
     group = many * max(slab * width, shape.page_bytes)
     looked_up = 0
     if shape.number_dictionaries:
         places = min(plan.reading.ahead * slab, max(shape.largest_group, slab))
-        at_once = min(plan.threads * many, max(scalars, 0))  # each by one thread
+        at_once = min(plan.threads * many, scalars)  # each by one thread
         looked_up = at_once * (_LOOKED_UP * shape.own_lookup_bytes + _PLACE * places)
     others = max(shape.passed_bytes - shape.text_bytes, 0)
     passed = slab * (others * _PASSED_COPIES + shape.vector_output_bytes)

@@ -181,6 +181,19 @@ def test_the_input_is_left_alone(kind):
     assert (values == np.arange(50)).all()
 
 
+@pytest.mark.parametrize("kind", ["float32", "float64", "int64"])
+@pytest.mark.parametrize("values", [[1.0, 2.0, 7.0], [5.0, 5.0], [2.0**900, -(2.0**1000), 0.0]])
+def test_single_values_become_what_those_of_a_column_do(kind, values):
+    if max(values) > 100 and kind != "float64":
+        pytest.skip("such values need Float64")
+    values = np.array(values).astype(kind)
+    how = Scaler(("x",), (str(pa.array(values).type),), moments_of(values)).standardizer()
+
+    (column,) = applied(how, [chunked(values)])
+
+    assert how.apply_to_values(0, values).tobytes() == column.to_numpy().tobytes()
+
+
 def test_results_are_scratch_of_each_thread():
     """What one thread yields stays while others work."""
     columns = [chunked(np.arange(1000.0) * (i + 1)) for i in range(4)]
