@@ -2,7 +2,7 @@
 
 What is synced to disk at once gains nothing from the cache. Copying it there takes as much
 processor time as compressing it does (measured), evicts what others keep there, and counts as
-memory of a container.
+memory of a container. The disk is waited for in a thread, while the next bytes are put together.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import errno
 import fcntl
 import mmap
 import os
+from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -19,8 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-_STAGED = 1 << 20
+_STAGED = 2 << 20
 """Bytes written at a time: enough for the speed of the disk."""
+_AHEAD = 3
+"""How often as many may wait for the disk, at most: it is used in between, too."""
 _SHORT = 1 << 12
 """Bytes up to which a copy is over before another thread could have the interpreter."""
 
@@ -49,17 +53,40 @@ class _Memory:
         self._rest = self._rest[len(room) :]
 
 
+class Staging:
+    """Pieces of memory from which files are written, one after the other: fresh ones cost time."""
+
+    def __init__(self) -> None:
+        self._free: deque[mmap.mmap] = deque()
+
+    def take(self) -> mmap.mmap:
+        """Return one; it is aligned to pages, as the disk demands."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return mmap.mmap(-1, _STAGED)
+
+    def give(self, memory: mmap.mmap) -> None:
+        """Take one back."""
+        self._free.append(memory)
+
+
 class DirectFile:
     """An existing, empty file that is appended to.
 
     Args:
         path: Where it is.
+        staging: Where memory is taken from, and given back to.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, staging: Staging) -> None:
         self._descriptor, self._direct = _opened(path)
-        self._staged = mmap.mmap(-1, _STAGED)  # aligned to pages, as the disk demands
+        self._staging = staging
+        self._staged = staging.take()
         self._filled = 0
+        self._waiting: deque[tuple[Future[None], mmap.mmap]] = deque()
+        """What was staged before and is being written."""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="polar-etl-write")
         self._hash = xxhash.xxh3_128()
         self.size = 0
         """Bytes appended so far."""
@@ -78,9 +105,8 @@ class DirectFile:
                 self._filled += size
 
     def _append_long(self, piece: Readable, left: int) -> None:
-        staged = np.frombuffer(self._staged, np.uint8)
         while left:
-            room = staged[self._filled : self._filled + left]
+            room = np.frombuffer(self._staged, np.uint8)[self._filled : self._filled + left]
             piece.read_into(room)
             self._filled += len(room)
             left -= len(room)
@@ -88,7 +114,20 @@ class DirectFile:
                 self._flush()
 
     def _flush(self) -> None:
-        content = memoryview(self._staged)[: self._filled]
+        """Let what is staged be written, and stage what comes next elsewhere."""
+        written = self._thread.submit(self._write, memoryview(self._staged))
+        self._waiting.append((written, self._staged))
+        self._wait(_AHEAD)
+        self._staged, self._filled = self._staging.take(), 0
+
+    def _wait(self, most: int) -> None:
+        """Wait until no more is being written than `most` pieces; raise what went wrong."""
+        while len(self._waiting) > most or (self._waiting and self._waiting[0][0].done()):
+            written, memory = self._waiting.popleft()
+            written.result()
+            self._staging.give(memory)
+
+    def _write(self, content: memoryview) -> None:
         self._hash.update(content)
         while content:
             try:
@@ -97,7 +136,6 @@ class DirectFile:
                 if error.errno != errno.EINVAL or not self._direct:
                     raise
                 self._go_through_cache()  # the file system wants another alignment
-        self._filled = 0
 
     def _go_through_cache(self) -> None:
         flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
@@ -109,16 +147,19 @@ class DirectFile:
 
         A failure is final: never called again.
         """
+        self._wait(0)
         if self._direct:
             self._go_through_cache()  # the end of a file is not aligned
-        self._flush()
+        self._write(memoryview(self._staged)[: self._filled])
         os.fsync(self._descriptor)
         return self._hash.hexdigest()
 
     def close(self) -> None:
         """Let go of the file; what is not synced may be lost."""
+        self._thread.shutdown()
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
+            self._staging.give(self._staged)
             os.close(descriptor)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import xxhash
 
 from polar_etl.chunks import Encoded, Placed, placed, row_group
-from polar_etl.direct import DirectFile
+from polar_etl.direct import DirectFile, Staging
 from polar_etl.durable import create_temporary, sync_directory
 from polar_etl.encoding import MAGIC, PartFormat
 
@@ -71,9 +71,18 @@ class PartWriter:
 
     The order on disk is: contents, fsync, rename, fsync of the directory. Until the rename there
     is no file of the final name; `abort` leaves nothing behind.
+
+    Args:
+        folder: Where the part goes.
+        scratch: Where it is until then.
+        name: Of the part.
+        form: How it is encoded.
+        staging: The memory it is written from.
     """
 
-    def __init__(self, folder: Path, scratch: Path, name: str, form: PartFormat) -> None:
+    def __init__(
+        self, folder: Path, scratch: Path, name: str, form: PartFormat, staging: Staging
+    ) -> None:
         self._final = folder / name
         self._form = form
         self._rows = 0
@@ -81,7 +90,7 @@ class PartWriter:
         self._chunks: list[Placed] = []
         self._temporary = create_temporary(scratch, name)
         try:
-            self._file = DirectFile(self._temporary)
+            self._file = DirectFile(self._temporary, staging)
             self._file.append([MAGIC])
         except BaseException:
             self._temporary.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import NamedTuple, Self
 
 from polar_etl.columns import listed
+from polar_etl.direct import Staging
 from polar_etl.encoding import PartFormat
 from polar_etl.errors import UsageError
 from polar_etl.events import BatchFinished, PassFinished, PassStarted, Warned
@@ -181,7 +182,7 @@ class PartsWriter:
 
     def __init__(self, workspace: Workspace, form: PartFormat) -> None:
         self._workspace, self._form = workspace, form
-        self._scratch = workspace.scratch
+        self._scratch, self._staging = workspace.scratch, Staging()
         self._open: PartWriter | None = None
         self._seconds = 0.0
         self._pool = ThreadPoolExecutor(_COMMITTED_AT_A_TIME, thread_name_prefix="polar-etl-disk")
@@ -210,7 +211,9 @@ class PartsWriter:
             )
         if self._open is None:
             name = part_name(place.part)
-            self._open = PartWriter(self._workspace.out, self._scratch, name, self._form)
+            self._open = PartWriter(
+                self._workspace.out, self._scratch, name, self._form, self._staging
+            )
             self._seconds = 0.0
         self._open.append(encoded.encoded)
         self._seconds += encoded.seconds

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polar_etl.blocks import observe
+from polar_etl.direct import Staging
 from polar_etl.features import Features
 from polar_etl.moments import merge_all
 from polar_etl.parts import PartWriter, part_name
@@ -62,7 +63,7 @@ def normalized(table: pa.Table, scaler: Scaler, together: Together) -> pa.Table:
     encoder = Encoder.of(table.schema, scaler, 1)
     encoded = encoder.encode(TableWindow(table), table.column_names, together)
     with tempfile.TemporaryDirectory() as folder:
-        writer = PartWriter(Path(folder), Path(folder), part_name(0), encoder.form)
+        writer = PartWriter(Path(folder), Path(folder), part_name(0), encoder.form, Staging())
         writer.append(encoded)
         writer.end_group(len(table))
         writer.commit()

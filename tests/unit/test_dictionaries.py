@@ -14,6 +14,7 @@ import pytest
 from polar_etl.chunks import Chunk, joined
 from polar_etl.columns import pieces_of
 from polar_etl.dictionaries import looked_up_numbers
+from polar_etl.direct import Staging
 from polar_etl.encoding import PartFormat
 from polar_etl.parts import PartWriter, part_name
 from polar_etl.passes import passed_through
@@ -22,7 +23,7 @@ from polar_etl.repeats import repeats_in
 
 def written(folder: Path, schema: pa.Schema, chunk: Chunk, rows: int, level: int | None) -> Path:
     form = PartFormat(schema, (), level)
-    writer = PartWriter(folder, folder, part_name(0), form)
+    writer = PartWriter(folder, folder, part_name(0), form, Staging())
     writer.append(joined([chunk]))
     writer.end_group(rows)
     writer.commit()

@@ -11,7 +11,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polar_etl.direct import DirectFile
+from polar_etl.direct import DirectFile, Staging
 
 MIB = 1 << 20
 RANDOM = np.random.default_rng(0).integers(0, 256, 5 * MIB, np.uint8).tobytes()
@@ -34,7 +34,7 @@ class Later:
 def written(path: Path, pieces: list) -> tuple[bytes, int, str]:
     """Return what stands in a file afterwards, its size, and its hash, as they were told."""
     path.write_bytes(b"")
-    file = DirectFile(path)
+    file = DirectFile(path, Staging())
     try:
         file.append(pieces)
         digest = file.sync()
@@ -133,4 +133,4 @@ def test_links_are_not_followed(tmp_path):
     (tmp_path / "real").write_bytes(b"")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with pytest.raises(OSError, match="symbolic links"):
-        DirectFile(tmp_path / "link")
+        DirectFile(tmp_path / "link", Staging())

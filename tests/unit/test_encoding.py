@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from polar_etl import thrift
 from polar_etl.chunks import Chunk, Described, joined, placed
+from polar_etl.direct import Staging
 from polar_etl.encoding import PartFormat, leaf_paths
 from polar_etl.page_buffers import Filled, PagedColumns
 from polar_etl.parts import PartWriter, part_name
@@ -30,7 +31,7 @@ def mixed(rows: int) -> pa.Table:
 
 
 def write(folder: Path, form: PartFormat, slabs: list[pa.Table], shares: int = 1) -> Path:
-    writer = PartWriter(folder, folder, part_name(0), form)
+    writer = PartWriter(folder, folder, part_name(0), form, Staging())
     for slab in slabs:
         for share in encoded(form, slab, shares):
             writer.append(share)

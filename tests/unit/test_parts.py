@@ -11,6 +11,7 @@ import xxhash
 
 from polar_etl import parts
 from polar_etl.chunks import joined
+from polar_etl.direct import Staging
 from polar_etl.encoding import PartFormat
 from polar_etl.parts import PartWriter, digest_of, is_part_name, part_name
 from tests.unit.arrays import encoded
@@ -62,7 +63,7 @@ def write(
     shares: int = 1,
 ):
     form = form_of(data, level)
-    writer = PartWriter(*folders, name, form)
+    writer = PartWriter(*folders, name, form, Staging())
     size = -(-len(data) // groups)
     for first in range(0, len(data), max(size, 1)):
         append(writer, form, data.slice(first, size), shares)
@@ -176,7 +177,7 @@ def test_nothing_but_the_part_is_left(folders):
 
 def test_there_is_no_part_before_the_commit(folders):
     form = form_of(table())
-    writer = PartWriter(*folders, part_name(0), form)
+    writer = PartWriter(*folders, part_name(0), form, Staging())
     append(writer, form, table())
 
     assert os.listdir(folders[0]) == []
@@ -187,7 +188,7 @@ def test_there_is_no_part_before_the_commit(folders):
 @pytest.mark.parametrize("writes", [0, 1, 3])
 def test_an_aborted_part_leaves_nothing(folders, writes):
     form = form_of(table())
-    writer = PartWriter(*folders, part_name(0), form)
+    writer = PartWriter(*folders, part_name(0), form, Staging())
     for _ in range(writes):
         append(writer, form, table())
 
@@ -199,7 +200,7 @@ def test_an_aborted_part_leaves_nothing(folders, writes):
 
 def test_a_part_aborted_inside_a_row_group_leaves_nothing(folders):
     form = form_of(table())
-    writer = PartWriter(*folders, part_name(0), form)
+    writer = PartWriter(*folders, part_name(0), form, Staging())
     append(writer, form, table())
     writer.append(encoded(form, table(), 5)[0])
 
@@ -210,7 +211,7 @@ def test_a_part_aborted_inside_a_row_group_leaves_nothing(folders):
 
 def test_a_part_aborted_after_a_failure_leaves_nothing(folders):
     form = form_of(table())
-    writer = PartWriter(*folders, part_name(0), form)
+    writer = PartWriter(*folders, part_name(0), form, Staging())
     append(writer, form, table())
     with pytest.raises(TypeError):
         writer.append(joined([])._replace(content=[b"content", None]))
@@ -223,7 +224,7 @@ def test_a_part_aborted_after_a_failure_leaves_nothing(folders):
 def test_a_format_that_parquet_does_not_know_leaves_nothing(folders):
     schema = pa.schema({"x": pa.float64(), "u": pa.dense_union([pa.field("a", pa.int8())])})
 
-    writer = PartWriter(*folders, part_name(0), PartFormat(schema, ("x",), 1))
+    writer = PartWriter(*folders, part_name(0), PartFormat(schema, ("x",), 1), Staging())
     with pytest.raises(pa.ArrowException):
         writer.commit()
 
@@ -233,7 +234,7 @@ def test_a_format_that_parquet_does_not_know_leaves_nothing(folders):
 def test_an_earlier_part_stays_until_the_commit_and_is_replaced_whole(folders):
     before = write(folders, table(100))
     form = form_of(table())
-    writer = PartWriter(*folders, part_name(0), form)
+    writer = PartWriter(*folders, part_name(0), form, Staging())
     append(writer, form, table())
 
     assert digest_of(folders[0] / part_name(0)) == before.digest
@@ -245,7 +246,7 @@ def test_an_earlier_part_stays_until_the_commit_and_is_replaced_whole(folders):
 @pytest.mark.parametrize("writes", [0, 1])
 def test_a_part_without_rows_can_be_read(folders, writes):
     form = form_of(table())
-    writer = PartWriter(*folders, part_name(0), form)
+    writer = PartWriter(*folders, part_name(0), form, Staging())
     for _ in range(writes):
         append(writer, form, table(0))
 
@@ -307,7 +308,7 @@ def test_odd_names_of_columns(folders, name):
     data = pa.table({"x": [1.0], name: ["text"], f"{name}.y": [[1, 2]]})
 
     form = PartFormat(data.schema, ("x",), 1)
-    writer = PartWriter(*folders, part_name(0), form)
+    writer = PartWriter(*folders, part_name(0), form, Staging())
     append(writer, form, data)
     writer.commit()
 
@@ -338,7 +339,7 @@ class Calls:
 
 def test_a_part_has_its_name_only_once_its_contents_are_on_disk(folders, monkeypatch):
     form = form_of(table())
-    writer = PartWriter(*folders, part_name(0), form)
+    writer = PartWriter(*folders, part_name(0), form, Staging())
     append(writer, form, table())
     calls = Calls(monkeypatch)
 
@@ -351,7 +352,7 @@ def test_a_part_has_its_name_only_once_its_contents_are_on_disk(folders, monkeyp
 def test_a_commit_that_fails_leaves_what_was_there(folders, monkeypatch, call):
     before = write(folders, table(100))
     form = form_of(table())
-    writer = PartWriter(*folders, part_name(0), form)
+    writer = PartWriter(*folders, part_name(0), form, Staging())
     append(writer, form, table())
     calls = Calls(monkeypatch, call)
 

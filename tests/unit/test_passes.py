@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from polar_etl.blocks import block_rows
+from polar_etl.direct import Staging
 from polar_etl.errors import InputError
 from polar_etl.features import Features
 from polar_etl.moments import merge_all
@@ -142,7 +143,7 @@ def test_columns_are_worked_on_a_few_at_a_time_and_in_order(rows, values, column
 
 
 def read_back(encoder: Encoder, tmp_path, slabs: list[EncodedSlab]) -> pa.Table:
-    writer = PartWriter(tmp_path, tmp_path, part_name(0), encoder.form)
+    writer = PartWriter(tmp_path, tmp_path, part_name(0), encoder.form, Staging())
     for slab in slabs:
         writer.append(slab.encoded)
         if slab.place.ends:
