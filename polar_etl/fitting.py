@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
 from polar_etl.errors import InputError, StateMismatchError, describe
 from polar_etl.events import BatchFinished, PassFinished, PassStarted
+from polar_etl.executors.forked import Work
 from polar_etl.executors.local import in_step
 from polar_etl.features import Features
 from polar_etl.manifest import BatchRow, Manifest
@@ -40,22 +42,37 @@ def fit_files(run: Run, features: Features, manifest: Manifest | None) -> list[M
     started = time.perf_counter()
     run.listen(PassStarted("moments", total, covered, run.row_bytes_of(features.columns)))
     if features:
-        with run.shares(features.columns, covered, total, driving=0.0) as shares:
-            begun = {file: rows for file, (rows, _) in progress.items()}
-            results = run.map(
-                collect_moments,
-                lambda: _batches(run, features, shares, begun),
-                in_flight=run.plan.ahead * len(shares),
-                lane=lambda batch: batch.share,
-            )
-            recorder = _Recorder(run, manifest, features, progress, done)
-            with closing(results), recorder:
-                for found in in_step(results, len(shares)):
-                    recorder.add(BatchMoments.beside(found))
+        begun = {file: rows for file, (rows, _) in progress.items()}
+        results = run.map(_Moments(features, begun))
+        recorder = _Recorder(run, manifest, features, progress, done)
+        with closing(results), recorder:
+            for found in in_step(results, len(run.cut(features.columns))):
+                recorder.add(BatchMoments.beside(found))
     run.stop.check()
     run.listen(PassFinished("moments", time.perf_counter() - started))
     nothing = (0, Moments.empty(len(features)))
     return [progress.get(file, nothing)[1] for file in range(len(run.source.files))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Moments:
+    """The job to collect the moments of features, from the rows on that are covered."""
+
+    features: Features
+    covered: Mapping[int, int]
+    """By file: rows from its start on."""
+
+    @contextmanager
+    def begun(self, run: Run) -> Iterator[Work[Batch, BatchMoments]]:
+        """Return the work that it comes to."""
+        first = sum(self.covered.values())
+        with run.shares_to_observe(self.features.columns, first) as shares:
+            yield Work(
+                collect_moments,
+                lambda: _batches(run, self.features, shares, self.covered),
+                lane=lambda batch: batch.share,
+                in_flight=run.plan.ahead * len(shares),
+            )
 
 
 def _batches(

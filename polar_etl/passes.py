@@ -155,7 +155,7 @@ class EncodedSlab(NamedTuple):
 class Encoder:
     """Standardizes and encodes windows."""
 
-    features: Features
+    scaler: Scaler
     standardizer: Standardizer
     form: PartFormat
 
@@ -163,12 +163,12 @@ class Encoder:
     def of(cls, schema: pa.Schema, scaler: Scaler, level: int | None) -> Encoder:
         """Return the encoder for a source of this schema."""
         form = PartFormat(output_schema(schema, scaler), scaler.columns, level)
-        return cls(scaler.features, scaler.standardizer(), form)
+        return cls(scaler, scaler.standardizer(), form)
 
     @cached_property
     def _places(self) -> dict[str, slice]:
         """By column: the places of its features."""
-        return dict(self.features.spans())
+        return dict(self.scaler.features.spans())
 
     def encode_slab(self, slab: Slab) -> EncodedSlab:
         """Return a slab's columns as bytes."""
@@ -181,7 +181,7 @@ class Encoder:
         if not window.rows:
             return joined([])
         places = {name: self._places[name] for name in names if name in self._places}
-        vectors = self.features.vectors
+        vectors = self.scaler.vectors
         scalars = [name for name in names if name in places and name not in vectors]
         chunks: dict[str, list[Chunk]] = {}
         for few in groups_of(scalars, window.rows, together):

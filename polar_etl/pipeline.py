@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -113,8 +113,11 @@ def _running(source: Source, plan: Plan, control: Control) -> Iterator[Run]:
         pa.set_memory_pool(pa.jemalloc_memory_pool())
         pa.jemalloc_set_decay_ms(_DECAY_MS)
     try:
-        with PeakSampler(plan.limit) as sampler:
-            yield Run(source, plan, sampler, control.stop, control.listen)
+        with (
+            PeakSampler(plan.limit) as sampler,
+            closing(Run(source, plan, sampler, control.stop, control.listen)) as run,
+        ):
+            yield run
     except MemoryError as error:
         raise RunFailedError(f"Memory ran out: {error}. Finished parts are safe.") from None
     except pa.ArrowException as error:

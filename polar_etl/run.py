@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from math import ceil
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from polar_etl.columns import by_column, word_type
 from polar_etl.events import Listener
-from polar_etl.executors.forked import forked_map
+from polar_etl.executors.forked import Work, Workers
 from polar_etl.executors.local import ordered_map
 from polar_etl.memory import PeakSampler
 from polar_etl.plan import Plan
@@ -24,8 +23,8 @@ from polar_etl.stop import Stop
 _WORD = 8
 """What a word of text counts for where columns are shared out, in bytes of a number."""
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_DRIVING = 0.12
+"""What appending to parts takes, as a part of all work on columns (measured)."""
 
 
 class Share(NamedTuple):
@@ -33,6 +32,13 @@ class Share(NamedTuple):
 
     names: tuple[str, ...]
     columns: Columns
+
+
+class Job(Protocol):
+    """A pass, or a part of one. Goes to other processes as it stands."""
+
+    def begun(self, run: Run) -> AbstractContextManager[Work[Any, Any]]:
+        """Return the work that it comes to in this process, for as long as the context lasts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,66 +75,77 @@ class Run:
         """Rows before each file, and all rows last."""
         return list(accumulate((file.rows for file in self.source.files), initial=0))
 
-    def map(
-        self,
-        task: Callable[[Item], Result],
-        items: Callable[[], Iterator[Item]],
-        *,
-        in_flight: int,
-        lane: Callable[[Item], int],
-    ) -> Generator[Result, None, None]:
-        """Yield `task(item)` for every item, in order, in as many threads or processes as planned.
+    def map(self, job: Job) -> Generator[Any, None, None]:
+        """Yield the results of a job in order, from as many threads or processes as planned."""
+        return self._workers.map(job) if self.plan.processes > 1 else self._map_here(job)
 
-        Args:
-            task: Called in a thread of this process, or of a forked one.
-            items: Returns the items anew.
-            in_flight: Largest number of items drawn whose results were not yet yielded.
-            lane: Items with the same lane run one after the other, in order.
-        """
-        if self.plan.processes > 1:
-            return forked_map(
-                task,
-                items,
-                processes=self.plan.processes,
-                in_flight=ceil(in_flight / self.plan.processes),
-                lane=lane,
-                sampler=self.sampler,
+    def _map_here(self, job: Job) -> Generator[Any, None, None]:
+        with job.begun(self) as work:
+            yield from ordered_map(
+                work.task,
+                work.items(),
+                threads=self.plan.threads,
+                in_flight=work.in_flight,
+                lane=work.lane,
+                scarce=lambda: self.sampler.near,
             )
-        return ordered_map(
-            task,
-            items(),
-            threads=self.plan.threads,
-            in_flight=in_flight,
-            lane=lane,
-            scarce=lambda: self.sampler.near,
+
+    @cached_property
+    def _workers(self) -> Workers[Job]:
+        """This process and its children."""
+        return Workers(
+            lambda job: job.begun(self),
+            processes=self.plan.processes,
+            sampler=self.sampler,
+            stay=False,
         )
 
+    def close(self) -> None:
+        """End all other processes."""
+        if self.plan.processes > 1:
+            self._workers.close()
+
     @contextmanager
-    def shares(
-        self, names: Sequence[str], first: int, stop: int, *, driving: float
+    def shares_to_observe(self, names: Sequence[str], first: int) -> Iterator[list[Share]]:
+        """Yield the columns `names` of all rows from `first` on, in shares of one size."""
+        with self._opened(self.cut(names), first, self.offsets[-1]) as shares:
+            yield shares
+
+    @contextmanager
+    def shares_to_encode(
+        self, names: Sequence[str], first: int, stop: int
     ) -> Iterator[list[Share]]:
         """Yield the columns `names` of the rows `first` … `stop`, in shares.
 
-        Args:
-            names: Names of the columns.
-            first: The first row.
-            stop: The row behind the last.
-            driving: What this process has to do besides, as a part of all work on columns.
+        That of this process is the smaller, because it appends to parts besides.
         """
+        with self._opened(self.cut(names, _DRIVING), first, stop) as shares:
+            yield shares
+
+    @contextmanager
+    def _opened(self, cut: Sequence[Sequence[str]], first: int, stop: int) -> Iterator[list[Share]]:
+        """Yield shares of the rows `first` … `stop`, counted over all files."""
         with ExitStack() as stack:
             yield [
-                Share(some, stack.enter_context(closing(opened)))
-                for some in self._cut(names, driving)
-                for opened in [self.source.columns(some, first, stop, self.plan.reading)]
+                Share(tuple(some), stack.enter_context(closing(self._columns(some, first, stop))))
+                for some in cut
             ]
+
+    def _columns(self, names: Sequence[str], first: int, stop: int) -> Columns:
+        return self.source.columns(names, first, stop, self.plan.reading)
 
     @cached_property
     def _work(self) -> dict[str, int]:
         """What there is to do for a value of each column; a word takes as long as a double."""
         return by_column(lambda kind: _WORD if word_type(kind) else width(kind), self.source.schema)
 
-    def _cut(self, names: Sequence[str], driving: float) -> list[tuple[str, ...]]:
-        """Return the columns in at most `plan.shares` runs of neighbours, by work."""
+    def cut(self, names: Sequence[str], driving: float = 0.0) -> list[tuple[str, ...]]:
+        """Return columns in at most `plan.shares` runs of neighbours, by work.
+
+        Args:
+            names: Names of the columns.
+            driving: What this process has to do besides, as a part of all work on columns.
+        """
         ends = list(accumulate(self._work[name] for name in names))
         bounds = list(accumulate(self._sizes(driving)))
         found: list[list[str]] = [[] for _ in bounds]

@@ -7,24 +7,25 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from polar_etl.columns import listed
 from polar_etl.direct import Staging
 from polar_etl.encoding import PartFormat
 from polar_etl.errors import UsageError
 from polar_etl.events import BatchFinished, PassFinished, PassStarted, Warned
+from polar_etl.executors.forked import Work
 from polar_etl.manifest import BatchRow, Manifest
 from polar_etl.memory import give_back
 from polar_etl.parts import MOST_PARTS, PartWriter, Receipt, digest_of, part_name
 from polar_etl.passes import EncodedSlab, Encoder, Place, Slab
 from polar_etl.plan import Plan
 from polar_etl.run import Run, Share
+from polar_etl.scaler import Scaler
 from polar_etl.workspace import Workspace
 
-_DRIVING = 0.12
-"""What appending to parts takes, as a part of all work on columns (measured)."""
 _GIVEN_BACK = 1 << 29
 """Decoded bytes after which memory between what is in use is given back to the system."""
 _COMMITTED_AT_A_TIME = 2
@@ -75,7 +76,7 @@ def rehearse(run: Run, encoder: Encoder, names: Sequence[str]) -> None:
     total = run.offsets[-1]
     started = time.perf_counter()
     run.listen(PassStarted("check", total, 0, run.row_bytes_of(names)))
-    with _encoded(run, encoder, names, range(run.plan.parts)) as results:
+    with closing(run.map(_Slabs.of(encoder, names, range(run.plan.parts)))) as results:
         for place in (encoded.place for encoded in results):
             rss, peak = run.observe_memory()
             if place.ends:
@@ -89,7 +90,7 @@ def _write_stretch(
 ) -> None:
     """Write some neighbouring parts, reading their rows in one go."""
     with (
-        _encoded(run, encoder, listed(run.source.schema)[0], parts) as results,
+        closing(run.map(_Slabs.of(encoder, listed(run.source.schema)[0], parts))) as results,
         PartsWriter(workspace, encoder.form) as writer,
     ):
         try:
@@ -103,23 +104,40 @@ def _write_stretch(
                 _record(run, manifest, written)
 
 
-@contextmanager
-def _encoded(
-    run: Run, encoder: Encoder, names: Sequence[str], parts: Sequence[int]
-) -> Iterator[Iterator[EncodedSlab]]:
-    """Yield the slabs of some columns of neighbouring parts as they are encoded."""
-    total = run.offsets[-1]
-    first, stop = (part * run.plan.part_rows for part in (parts[0], parts[-1] + 1))
-    rows = min(first, total), min(stop, total)
-    with run.shares(names, *rows, driving=_DRIVING) as shares:
-        results = run.map(
-            encoder.encode_slab,
-            lambda: _slabs(run, shares, parts),
-            in_flight=run.plan.in_flight,
-            lane=lambda slab: slab.share,
-        )
-        with closing(results):
-            yield results
+@dataclass(frozen=True, eq=False)
+class _Slabs:
+    """The job to encode some columns of neighbouring parts."""
+
+    scaler: Scaler
+    level: int | None
+    names: Sequence[str]
+    parts: Sequence[int]
+    encoder: Encoder | None = None
+    """That of the scaler, where this process made the job; it is made anew in others."""
+
+    @classmethod
+    def of(cls, encoder: Encoder, names: Sequence[str], parts: Sequence[int]) -> _Slabs:
+        """Return the job for this encoder."""
+        return cls(encoder.scaler, encoder.form.level, names, parts, encoder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how it is made again: a schema takes longer to send than to make."""
+        return _Slabs, (self.scaler, self.level, self.names, self.parts)
+
+    @contextmanager
+    def begun(self, run: Run) -> Iterator[Work[Slab, EncodedSlab]]:
+        """Return the work that it comes to."""
+        encoder = self.encoder or Encoder.of(run.source.schema, self.scaler, self.level)
+        total = run.offsets[-1]
+        first, stop = (part * run.plan.part_rows for part in (self.parts[0], self.parts[-1] + 1))
+        rows = min(first, total), min(stop, total)
+        with run.shares_to_encode(self.names, *rows) as shares:
+            yield Work(
+                encoder.encode_slab,
+                lambda: _slabs(run, shares, self.parts),
+                lane=lambda slab: slab.share,
+                in_flight=run.plan.in_flight,
+            )
 
 
 def _intact_parts(run: Run, manifest: Manifest, workspace: Workspace) -> set[int]:

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import islice
 
 import numpy as np
@@ -12,20 +12,29 @@ import pytest
 
 from polar_etl.errors import InputError, RunFailedError
 from polar_etl.executors import transfer
-from polar_etl.executors.forked import forked_map
+from polar_etl.executors.forked import Work, Workers
 from polar_etl.executors.transfer import Incoming
 from polar_etl.memory import PeakSampler
 
 
-def mapped(task, count=20, *, processes=3, in_flight=2, lanes=4, sampler=None):
-    return forked_map(
-        task,
-        lambda: iter(range(count)),
-        processes=processes,
-        in_flight=in_flight,
-        lane=lambda item: item % lanes,
-        sampler=sampler or PeakSampler(1 << 60),
-    )
+def workers(task, *, processes=3, in_flight=2, lanes=4, sampler=None, stay=False):
+    """Return workers that do a task for so many items as a job says."""
+
+    @contextmanager
+    def begin(count):
+        yield Work(
+            task,
+            lambda: iter(range(count)),
+            lane=lambda item: item % lanes,
+            in_flight=in_flight * processes,
+        )
+
+    sampler = sampler or PeakSampler(1 << 60)
+    return Workers(begin, processes=processes, sampler=sampler, stay=stay)
+
+
+def mapped(task, count=20, **how):
+    return workers(task, **how).map(count)
 
 
 @pytest.fixture(autouse=True, params=["in place", "sent"])
@@ -258,6 +267,92 @@ def test_the_memory_of_children_counts():
     assert sampler.sample() < alone + (10 << 20)
 
 
+@pytest.mark.parametrize("counts", [[20, 20], [5, 0, 9, 1]])
+def test_children_that_stay_do_the_next_job_with_all_that_they_have(counts):
+    state = {}
+
+    def task(item: int) -> tuple[int, int, int]:
+        state[item % 4] = state.get(item % 4, 0) + 1
+        return item, os.getpid(), state[item % 4]
+
+    with closing(workers(task, stay=True)) as team:
+        found = [list(team.map(count)) for count in counts]
+        assert len(children()) == 2
+
+    assert [[item for item, *_ in results] for results in found] == [
+        list(range(count)) for count in counts
+    ]
+    done = [item % 4 for results in found for item, *_ in results]
+    assert [times for results in found for *_, times in results] == [
+        done[: at + 1].count(lane) for at, lane in enumerate(done)
+    ]
+    assert len({(item % 4, process) for results in found for item, process, _ in results}) == 4
+    assert not children()
+
+
+def test_children_that_do_not_stay_know_what_is_known_by_then():
+    known = {}
+    team = workers(lambda item: known.get("what", "nothing"), processes=2)
+
+    assert set(team.map(4)) == {"nothing"}
+    known["what"] = "more"
+    assert set(team.map(4)) == {"more"}
+
+
+@pytest.mark.parametrize("stay", [True, False])
+def test_memory_is_received_in_every_job(stay):
+    content = np.arange(100_000, dtype=np.uint32)
+
+    def task(item: int) -> memoryview:
+        return memoryview((content + item).tobytes())
+
+    with closing(workers(task, processes=2, lanes=2, stay=stay)) as team:
+        for _ in range(3):
+            for item, found in enumerate(team.map(6)):
+                if isinstance(found, Incoming):
+                    room = np.empty(len(found), np.uint8)
+                    found.read_into(room)
+                    found = room
+                assert bytes(found) == (content + item).tobytes()
+
+
+@pytest.mark.parametrize("stay", [True, False])
+def test_after_an_error_the_next_job_is_done_by_new_children(stay):
+    parent = os.getpid()
+
+    def task(item: int) -> int:
+        if item == 5:
+            raise InputError("number 5 is bad")
+        return 0 if os.getpid() == parent else os.getpid()
+
+    with closing(workers(task, processes=2, lanes=2, stay=stay)) as team:
+        before = set(team.map(4))
+        with pytest.raises(InputError):
+            list(team.map(8))
+        assert not children()
+        after = set(team.map(4))
+    assert len(before & after) == 1
+    assert not children()
+
+
+def test_a_job_that_is_left_half_way_leaves_nothing_to_the_next():
+    with closing(workers(lambda item: item, processes=2, lanes=2, stay=True)) as team:
+        with closing(team.map(1000)) as results:
+            assert list(islice(results, 5)) == list(range(5))
+        assert list(team.map(7)) == list(range(7))
+
+
+def test_a_child_that_is_killed_between_two_jobs_fails_the_run():
+    with closing(workers(lambda item: item, processes=2, lanes=2, stay=True)) as team:
+        assert list(team.map(4)) == list(range(4))
+        for child in children():
+            child.kill()
+            while child.status() != psutil.STATUS_ZOMBIE:
+                pass
+        with pytest.raises(RunFailedError, match="killed"):
+            list(team.map(4))
+
+
 def test_items_that_end_early_end_the_results():
     """When a stop is asked for, no more items are drawn; what was drawn is yielded, or dropped."""
     stop = []
@@ -269,14 +364,12 @@ def test_items_that_end_early_end_the_results():
             yield item
 
     found = []
-    results = forked_map(
-        lambda x: x,
-        items,
-        processes=2,
-        in_flight=2,
-        lane=lambda x: x % 2,
-        sampler=PeakSampler(1 << 60),
-    )
+
+    @contextmanager
+    def begin(_):
+        yield Work(lambda x: x, items, lane=lambda x: x % 2, in_flight=4)
+
+    results = Workers(begin, processes=2, sampler=PeakSampler(1 << 60), stay=False).map(None)
     for item in results:
         found.append(item)
         if item == 9:

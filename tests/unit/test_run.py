@@ -27,7 +27,7 @@ def run_of(
         return opened[-1]
 
     return Run(
-        source=SimpleNamespace(schema=schema, columns=columns),
+        source=SimpleNamespace(schema=schema, columns=columns, files=[SimpleNamespace(rows=0)]),
         plan=SimpleNamespace(shares=shares, processes=processes, reading=None),
         sampler=None,
         stop=None,
@@ -43,10 +43,11 @@ def test_every_column_is_in_one_share_and_in_order(kinds, shares, processes, dri
     schema = pa.schema([(f"c{i}", kind) for i, kind in enumerate(kinds)])
     run = run_of(schema, shares, processes=min(processes, shares))
 
-    with run.shares(schema.names, 0, 0, driving=driving) as found:
-        assert len(found) <= shares
-        assert all(share.names for share in found)
-        assert [name for share in found for name in share.names] == schema.names
+    found = run.cut(schema.names, driving)
+
+    assert len(found) <= shares
+    assert all(found)
+    assert [name for names in found for name in names] == schema.names
 
 
 @pytest.mark.parametrize("columns", [1, 2, 7, 100])
@@ -54,8 +55,7 @@ def test_every_column_is_in_one_share_and_in_order(kinds, shares, processes, dri
 def test_shares_are_alike(columns, shares):
     schema = pa.schema([(f"c{i}", pa.float32()) for i in range(columns)])
 
-    with run_of(schema, shares).shares(schema.names, 0, 0, driving=0.1) as found:
-        sizes = [len(share.names) for share in found]
+    sizes = [len(names) for names in run_of(schema, shares).cut(schema.names, 0.1)]
 
     assert len(sizes) == min(columns, shares)
     assert max(sizes) - min(sizes) <= 1
@@ -67,8 +67,7 @@ def test_the_process_that_drives_gets_less_so_that_all_end_at_one_time(processes
     schema = pa.schema([(f"c{i}", pa.float32()) for i in range(10_000)])
     run = run_of(schema, 2 * processes, processes=processes)
 
-    with run.shares(schema.names, 0, 0, driving=driving) as found:
-        sizes = [len(share.names) for share in found]
+    sizes = [len(names) for names in run.cut(schema.names, driving)]
 
     works = [sum(sizes[process::processes]) / 10_000 for process in range(processes)]
     assert max(works[1:]) - min(works[1:]) < 0.001
@@ -82,14 +81,14 @@ def test_the_process_that_drives_gets_less_so_that_all_end_at_one_time(processes
 def test_all_are_closed_even_after_an_error():
     schema = pa.schema([(f"c{i}", pa.float32()) for i in range(4)])
     opened: list[TableColumns] = []
-    with run_of(schema, 4, opened).shares(schema.names, 0, 0, driving=0.1):
+    with run_of(schema, 4, opened).shares_to_encode(schema.names, 0, 0):
         assert not any(columns.closed for columns in opened)
     assert [columns.closed for columns in opened] == [True] * 4
 
     opened = []
     with (
         pytest.raises(OSError, match="no luck"),
-        run_of(schema, 4, opened, 2).shares(schema.names, 0, 0, driving=0.1),
+        run_of(schema, 4, opened, 2).shares_to_encode(schema.names, 0, 0),
     ):
         pass
     assert [columns.closed for columns in opened] == [True] * 2
