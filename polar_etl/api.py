@@ -161,8 +161,16 @@ def prepare(
     *,
     scaler: Scaler | None = None,
     workspace: Workspace | None = None,
+    only_fits: bool = False,
 ) -> Prepared:
     """Read the footers, choose columns, and plan; no data is read and nothing is written.
+
+    Args:
+        inputs: The files.
+        options: What was asked for.
+        scaler: The one that is given.
+        workspace: Where the output goes, which is no input.
+        only_fits: Whether there is none.
 
     Raises:
         InputError: An input is missing or no Parquet, or schemas differ.
@@ -175,7 +183,8 @@ def prepare(
     many = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
     opened = ParquetSource.open(find_files(many, apart), Room(limits.memory, base))
     source, settings = _settled(opened, options, scaler)
-    return Prepared(source, settings, pipeline.plan_run(source, settings, limits, base))
+    plan = pipeline.plan_run(source, settings, limits, base, only_fits=only_fits)
+    return Prepared(source, settings, plan)
 
 
 AnySource = TypeVar("AnySource", ParquetSource, StreamSource)
@@ -272,7 +281,7 @@ def fit(source: Any, *, listener: Listener = silent, **options: Any) -> Scaler:
     """
     chosen = _options(options)
     if (paths := _paths(source)) is not None:
-        ready = prepare(paths, chosen)
+        ready = prepare(paths, chosen, only_fits=True)
         return pipeline.fit(ready.source, ready.settings, ready.plan, Control(listener))
     stream, settings = _settled(StreamSource.of(source), chosen, None)
     moments = fit_stream(stream, settings.features, _stream_plan(stream, settings, chosen))

@@ -120,6 +120,10 @@ class Bitmap(NamedTuple):
         )
         return np.asarray(bits[first % 8 :].view(np.bool_))
 
+    def behind(self, rows: int) -> Bitmap:
+        """Return what it tells of the values behind the first `rows`."""
+        return self._replace(offset=self.offset + rows * self.step)
+
 
 class Piece(NamedTuple):
     """A run of one column's values."""
@@ -135,6 +139,10 @@ class Piece(NamedTuple):
         if len(found) == 1:
             return found[0]
         return np.logical_and.reduce(found) if found else np.ones(high - low, np.bool_)
+
+    def between(self, low: int, high: int) -> Piece:
+        """Return the values `low` … `high`."""
+        return Piece(self.values[low:high], tuple(bitmap.behind(low) for bitmap in self.bitmaps))
 
 
 _MANY_CHUNKS = 3

@@ -159,7 +159,7 @@ def _found_inside(workspace: Workspace, limits: Limits, control: pipeline.Contro
         yield f"the parts hold {sum(file.rows for file in source.files)} rows instead of {total}"
     source = source.with_lengths(scaler.columns, scaler.vectors)
     how = Settings(scaler.features, scaler.ddof, "ignore", None, None, None, 1)
-    plan = pipeline.plan_run(source, how, limits, base)
+    plan = pipeline.plan_run(source, how, limits, base, only_fits=True)
     found = pipeline.fit(source, how, plan, control)
     _decode_others(source, scaler, plan.reading)
     if isinstance(settings, dict) and settings.get("--scaler") is None:

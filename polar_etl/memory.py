@@ -34,7 +34,7 @@ _UNITS = {
 _SIZE = re.compile(r"\s*(\d{1,99}(?:\.\d{1,99})?)\s*([a-zA-Z]*|%)\s*")
 _UNLIMITED = 1 << 60
 _PAGE = resource.getpagesize()
-_NEAR = 0.95
+NEAR = 0.95
 """Share of the limit from which on intake slows down; plans rarely take so much of it."""
 
 
@@ -91,6 +91,16 @@ def available_memory() -> int:
     soft = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
     limits = [size for size in soft if size != resource.RLIM_INFINITY]
     return min([os.sysconf("SC_PHYS_PAGES") * _PAGE, *limits, *_cgroup_limits()])
+
+
+def free_memory(info: Path = Path("/proc/meminfo")) -> int:
+    """Return the bytes that the system can give out now without taking any from other processes."""
+    try:
+        lines = info.read_text().splitlines()
+        found = next(line for line in lines if line.startswith("MemAvailable:"))
+        return int(found.split()[1]) * 1024
+    except (OSError, StopIteration, ValueError, IndexError):
+        return _UNLIMITED
 
 
 def _cgroup_limits(
@@ -213,7 +223,7 @@ class PeakSampler:
             return self.peak
         self.peak = max(self.peak, rss)
         self.exceeded = self.exceeded or rss > self.limit
-        self._near[0] = rss > _NEAR * self.limit
+        self._near[0] = rss > NEAR * self.limit
         return rss
 
     def _run(self) -> None:

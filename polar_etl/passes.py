@@ -1,7 +1,7 @@
 """The two passes over a source, as tasks: each decodes some rows of some columns and is done.
 
 A task takes a few columns at a time from their bytes to their moments, or to the bytes of the
-output, while they are in the processor's cache. Nothing decoded outlives it.
+output, while they are in the processor's cache. Nothing decoded outlives it but what is kept.
 """
 
 from __future__ import annotations

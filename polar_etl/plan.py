@@ -63,6 +63,8 @@ _LONG_PAGE = 5
 _KEPT = 1.15
 """What the allocator needs more for what is left of pages, each in a piece of its own (measured: up
 to 1.08)."""
+_KEPT_PIECE = 400
+"""Bytes of Python objects for the rows of a batch of a column that is kept."""
 _HELD = 1.4
 """The same for rows that are decoded ahead: they come and go in pieces of many sizes."""
 _PAGE_OBJECTS = 1_300
@@ -147,6 +149,10 @@ class Shape(NamedTuple):
     """Bytes of it in neighbouring rows, see `SourceFile`."""
     text_page: int = 0
     """Bytes of the longest page of it."""
+    kept_columns: int = 0
+    """Columns of numbers that the second pass needs as the first one decodes them."""
+    kept_bytes: int = 0
+    """Decoded bytes of these of a row."""
 
     @property
     def held_word_bytes(self) -> int:
@@ -223,6 +229,8 @@ class Plan(NamedTuple):
     bill: Bill
     """What the projected peak consists of."""
     limit: int
+    keeps: bool = False
+    """Whether the first pass keeps the numbers that it decodes for the second one."""
 
     @property
     def projected(self) -> int:
@@ -276,6 +284,14 @@ def moments_bytes(shape: Shape, batch: int) -> int:
     """Return the bytes of the moments of a batch of so many rows."""
     block = block_rows(shape.normalized)
     return ceil(min(batch, max(shape.rows, 1)) / block) * shape.normalized * _MOMENTS
+
+
+def kept_bytes(shape: Shape, plan: Plan) -> int:
+    """Return the bytes of all numbers that the second pass needs, as the first one keeps them."""
+    pieces = ceil(shape.rows / plan.batch_rows) + shape.files
+    nulls = shape.kept_columns / 8
+    size = shape.rows * (shape.kept_bytes + nulls) + pieces * shape.kept_columns * _KEPT_PIECE
+    return int(size)
 
 
 class _Worked(NamedTuple):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from polar_etl.blocks import block_rows
 from polar_etl.errors import MemoryLimitError
-from polar_etl.memory import format_size
+from polar_etl.memory import NEAR, format_size
 from polar_etl.plan import (
     MANY_VALUES,
     MIB,
@@ -17,6 +17,7 @@ from polar_etl.plan import (
     Shape,
     Together,
     bill_of,
+    kept_bytes,
     moments_bytes,
 )
 from polar_etl.sources.base import Reading
@@ -85,6 +86,7 @@ def make_plan(
     threads: int,
     rows_per_part: int | None,
     processes: bool = False,
+    spare: int = 0,
 ) -> Plan:
     """Return the fastest plan whose projected peak stays within `limit`.
 
@@ -95,6 +97,7 @@ def make_plan(
         threads: Largest number of threads.
         rows_per_part: Rows of a part; None for one output row group per part.
         processes: Whether threads may be those of forked processes.
+        spare: Bytes that the first pass may keep for the second, if the limit has room for them.
 
     Raises:
         MemoryLimitError: No plan fits; says what the smallest one needs, and for what.
@@ -107,11 +110,22 @@ def make_plan(
     for way in _ways(shape, slab, threads, forks=forks):
         plan = _plan(shape, limit, base, slab, part, way)
         if plan.projected <= limit:
-            return plan
+            return _keeping_numbers(shape, plan, spare)
         if smallest is None or plan.projected < smallest.projected:
             smallest = plan
     assert smallest is not None
     raise _refusal(smallest, limit)
+
+
+def _keeping_numbers(shape: Shape, plan: Plan, spare: int) -> Plan:
+    """Return the plan that also keeps all numbers for the second pass, if there is room for them.
+
+    Some of them would save time in proportion, but take all that the limit leaves.
+    """
+    size = kept_bytes(shape, plan)
+    if not 0 < size <= spare or plan.projected + size > NEAR * plan.limit:
+        return plan
+    return plan._replace(keeps=True, bill=(*plan.bill, ("numbers kept for the second pass", size)))
 
 
 class _Way(NamedTuple):

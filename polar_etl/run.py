@@ -10,10 +10,11 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
-from polar_etl.columns import by_column, word_type
+from polar_etl.columns import by_column, listed, word_type
 from polar_etl.events import Listener
 from polar_etl.executors.forked import Work, Workers
 from polar_etl.executors.local import ordered_map
+from polar_etl.kept import KeepingColumns, Kept, KeptColumns
 from polar_etl.memory import PeakSampler
 from polar_etl.plan import Plan
 from polar_etl.sources.base import Columns, Source
@@ -92,13 +93,18 @@ class Run:
 
     @cached_property
     def _workers(self) -> Workers[Job]:
-        """This process and its children."""
+        """This process and its children; these stay where they keep something."""
         return Workers(
             lambda job: job.begun(self),
             processes=self.plan.processes,
             sampler=self.sampler,
-            stay=False,
+            stay=self.plan.keeps,
         )
+
+    @cached_property
+    def _kept(self) -> Kept:
+        """What this process keeps."""
+        return Kept()
 
     def close(self) -> None:
         """End all other processes."""
@@ -107,9 +113,32 @@ class Run:
 
     @contextmanager
     def shares_to_observe(self, names: Sequence[str], first: int) -> Iterator[list[Share]]:
-        """Yield the columns `names` of all rows from `first` on, in shares of one size."""
+        """Yield the columns `names` of all rows from `first` on, in shares of one size.
+
+        If they are all rows, what a process needs again to encode its columns is kept.
+        """
+        keeps = self.plan.keeps and not first
         with self._opened(self.cut(names), first, self.offsets[-1]) as shares:
-            yield shares
+            yield [
+                share._replace(
+                    columns=KeepingColumns(share.columns, self._kept, self._needed(number, share))
+                )
+                if keeps
+                else share
+                for number, share in enumerate(shares)
+            ]
+
+    def _needed(self, number: int, share: Share) -> frozenset[str]:
+        """Return those columns of a share that its process has in the second pass, too."""
+        process = number % self.plan.processes
+        return frozenset(share.names) & self._encoded[process]
+
+    @cached_property
+    def _encoded(self) -> list[frozenset[str]]:
+        """The columns that each process has in the second pass."""
+        shares = self.cut(listed(self.source.schema)[0], _DRIVING)
+        processes = self.plan.processes
+        return [frozenset().union(*shares[process::processes]) for process in range(processes)]
 
     @contextmanager
     def shares_to_encode(
@@ -132,7 +161,14 @@ class Run:
             ]
 
     def _columns(self, names: Sequence[str], first: int, stop: int) -> Columns:
-        return self.source.columns(names, first, stop, self.plan.reading)
+        """Return columns of some rows: what is kept of them, and the others as they are read."""
+        rows = self.offsets[-1]
+        kept = () if first else [name for name in names if self._kept.rows(name) == rows > 0]
+        if not kept:
+            return self.source.columns(names, first, stop, self.plan.reading)
+        others = [name for name in names if name not in kept]
+        read = self.source.columns(others, first, stop, self.plan.reading)
+        return KeptColumns(read, self._kept, frozenset(kept))
 
     @cached_property
     def _work(self) -> dict[str, int]:

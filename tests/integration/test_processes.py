@@ -39,10 +39,14 @@ def folder(tmp_path_factory):
     return folder
 
 
+def planned(folder, *how) -> dict:
+    """Return the plan."""
+    return cli.run("plan", "in.parquet", *how, "--json", cwd=folder).expect(0).summary
+
+
 def processes(folder, *how) -> int:
     """Return how many processes are planned."""
-    said = cli.run("plan", "in.parquet", *how, "--json", cwd=folder).expect(0)
-    return said.summary["processes"]
+    return planned(folder, *how)["processes"]
 
 
 def children(process) -> list[psutil.Process]:
@@ -56,6 +60,25 @@ def test_processes_change_no_bit(folder, tmp_path, threads):
     assert processes(folder, "--threads", threads) == threads
     cli.run("normalize", folder / "in.parquet", "out", "--threads", threads, cwd=tmp_path).expect(0)
     assert trees.result(tmp_path / "out") == trees.result(folder / "usual")
+
+
+KEPT = "numbers kept for the second pass"
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_numbers_that_are_kept_change_no_bit(folder, tmp_path, threads):
+    how = ("--threads", threads)
+    plan = planned(folder, *how, "--memory-limit", "2GB")
+    assert plan["bill"][KEPT] >= ROWS * COLUMNS * 4
+    least = plan["projected_peak"] - plan["bill"][KEPT] + 1_000_000
+    assert KEPT not in planned(folder, *how, "--memory-limit", least)["bill"]
+
+    for name, limit in (("kept", "2GB"), ("read", least)):
+        more = ("--memory-limit", limit, "--json")
+        said = cli.run("normalize", folder / "in.parquet", name, *how, *more, cwd=tmp_path)
+        summary = said.expect(0).summary
+        assert summary["measured_peak"] <= summary["projected_peak"]
+        assert trees.result(tmp_path / name) == trees.result(folder / "usual")
 
 
 def test_where_memory_is_scarce_there_is_one_process(folder):

@@ -12,6 +12,7 @@ from polar_etl.memory import (
     _cgroup_limits,
     available_memory,
     format_size,
+    free_memory,
     limit_in_force,
     parse_size,
     peak_of_process,
@@ -236,3 +237,22 @@ class TestPeak:
 
     def test_the_peak_of_the_process_is_at_least_what_it_uses(self):
         assert peak_of_process() >= psutil.Process().memory_info().rss * 0.9
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("MemTotal: 100 kB\nMemFree: 20 kB\nMemAvailable:   60 kB\n", 60 * 1024),
+        ("MemTotal: 100 kB\n", 1 << 60),
+        ("MemAvailable:\n", 1 << 60),
+        (None, 1 << 60),
+    ],
+)
+def test_free_memory_is_what_the_system_says(tmp_path, text, expected):
+    if text is not None:
+        (tmp_path / "meminfo").write_text(text)
+    assert free_memory(tmp_path / "meminfo") == expected
+
+
+def test_there_is_free_memory():
+    assert 0 < free_memory() <= psutil.virtual_memory().total

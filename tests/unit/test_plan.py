@@ -7,7 +7,7 @@ import pytest
 
 from polar_etl.blocks import block_rows
 from polar_etl.errors import MemoryLimitError
-from polar_etl.memory import parse_size
+from polar_etl.memory import NEAR, parse_size
 from polar_etl.plan import Plan, Shape
 from polar_etl.planning import make_plan, slab_rows
 from tests.unit.shapes import shape
@@ -205,3 +205,34 @@ def test_a_dictionary_is_billed_whole_for_however_few_rows_that_are_left():
     bill = dict(plan(few_left).bill)
     assert plan(few_left).reading.keep_dictionaries
     assert bill["decoding"] >= 6_000 * 16_000
+
+
+@pytest.mark.parametrize("given", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("limit", [5 * 10**8, 2 * 10**9, 10**10, 10**12])
+def test_what_the_limit_leaves_keeps_all_numbers_or_none(given, limit):
+    try:
+        once = plan(given, limit=limit)
+    except MemoryLimitError:
+        return
+    twice = plan(given, limit=limit, spare=10**12)
+    size = twice.projected - once.projected
+
+    assert not once.keeps
+    assert twice._replace(keeps=False, bill=once.bill) == once
+    if twice.keeps:
+        assert given.rows * given.kept_bytes < size < 2 * given.rows * given.kept_bytes
+        assert twice.projected <= NEAR * limit
+        assert dict(twice.bill)["numbers kept for the second pass"] == size
+    else:
+        assert size == 0
+        assert once.projected + given.rows * given.kept_bytes > 0.8 * limit
+
+
+def test_where_there_are_no_numbers_nothing_is_kept():
+    assert not plan(NARROW._replace(kept_columns=0, kept_bytes=0), spare=10**12).keeps
+
+
+def test_no_more_is_kept_than_may_be():
+    kept = dict(plan(NARROW, spare=10**12).bill)["numbers kept for the second pass"]
+    assert plan(NARROW, spare=kept).keeps
+    assert not plan(NARROW, spare=kept - 1).keeps

@@ -28,7 +28,7 @@ def run_of(
 
     return Run(
         source=SimpleNamespace(schema=schema, columns=columns, files=[SimpleNamespace(rows=0)]),
-        plan=SimpleNamespace(shares=shares, processes=processes, reading=None),
+        plan=SimpleNamespace(shares=shares, processes=processes, reading=None, keeps=False),
         sampler=None,
         stop=None,
         listen=None,

@@ -65,7 +65,7 @@ def fit(
         )
         started = time.perf_counter()
         _refuse_foreign_target(scaler)
-        ready = prepare(inputs, options)
+        ready = prepare(inputs, options, only_fits=True)
         require_place(scaler, [Path(file.path) for file in ready.source.files])
         with controlled(output, ready.plan.limit) as control:
             fitted = pipeline.fit(ready.source, ready.settings, ready.plan, control)

@@ -1,0 +1,207 @@
+"""Columns that a process keeps decoded from the first pass for the second, where memory allows it.
+
+Decoding a column again takes longer than copying it once does, and all that the first pass has
+decoded is needed by the second one.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from polar_etl.columns import Bitmap, Piece, validity
+from polar_etl.sources.base import Columns, Window
+
+_POPULATE = 23
+"""`MADV_POPULATE_WRITE`: the system takes pages at one go, in two thirds of the time that it takes
+when each of them is first written to. It is not there before Linux 5.14."""
+_LONG = 1 << 16
+"""Bytes from which on memory is taken from the system, so that it goes back there at once."""
+
+
+class Kept:
+    """Decoded columns of numbers, by name: their rows from the first one on, as far as read."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, deque[Piece]] = {}
+        self._rows: dict[str, int] = {}
+        self._full = False
+        """Whether memory could not be had: nothing is kept from then on."""
+
+    def rows(self, name: str) -> int:
+        """Return how many rows of a column are kept, from the first one on."""
+        return self._rows.get(name, 0)
+
+    def put(
+        self, names: Sequence[str], columns: Sequence[list[Piece]], rows: int
+    ) -> list[list[Piece]]:
+        """Keep the next rows of some columns; return them as they are kept.
+
+        They are returned as they are where there is no memory to be had, and nothing is kept then.
+
+        Args:
+            names: Names of the columns.
+            columns: Each as its pieces.
+            rows: How many there are of each.
+        """
+        found = list(columns)
+        if self._full:
+            return found
+        alike: dict[frozenset[np.dtype[np.generic]], list[int]] = {}
+        for at, pieces in enumerate(columns):
+            alike.setdefault(frozenset(piece.values.dtype for piece in pieces), []).append(at)
+        for dtypes, which in alike.items():
+            if len(dtypes) != 1:
+                continue
+            (dtype,) = dtypes
+            try:
+                block = _room(len(which), rows, dtype)
+            except (OSError, MemoryError):
+                self._full = True
+                self.drop(list(self._rows))
+                return found
+            values = [piece.values for at in which for piece in columns[at]]
+            np.concatenate(values, out=block.reshape(-1))
+            for at, row in zip(which, block, strict=True):
+                piece = Piece(row, _bitmaps(columns[at], rows))
+                found[at] = [piece]
+                self._pieces.setdefault(names[at], deque()).append(piece)
+                self._rows[names[at]] = self._rows.get(names[at], 0) + rows
+        return found
+
+    def take(self, name: str, rows: int) -> list[Piece]:
+        """Return the next rows of a column, which are no longer kept then."""
+        pieces = self._pieces[name]
+        found = []
+        while rows:
+            piece = pieces.popleft()
+            if len(piece.values) > rows:
+                pieces.appendleft(piece.between(rows, len(piece.values)))
+                piece = piece.between(0, rows)
+            found.append(piece)
+            rows -= len(piece.values)
+        return found
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Let go of some columns."""
+        for name in names:
+            self._pieces.pop(name, None)
+            self._rows.pop(name, None)
+
+
+def _room(columns: int, rows: int, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
+    """Return memory for some columns of some rows, shape `(columns, rows)`."""
+    size = columns * rows * dtype.itemsize
+    if size < _LONG:
+        return np.empty((columns, rows), dtype)
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):
+        memory.madvise(_POPULATE)
+    return np.frombuffer(memory, dtype).reshape(columns, rows)
+
+
+def _bitmaps(pieces: Sequence[Piece], rows: int) -> tuple[Bitmap, ...]:
+    valid = validity(pieces, 0, rows)
+    return () if valid is None else (Bitmap(np.packbits(valid, bitorder="little")),)
+
+
+class KeepingColumns:
+    """Columns of the first pass, some of which are kept while they are read.
+
+    Args:
+        columns: All of them.
+        kept: Where they are kept.
+        names: Those that are.
+    """
+
+    def __init__(self, columns: Columns, kept: Kept, names: frozenset[str]) -> None:
+        self._columns, self._kept, self._names = columns, kept, names
+
+    def next(self, rows: int) -> Window:
+        """Return the next rows; the window before is gone then."""
+        return _KeepingWindow(self._columns.next(rows), self._kept, self._names)
+
+    def close(self) -> None:
+        """Let go of all files."""
+        self._columns.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _KeepingWindow:
+    window: Window
+    kept: Kept
+    names: frozenset[str]
+
+    @property
+    def rows(self) -> int:
+        return self.window.rows
+
+    def pieces(self, names: Sequence[str]) -> list[list[Piece]]:
+        found = self.window.pieces(names)
+        which = [at for at, name in enumerate(names) if name in self.names]
+        if which and self.rows:
+            some = self.kept.put(
+                [names[at] for at in which], [found[at] for at in which], self.rows
+            )
+            for at, pieces in zip(which, some, strict=True):
+                found[at] = pieces
+        return found
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        return self.window.column(name)
+
+    def text(self, name: str) -> pa.ChunkedArray:
+        return self.window.text(name)
+
+
+class KeptColumns:
+    """Columns of the second pass, some of which were kept by the first one.
+
+    Args:
+        columns: The others.
+        kept: Where those are.
+        names: Which ones, all rows of them.
+    """
+
+    def __init__(self, columns: Columns, kept: Kept, names: frozenset[str]) -> None:
+        self._columns, self._kept, self._names = columns, kept, names
+
+    def next(self, rows: int) -> Window:
+        """Return the next rows; the window before is gone then."""
+        return _KeptWindow(self._columns.next(rows), self._kept, self._names)
+
+    def close(self) -> None:
+        """Let go of all files, and of what is kept."""
+        self._columns.close()
+        self._kept.drop(self._names)
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptWindow:
+    window: Window
+    kept: Kept
+    names: frozenset[str]
+
+    @property
+    def rows(self) -> int:
+        return self.window.rows
+
+    def pieces(self, names: Sequence[str]) -> list[list[Piece]]:
+        others = [name for name in names if name not in self.names]
+        read = iter(self.window.pieces(others) if others else ())
+        return [
+            self.kept.take(name, self.rows) if name in self.names else next(read) for name in names
+        ]
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        return self.window.column(name)
+
+    def text(self, name: str) -> pa.ChunkedArray:
+        return self.window.text(name)
