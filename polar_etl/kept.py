@@ -7,7 +7,6 @@ decoded is needed by the second one.
 from __future__ import annotations
 
 import mmap
-from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ import pyarrow as pa
 
 from polar_etl.columns import Bitmap, Piece, validity
 from polar_etl.sources.base import Columns, Window
+
+Array = npt.NDArray[np.generic]
 
 _POPULATE = 23
 """`MADV_POPULATE_WRITE`: the system takes pages at one go, in two thirds of the time that it takes
@@ -30,7 +31,7 @@ class Kept:
     """Decoded columns of numbers, by name: their rows from the first one on, as far as read."""
 
     def __init__(self) -> None:
-        self._pieces: dict[str, deque[Piece]] = {}
+        self._pieces: dict[str, list[Piece]] = {}
         self._rows: dict[str, int] = {}
         self._full = False
         """Whether memory could not be had: nothing is kept from then on."""
@@ -54,36 +55,36 @@ class Kept:
         found = list(columns)
         if self._full:
             return found
-        alike: dict[frozenset[np.dtype[np.generic]], list[int]] = {}
-        for at, pieces in enumerate(columns):
-            alike.setdefault(frozenset(piece.values.dtype for piece in pieces), []).append(at)
-        for dtypes, which in alike.items():
-            if len(dtypes) != 1:
-                continue
-            (dtype,) = dtypes
-            try:
+        try:
+            for dtype, which in _by_dtype(columns).items():
                 block = _room(len(which), rows, dtype)
-            except (OSError, MemoryError):
-                self._full = True
-                self.drop(list(self._rows))
-                return found
-            values = [piece.values for at in which for piece in columns[at]]
-            np.concatenate(values, out=block.reshape(-1))
-            for at, row in zip(which, block, strict=True):
-                piece = Piece(row, _bitmaps(columns[at], rows))
-                found[at] = [piece]
-                self._pieces.setdefault(names[at], deque()).append(piece)
-                self._rows[names[at]] = self._rows.get(names[at], 0) + rows
+                values = [piece.values for at in which for piece in columns[at]]
+                np.concatenate(values, out=block.reshape(-1))
+                for at, row in zip(which, block, strict=True):
+                    found[at] = [self._held(names[at], row, _bitmaps(columns[at], rows))]
+        except (OSError, MemoryError):
+            self._full = True
+            self.drop(list(self._rows))
         return found
+
+    def _held(self, name: str, values: Array, bitmaps: tuple[Bitmap, ...]) -> Piece:
+        """Return the next rows of a column as a piece that is kept."""
+        piece = Piece(values, bitmaps)
+        if name in self._rows:
+            self._pieces[name].append(piece)
+            self._rows[name] += len(values)
+        else:
+            self._pieces[name], self._rows[name] = [piece], len(values)
+        return piece
 
     def take(self, name: str, rows: int) -> list[Piece]:
         """Return the next rows of a column, which are no longer kept then."""
         pieces = self._pieces[name]
         found = []
         while rows:
-            piece = pieces.popleft()
+            piece = pieces.pop(0)
             if len(piece.values) > rows:
-                pieces.appendleft(piece.between(rows, len(piece.values)))
+                pieces.insert(0, piece.between(rows, len(piece.values)))
                 piece = piece.between(0, rows)
             found.append(piece)
             rows -= len(piece.values)
@@ -96,7 +97,18 @@ class Kept:
             self._rows.pop(name, None)
 
 
-def _room(columns: int, rows: int, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
+def _by_dtype(columns: Sequence[Sequence[Piece]]) -> dict[np.dtype[np.generic], list[int]]:
+    """Return which columns are of each dtype; none of those that change it on the way."""
+    if len(kinds := {piece.values.dtype for pieces in columns for piece in pieces}) == 1:
+        return {kinds.pop(): list(range(len(columns)))}  # as a rule
+    found: dict[np.dtype[np.generic], list[int]] = {}
+    for at, pieces in enumerate(columns):
+        if len(kinds := {piece.values.dtype for piece in pieces}) == 1:
+            found.setdefault(kinds.pop(), []).append(at)
+    return found
+
+
+def _room(columns: int, rows: int, dtype: np.dtype[np.generic]) -> Array:
     """Return memory for some columns of some rows, shape `(columns, rows)`."""
     size = columns * rows * dtype.itemsize
     if size < _LONG:
@@ -108,6 +120,8 @@ def _room(columns: int, rows: int, dtype: np.dtype[np.generic]) -> npt.NDArray[n
 
 
 def _bitmaps(pieces: Sequence[Piece], rows: int) -> tuple[Bitmap, ...]:
+    if len(pieces) == 1 and not pieces[0].bitmaps:  # as a rule, in wide tables
+        return ()
     valid = validity(pieces, 0, rows)
     return () if valid is None else (Bitmap(np.packbits(valid, bitorder="little")),)
 
