@@ -46,7 +46,7 @@ def fit_files(run: Run, features: Features, manifest: Manifest | None) -> list[M
         results = run.map(_Moments(features, begun))
         recorder = _Recorder(run, manifest, features, progress, done)
         with closing(results), recorder:
-            for found in in_step(results, len(run.cut(features.columns))):
+            for found in in_step(results, len(run.portions(features))):
                 recorder.add(BatchMoments.beside(found))
     run.stop.check()
     run.listen(PassFinished("moments", time.perf_counter() - started))
@@ -66,11 +66,11 @@ class _Moments:
     def begun(self, run: Run) -> Iterator[Work[Batch, BatchMoments]]:
         """Return the work that it comes to."""
         first = sum(self.covered.values())
-        with run.shares_to_observe(self.features.columns, first) as shares:
+        with run.shares_to_observe(self.features, first) as shares:
             yield Work(
                 collect_moments,
                 lambda: _batches(run, self.features, shares, self.covered),
-                lane=lambda batch: batch.share,
+                lane=lambda batch: batch.lane,
                 in_flight=run.plan.ahead * len(shares),
             )
 
@@ -85,14 +85,14 @@ def _batches(
             if run.stop.requested:
                 return
             rows = min(run.plan.batch_rows, file.rows - first)
-            for number, share in enumerate(shares):
+            for share, features_here in zip(shares, some, strict=True):
                 yield Batch(
                     file=index,
                     first_row=first,
                     rows=rows,
                     columns=share.columns,
-                    features=some[number],
-                    share=number,
+                    features=features_here,
+                    lane=share.lane,
                     width=len(features),
                     together=run.plan.together,
                 )

@@ -127,20 +127,19 @@ def _bitmaps(pieces: Sequence[Piece], rows: int) -> tuple[Bitmap, ...]:
 
 
 class KeepingColumns:
-    """Columns of the first pass, some of which are kept while they are read.
+    """Columns of the first pass that are kept while they are read.
 
     Args:
-        columns: All of them.
+        columns: The columns.
         kept: Where they are kept.
-        names: Those that are.
     """
 
-    def __init__(self, columns: Columns, kept: Kept, names: frozenset[str]) -> None:
-        self._columns, self._kept, self._names = columns, kept, names
+    def __init__(self, columns: Columns, kept: Kept) -> None:
+        self._columns, self._kept = columns, kept
 
     def next(self, rows: int) -> Window:
         """Return the next rows; the window before is gone then."""
-        return _KeepingWindow(self._columns.next(rows), self._kept, self._names)
+        return _KeepingWindow(self._columns.next(rows), self._kept)
 
     def close(self) -> None:
         """Let go of all files."""
@@ -151,7 +150,6 @@ class KeepingColumns:
 class _KeepingWindow:
     window: Window
     kept: Kept
-    names: frozenset[str]
 
     @property
     def rows(self) -> int:
@@ -159,14 +157,7 @@ class _KeepingWindow:
 
     def pieces(self, names: Sequence[str]) -> list[list[Piece]]:
         found = self.window.pieces(names)
-        which = [at for at, name in enumerate(names) if name in self.names]
-        if which and self.rows:
-            some = self.kept.put(
-                [names[at] for at in which], [found[at] for at in which], self.rows
-            )
-            for at, pieces in zip(which, some, strict=True):
-                found[at] = pieces
-        return found
+        return self.kept.put(names, found, self.rows) if self.rows else found
 
     def column(self, name: str) -> pa.ChunkedArray:
         return self.window.column(name)

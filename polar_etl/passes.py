@@ -53,8 +53,8 @@ class Batch(NamedTuple):
     columns: Columns
     """The next of their rows are these."""
     features: Features
-    share: int
-    """Which share of the columns this is."""
+    lane: int
+    """Whoever has this one has the next rows of these columns, too."""
     width: int
     """Features in all shares."""
     together: Together
@@ -137,8 +137,8 @@ class Slab(NamedTuple):
     columns: Columns
     """The next of their rows are these."""
     names: Sequence[str]
-    share: int
-    """Which share of the columns this is."""
+    lane: int
+    """Whoever has this one has the next rows of these columns, too."""
     together: Together
     """What is worked on at a time."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -10,13 +9,15 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
-from polar_etl.columns import by_column, listed, word_type
+from polar_etl.columns import by_column, word_type
 from polar_etl.events import Listener
 from polar_etl.executors.forked import Work, Workers
 from polar_etl.executors.local import ordered_map
+from polar_etl.features import Features
 from polar_etl.kept import KeepingColumns, Kept, KeptColumns
 from polar_etl.memory import PeakSampler
 from polar_etl.plan import Plan
+from polar_etl.shares import Portion, Team, cut, cut_again
 from polar_etl.sources.base import Columns, Source
 from polar_etl.sources.schemas import width
 from polar_etl.stop import Stop
@@ -31,6 +32,8 @@ _DRIVING = 0.12
 class Share(NamedTuple):
     """Neighbouring columns that are worked on in step."""
 
+    lane: int
+    """Number of its own; `Workers` tells from it which process it has."""
     names: tuple[str, ...]
     columns: Columns
 
@@ -111,53 +114,55 @@ class Run:
         if self.plan.processes > 1:
             self._workers.close()
 
-    @contextmanager
-    def shares_to_observe(self, names: Sequence[str], first: int) -> Iterator[list[Share]]:
-        """Yield the columns `names` of all rows from `first` on, in shares of one size.
+    def portions(self, features: Features) -> list[Portion]:
+        """Return which process has which columns in the first pass."""
+        return cut(self._work_on(features.columns), self._team)
 
-        If they are all rows, what a process needs again to encode its columns is kept.
+    def _portions_again(self, features: Features, names: Sequence[str]) -> list[Portion]:
+        """Return which process has which columns in the second pass: those it has kept, mostly."""
+        work, team = self._work_on(names), self._team._replace(driving=_DRIVING)
+        kept = {name for name in features.columns if name in work and name not in features.vectors}
+        if not (self.plan.keeps and kept):
+            return cut(work, team)
+        return cut_again(work, team, self.portions(features), kept)
+
+    @contextmanager
+    def shares_to_observe(self, features: Features, first: int) -> Iterator[list[Share]]:
+        """Yield the columns of features, all rows from `first` on, in shares.
+
+        If these are all rows, and there is room, numbers are kept for the second pass.
         """
         keeps = self.plan.keeps and not first
-        with self._opened(self.cut(names), first, self.offsets[-1]) as shares:
+        with self._opened(self.portions(features), first, self.offsets[-1]) as shares:
             yield [
-                share._replace(
-                    columns=KeepingColumns(share.columns, self._kept, self._needed(number, share))
-                )
+                share._replace(columns=KeepingColumns(share.columns, self._kept))
                 if keeps
                 else share
-                for number, share in enumerate(shares)
+                for share in shares
             ]
-
-    def _needed(self, number: int, share: Share) -> frozenset[str]:
-        """Return those columns of a share that its process has in the second pass, too."""
-        process = number % self.plan.processes
-        return frozenset(share.names) & self._encoded[process]
-
-    @cached_property
-    def _encoded(self) -> list[frozenset[str]]:
-        """The columns that each process has in the second pass."""
-        shares = self.cut(listed(self.source.schema)[0], _DRIVING)
-        processes = self.plan.processes
-        return [frozenset().union(*shares[process::processes]) for process in range(processes)]
 
     @contextmanager
     def shares_to_encode(
-        self, names: Sequence[str], first: int, stop: int
+        self, features: Features, names: Sequence[str], first: int, stop: int
     ) -> Iterator[list[Share]]:
         """Yield the columns `names` of the rows `first` … `stop`, in shares.
 
-        That of this process is the smaller, because it appends to parts besides.
+        This process has less of them, because it appends to parts besides.
         """
-        with self._opened(self.cut(names, _DRIVING), first, stop) as shares:
+        with self._opened(self._portions_again(features, names), first, stop) as shares:
             yield shares
 
     @contextmanager
-    def _opened(self, cut: Sequence[Sequence[str]], first: int, stop: int) -> Iterator[list[Share]]:
-        """Yield shares of the rows `first` … `stop`, counted over all files."""
+    def _opened(self, portions: Sequence[Portion], first: int, stop: int) -> Iterator[list[Share]]:
+        """Yield portions of the rows `first` … `stop`, counted over all files, as shares."""
         with ExitStack() as stack:
             yield [
-                Share(tuple(some), stack.enter_context(closing(self._columns(some, first, stop))))
-                for some in cut
+                Share(
+                    at * self.plan.processes + process,
+                    names,
+                    stack.enter_context(closing(self._columns(names, first, stop))),
+                )
+                for at, (process, names) in enumerate(portions)
             ]
 
     def _columns(self, names: Sequence[str], first: int, stop: int) -> Columns:
@@ -170,36 +175,14 @@ class Run:
         read = self.source.columns(others, first, stop, self.plan.reading)
         return KeptColumns(read, self._kept, frozenset(kept))
 
+    @property
+    def _team(self) -> Team:
+        return Team(self.plan.processes, self.plan.shares, driving=0.0)
+
+    def _work_on(self, names: Sequence[str]) -> dict[str, int]:
+        return {name: self._work[name] for name in names}
+
     @cached_property
     def _work(self) -> dict[str, int]:
         """What there is to do for a value of each column; a word takes as long as a double."""
         return by_column(lambda kind: _WORD if word_type(kind) else width(kind), self.source.schema)
-
-    def cut(self, names: Sequence[str], driving: float = 0.0) -> list[tuple[str, ...]]:
-        """Return columns in at most `plan.shares` runs of neighbours, by work.
-
-        Args:
-            names: Names of the columns.
-            driving: What this process has to do besides, as a part of all work on columns.
-        """
-        ends = list(accumulate(self._work[name] for name in names))
-        bounds = list(accumulate(self._sizes(driving)))
-        found: list[list[str]] = [[] for _ in bounds]
-        for name, end in zip(names, ends, strict=True):
-            place = bisect_left(bounds, (end - 0.5) / max(ends[-1], 1) * bounds[-1])
-            found[place].append(name)
-        return [tuple(some) for some in found if some]
-
-    def _sizes(self, driving: float) -> list[float]:
-        """Return how large each share is, so that all processes end at one time."""
-        processes, shares = self.plan.processes, self.plan.shares
-        if processes == 1:
-            return [1.0] * shares
-        least = 0.25 / processes
-        own = max((1 - driving * (processes - 1)) / processes, least)
-        other = (1 - own) / (processes - 1)
-        many = [len(range(process, shares, processes)) for process in range(processes)]
-        return [
-            (other if share % processes else own) / many[share % processes]
-            for share in range(shares)
-        ]

@@ -131,12 +131,13 @@ class _Slabs:
         total = run.offsets[-1]
         first, stop = (part * run.plan.part_rows for part in (self.parts[0], self.parts[-1] + 1))
         rows = min(first, total), min(stop, total)
-        with run.shares_to_encode(self.names, *rows) as shares:
+        with run.shares_to_encode(self.scaler.features, self.names, *rows) as shares:
+            plan = run.plan
             yield Work(
                 encoder.encode_slab,
                 lambda: _slabs(run, shares, self.parts),
-                lane=lambda slab: slab.share,
-                in_flight=run.plan.in_flight,
+                lane=lambda slab: slab.lane,
+                in_flight=plan.in_flight * max(len(shares), plan.shares) // plan.shares,
             )
 
 
@@ -170,7 +171,7 @@ def _slabs(run: Run, shares: Sequence[Share], parts: Sequence[int]) -> Iterator[
                     Place(part, rows, last, ends=number == len(shares) - 1),
                     columns=share.columns,
                     names=share.names,
-                    share=number,
+                    lane=share.lane,
                     together=run.plan.together,
                 )
 

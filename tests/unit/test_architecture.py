@@ -60,7 +60,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["executors.local", "executors.transfer"],
     ["executors.forked"],
     ["passes"],
-    ["kept"],
+    ["kept", "shares"],
     ["run"],
     ["fitting"],
     ["writing"],

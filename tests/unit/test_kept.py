@@ -50,11 +50,11 @@ def test_what_is_kept_is_what_was_read(data):
     keeps = frozenset(data.draw(st.sets(st.sampled_from(names))))
     kept = Kept()
 
-    first = KeepingColumns(TableColumns(table), kept, keeps)
+    first = KeepingColumns(TableColumns(table.select(sorted(keeps))), kept)
     at = 0
     for many in data.draw(lengths(rows)):
         window = first.next(many)
-        for name, pieces in zip(names, window.pieces(names), strict=True):
+        for name, pieces in zip(sorted(keeps), window.pieces(sorted(keeps)), strict=True):
             assert as_array(pieces).equals(table[name].slice(at, many).combine_chunks())
         at += many
     assert {name: kept.rows(name) for name in names} == {n: rows * (n in keeps) for n in names}
@@ -74,7 +74,7 @@ def test_other_columns_are_passed_on():
     table = pa.table({"x": [1.0, 2.0], "text": ["a", "b"]})
     read = TableColumns(table)
     for columns in (
-        KeepingColumns(read, Kept(), frozenset("x")),
+        KeepingColumns(read, Kept()),
         KeptColumns(TableColumns(table), Kept(), frozenset()),
     ):
         with closing(columns):

@@ -67,7 +67,7 @@ def batch(
         rows=len(data),
         columns=TableColumns(data),
         features=features,
-        share=share,
+        lane=share,
         width=len(features) if width is None else width,
         together=TOGETHER,
     )
@@ -80,7 +80,7 @@ def slab_of(
         Place(0, rows, last=last, ends=ends),
         columns=columns,
         names=names,
-        share=0,
+        lane=0,
         together=TOGETHER,
     )
 
