@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
-from math import ceil, sqrt
+from math import ceil, inf, sqrt
+from operator import itemgetter
 from typing import NamedTuple
 
 from polar_etl.blocks import block_rows
@@ -45,6 +46,8 @@ _PAGE_BYTES_TOGETHER = 8
 _LOOKED_UP = 1 << 18
 """Rows of a batch of the first pass, at most, where dictionaries can be kept: as many values as fit
 into the dictionary of the most common writer, which goes on without one then."""
+_KEEPING = 0.87
+"""Time that a run takes where the first pass keeps all numbers for the second."""
 _WINDOWS_AHEAD = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 """See `Reading.ahead`."""
 _AHEAD = 16
@@ -105,14 +108,23 @@ def make_plan(
     slab = slab_rows(shape.nominal_output_bytes, shape.vector_output_bytes)
     part = rows_per_part or slab
     slab = min(slab, part)
-    smallest: Plan | None = None
+    smallest = fastest = None
+    enough = inf
     forks = processes and shape.rows * shape.row_bytes >= _WORTH_FORKING
-    for way in _ways(shape, slab, threads, forks=forks):
+    for time, way in _ways(shape, slab, threads, forks=forks):
+        if time > enough:
+            break
         plan = _plan(shape, limit, base, slab, part, way)
         if plan.projected <= limit:
-            return _keeping_numbers(shape, plan, spare)
+            keeping = _keeping_numbers(shape, plan, spare)
+            if keeping.keeps or not spare:
+                return keeping
+            if fastest is None:
+                fastest, enough = plan, time / _KEEPING
         if smallest is None or plan.projected < smallest.projected:
             smallest = plan
+    if fastest:
+        return fastest
     assert smallest is not None
     raise _refusal(smallest, limit)
 
@@ -139,8 +151,8 @@ class _Way(NamedTuple):
     """See `Together`."""
 
 
-def _ways(shape: Shape, slab: int, threads: int, *, forks: bool) -> list[_Way]:
-    """Return all ways to go, from fast to small, by the time they take (measured on 2 cores)."""
+def _ways(shape: Shape, slab: int, threads: int, *, forks: bool) -> list[tuple[float, _Way]]:
+    """Return all ways to go, and the time they take (measured on 2 cores), from fast to small."""
     ways = [
         (work * read * again * calls, _Way(*how, Reading(group_rows, stream_rows, *keep), values))
         for (work, how), (read, group_rows, stream_rows), (again, keep), (calls, values) in product(
@@ -150,7 +162,7 @@ def _ways(shape: Shape, slab: int, threads: int, *, forks: bool) -> list[_Way]:
             _TOGETHER_LOOKED_UP if shape.number_dictionaries else _TOGETHER,
         )
     ]
-    return [way for _, way in sorted(ways, key=lambda pair: pair[0])]
+    return sorted(ways, key=itemgetter(0))
 
 
 def _shares_of_work(threads: int, *, forks: bool) -> Iterator[tuple[float, tuple[int, int, int]]]:

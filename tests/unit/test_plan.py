@@ -215,17 +215,24 @@ def test_what_the_limit_leaves_keeps_all_numbers_or_none(given, limit):
     except MemoryLimitError:
         return
     twice = plan(given, limit=limit, spare=10**12)
-    size = twice.projected - once.projected
+    size = dict(twice.bill).get("numbers kept for the second pass", 0)
 
     assert not once.keeps
-    assert twice._replace(keeps=False, bill=once.bill) == once
+    assert (twice.slab_rows, twice.parts) == (once.slab_rows, once.parts)
     if twice.keeps:
         assert given.rows * given.kept_bytes < size < 2 * given.rows * given.kept_bytes
         assert twice.projected <= NEAR * limit
-        assert dict(twice.bill)["numbers kept for the second pass"] == size
     else:
-        assert size == 0
+        assert twice == once
         assert once.projected + given.rows * given.kept_bytes > 0.8 * limit
+
+
+def test_a_smaller_plan_is_chosen_where_it_leaves_room_to_keep_numbers():
+    once = plan(LOOKED_UP, limit=4 * 10**9)
+    twice = plan(LOOKED_UP, limit=4 * 10**9, spare=10**12)
+
+    assert once.projected + LOOKED_UP.rows * LOOKED_UP.kept_bytes > 4 * 10**9
+    assert twice.keeps
 
 
 def test_where_there_are_no_numbers_nothing_is_kept():
