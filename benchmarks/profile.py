@@ -38,12 +38,13 @@ RULES = (
     (_WAITING, r"^(threading|queue|concurrent|selectors|asyncio)\b"),
     ("fsync", r"sync\(|^polar_etl\.durable:sync"),
     ("hash", r"hash|digest|xxh|blake2"),
-    ("write", r"_raw\.write|os\.p?writev?\(|\.write\(rest|^polar_etl\.durable:"),
+    ("write", r"_raw\.write|os\.p?writev?\(|\.write\(rest|^polar_etl\.(durable|direct):"),
     ("manifest", r"^polar_etl\.(manifest|lock|workspace)|^sqlite3"),
     (
         "footers, plan",
         r"^polar_etl\.(plan|selection|pipeline:(shape|plan))|footer|thrift|metadata|reader\.open\(",
     ),
+    ("keep", r"^polar_etl\.kept:"),
     ("moments", r"^polar_etl\.(blocks|moments|double|fitting)"),
     ("normalize", r"^polar_etl\.(standardize|scaler)|:_standardized:"),
     (
@@ -60,6 +61,7 @@ ORDER = (
     "imports",
     "footers, plan",
     "decode",
+    "keep",
     "moments",
     "normalize",
     "encode",
