@@ -35,12 +35,24 @@ def words_of(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa
     column = _of_words(column, kind)
     words = pa.types.is_dictionary(column.type)
     found: list[pa.DictionaryArray] = []
+    waiting: list[pa.DictionaryArray] = []
+    left = len(column)
     for piece in _by_dictionary(column) if words else _pieces(column):
-        some = _used(piece) if words else piece.dictionary_encode()
-        found = pa.chunked_array([*found, some]).unify_dictionaries().chunks
+        waiting.append(_used(piece) if words else piece.dictionary_encode())
+        left -= len(piece)
+        if left and sum(map(len, waiting)) < sum(map(len, found)):
+            continue  # of many short pieces, words are looked up anew each time
+        found, waiting = [_by_one_dictionary([*found, *waiting])], []
         if _are_many(found[0].dictionary, column):
             return pa.chunked_array(list(_pieces(column)))
-    return pa.chunked_array(found).combine_chunks()
+    return found[0]
+
+
+def _by_one_dictionary(pieces: list[pa.DictionaryArray]) -> pa.DictionaryArray:
+    """Return text in pieces as one; its words come in the order of their appearance."""
+    pieces = pa.chunked_array(pieces).unify_dictionaries().chunks
+    places = pa.concat_arrays([piece.indices for piece in pieces])
+    return pa.DictionaryArray.from_arrays(places, pieces[0].dictionary)
 
 
 def _are_many(words: pa.Array, column: pa.ChunkedArray) -> bool:

@@ -131,3 +131,15 @@ def test_text_that_hardly_repeats_has_no_dictionary(tmp_path):
     said = require(written(tmp_path, form.schema, chunk, 2_000, None), column)
     assert not said.has_dictionary_page
     assert (said.statistics.min, said.statistics.max) == ("row 0", "row 999")
+
+
+@pytest.mark.parametrize("different", [30, 3_000])
+def test_words_of_thousands_of_short_row_groups_come_in_the_order_of_their_appearance(different):
+    """Each piece has a dictionary of its own; looking all up for each took minutes."""
+    text = pa.array([f"w{i * 7919 % different}" for i in range(300_000)])
+    pieces = [text[low : low + 100].dictionary_encode() for low in range(0, len(text), 100)]
+
+    found = passed_through("text", pa.chunked_array(pieces), pa.string())
+
+    assert found.cast(pa.string()).equals(text)
+    assert found.dictionary.equals(text.dictionary_encode().dictionary)
