@@ -36,13 +36,13 @@ def words_of(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa
     words = pa.types.is_dictionary(column.type)
     found: list[pa.DictionaryArray] = []
     waiting: list[pa.DictionaryArray] = []
-    left = len(column)
+    done = seen = 0
     for piece in _by_dictionary(column) if words else _pieces(column):
         waiting.append(_used(piece) if words else piece.dictionary_encode())
-        left -= len(piece)
-        if left and sum(map(len, waiting)) < sum(map(len, found)):
+        seen += len(piece)
+        if seen < min(2 * done, len(column)):
             continue  # of many short pieces, words are looked up anew each time
-        found, waiting = [_by_one_dictionary([*found, *waiting])], []
+        found, waiting, done = [_by_one_dictionary([*found, *waiting])], [], seen
         if _are_many(found[0].dictionary, column):
             return pa.chunked_array(list(_pieces(column)))
     return found[0]
