@@ -126,6 +126,44 @@ def _bitmaps(pieces: Sequence[Piece], rows: int) -> tuple[Bitmap, ...]:
     return () if valid is None else (Bitmap(np.packbits(valid, bitorder="little")),)
 
 
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """A window, some of whose columns of numbers are kept."""
+
+    window: Window
+    kept: Kept
+
+    @property
+    def rows(self) -> int:
+        return self.window.rows
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        return self.window.column(name)
+
+    def text(self, name: str) -> pa.ChunkedArray:
+        return self.window.text(name)
+
+
+class _KeepingWindow(_Around):
+    __slots__ = ()
+
+    def pieces(self, names: Sequence[str]) -> list[list[Piece]]:
+        found = self.window.pieces(names)
+        return self.kept.put(names, found, self.rows) if self.rows else found
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptWindow(_Around):
+    names: frozenset[str]
+
+    def pieces(self, names: Sequence[str]) -> list[list[Piece]]:
+        others = [name for name in names if name not in self.names]
+        read = iter(self.window.pieces(others) if others else ())
+        return [
+            self.kept.take(name, self.rows) if name in self.names else next(read) for name in names
+        ]
+
+
 class KeepingColumns:
     """Columns of the first pass that are kept while they are read.
 
@@ -144,26 +182,6 @@ class KeepingColumns:
     def close(self) -> None:
         """Let go of all files."""
         self._columns.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _KeepingWindow:
-    window: Window
-    kept: Kept
-
-    @property
-    def rows(self) -> int:
-        return self.window.rows
-
-    def pieces(self, names: Sequence[str]) -> list[list[Piece]]:
-        found = self.window.pieces(names)
-        return self.kept.put(names, found, self.rows) if self.rows else found
-
-    def column(self, name: str) -> pa.ChunkedArray:
-        return self.window.column(name)
-
-    def text(self, name: str) -> pa.ChunkedArray:
-        return self.window.text(name)
 
 
 class KeptColumns:
@@ -186,27 +204,3 @@ class KeptColumns:
         """Let go of all files, and of what is kept."""
         self._columns.close()
         self._kept.drop(self._names)
-
-
-@dataclass(frozen=True, slots=True)
-class _KeptWindow:
-    window: Window
-    kept: Kept
-    names: frozenset[str]
-
-    @property
-    def rows(self) -> int:
-        return self.window.rows
-
-    def pieces(self, names: Sequence[str]) -> list[list[Piece]]:
-        others = [name for name in names if name not in self.names]
-        read = iter(self.window.pieces(others) if others else ())
-        return [
-            self.kept.take(name, self.rows) if name in self.names else next(read) for name in names
-        ]
-
-    def column(self, name: str) -> pa.ChunkedArray:
-        return self.window.column(name)
-
-    def text(self, name: str) -> pa.ChunkedArray:
-        return self.window.text(name)
