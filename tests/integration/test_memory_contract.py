@@ -216,6 +216,8 @@ def text_tables() -> dict[str, dict]:
     }
 
 
+VARIES = 8 << 20
+"""Bytes that the same run peaks higher or lower: the interpreter does so before it begins."""
 TEXTS = [
     "dictionaries",
     "short texts",
@@ -238,7 +240,7 @@ def test_what_is_projected_for_texts_is_neither_too_little_nor_far_too_much(tmp_
         projected = outcome.expect(0).summary["projected_peak"]
         assert peak <= projected
         if (kind, groups) != ("one of 20 MB", 10):  # there one row group in ten is words only
-            assert projected <= 2 * peak
+            assert projected <= 2 * (peak + VARIES)
 
 
 @pytest.mark.parametrize("how", [{}, {"use_dictionary": False}], ids=["words", "plain"])
