@@ -12,8 +12,8 @@ import fcntl
 import mmap
 import os
 from collections import deque
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Protocol
 
@@ -21,12 +21,18 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-_STAGED = 2 << 20
-"""Bytes written at a time: enough for the speed of the disk."""
+_STAGED, _LEAST_STAGED = 2 << 20, 1 << 19
+"""Bytes written at a time: the fewest are enough for the disk, but a piece takes changing threads.
+"""
 _AHEAD = 3
 """How often as many may wait for the disk, at most: it is used in between, too."""
 _SHORT = 1 << 12
 """Bytes up to which a copy is over before another thread could have the interpreter."""
+
+
+def staged_bytes(files: int) -> int:
+    """Return the bytes that are staged for each of so many files that are written in turn."""
+    return _STAGED if files == 1 else _LEAST_STAGED
 
 
 class Readable(Protocol):
@@ -54,21 +60,51 @@ class _Memory:
 
 
 class Staging:
-    """Pieces of memory from which files are written, one after the other: fresh ones cost time."""
+    """Pieces of memory that files are written from, in a thread: fresh ones cost time.
 
-    def __init__(self) -> None:
+    Args:
+        size: Bytes of a piece, a multiple of a page of memory.
+    """
+
+    def __init__(self, size: int = _STAGED) -> None:
+        self._size = size
         self._free: deque[mmap.mmap] = deque()
+        self._waiting: deque[Future[None]] = deque()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="polar-etl-write")
 
     def take(self) -> mmap.mmap:
         """Return one; it is aligned to pages, as the disk demands."""
         try:
             return self._free.pop()
         except IndexError:
-            return mmap.mmap(-1, _STAGED)
+            return mmap.mmap(-1, self._size)
 
     def give(self, memory: mmap.mmap) -> None:
         """Take one back."""
         self._free.append(memory)
+
+    def write(self, write: Callable[[memoryview], None], memory: mmap.mmap) -> Future[None]:
+        """Let a piece be written behind the others, and take it back then.
+
+        Args:
+            write: Writes it.
+            memory: The piece.
+        """
+        written = self._thread.submit(self._written, write, memory)
+        self._waiting.append(written)
+        while len(self._waiting) > _AHEAD:
+            wait([self._waiting.popleft()])
+        return written
+
+    def _written(self, write: Callable[[memoryview], None], memory: mmap.mmap) -> None:
+        try:
+            write(memoryview(memory))
+        finally:
+            self.give(memory)
+
+    def close(self) -> None:
+        """End the thread, once all is written."""
+        self._thread.shutdown()
 
 
 class DirectFile:
@@ -76,7 +112,7 @@ class DirectFile:
 
     Args:
         path: Where it is.
-        staging: Where memory is taken from, and given back to.
+        staging: The memory that it is written from.
     """
 
     def __init__(self, path: Path, staging: Staging) -> None:
@@ -84,9 +120,8 @@ class DirectFile:
         self._staging = staging
         self._staged = staging.take()
         self._filled = 0
-        self._waiting: deque[tuple[Future[None], mmap.mmap]] = deque()
+        self._waiting: deque[Future[None]] = deque()
         """What was staged before and is being written."""
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="polar-etl-write")
         self._hash = xxhash.xxh3_128()
         self.size = 0
         """Bytes appended so far."""
@@ -98,7 +133,7 @@ class DirectFile:
             self.size += size
             if not isinstance(piece, (bytes, memoryview)):
                 self._append_long(piece, size)
-            elif size > min(_SHORT, _STAGED - self._filled):
+            elif size > min(_SHORT, len(self._staged) - self._filled):
                 self._append_long(_Memory(piece), size)
             else:
                 self._staged[self._filled : self._filled + size] = piece
@@ -110,22 +145,15 @@ class DirectFile:
             piece.read_into(room)
             self._filled += len(room)
             left -= len(room)
-            if self._filled == _STAGED:
+            if self._filled == len(self._staged):
                 self._flush()
 
     def _flush(self) -> None:
         """Let what is staged be written, and stage what comes next elsewhere."""
-        written = self._thread.submit(self._write, memoryview(self._staged))
-        self._waiting.append((written, self._staged))
-        self._wait(_AHEAD)
+        self._waiting.append(self._staging.write(self._write, self._staged))
         self._staged, self._filled = self._staging.take(), 0
-
-    def _wait(self, most: int) -> None:
-        """Wait until no more is being written than `most` pieces; raise what went wrong."""
-        while len(self._waiting) > most or (self._waiting and self._waiting[0][0].done()):
-            written, memory = self._waiting.popleft()
-            written.result()
-            self._staging.give(memory)
+        while self._waiting and self._waiting[0].done():
+            self._waiting.popleft().result()
 
     def _write(self, content: memoryview) -> None:
         self._hash.update(content)
@@ -147,7 +175,8 @@ class DirectFile:
 
         A failure is final: never called again.
         """
-        self._wait(0)
+        while self._waiting:
+            self._waiting.popleft().result()
         if self._direct:
             self._go_through_cache()  # the end of a file is not aligned
         self._write(memoryview(self._staged)[: self._filled])
@@ -156,7 +185,7 @@ class DirectFile:
 
     def close(self) -> None:
         """Let go of the file; what is not synced may be lost."""
-        self._thread.shutdown()
+        wait(self._waiting)
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             self._staging.give(self._staged)

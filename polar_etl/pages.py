@@ -63,12 +63,10 @@ class ColumnReader:
         keep: Whether what is left of a page is kept; otherwise it is decoded again when it is
             needed, which takes time instead of memory.
         keep_dictionary: The same for the dictionary of a chunk.
-        ahead: How many times the rows that are asked for are decoded at one go of what is not kept
-            as a whole; those that come later are held, so it is decoded again the less often.
     """
 
     __slots__ = (
-        *("_file", "_keep", "_keep_dictionary", "_times"),
+        *("_file", "_keep", "_keep_dictionary"),
         *("_chunk", "_later", "_ahead", "_dictionary", "_by_places"),
         *("_at", "_left", "_last", "_last_rows", "_again", "_usual", "_held"),
     )
@@ -81,11 +79,9 @@ class ColumnReader:
         *,
         keep: bool = True,
         keep_dictionary: bool = True,
-        ahead: int = 1,
     ) -> None:
         self._file = file
         self._keep, self._keep_dictionary = keep, keep_dictionary
-        self._times = ahead
         self._dictionary: Dictionary | None = None
         """That of the chunk, once its header is read."""
         self._by_places = False
@@ -110,8 +106,11 @@ class ColumnReader:
         """Return how many of the next rows are decoded already."""
         return sum(page.rows for page in self._held)
 
-    def _missing(self, rows: int) -> int:
-        """Return how many rows are to be decoded so that the next ones are there."""
+    def _missing(self, rows: int, more: int) -> int:
+        """Return how many rows are to be decoded so that the next ones are there.
+
+        Of what is not kept as a whole, those that are asked for later are decoded at the same go.
+        """
         missing = rows - self._there()
         if missing <= 0:
             return 0
@@ -119,12 +118,12 @@ class ColumnReader:
         missing += self._again
         looked_up = self._chunk.data > self._chunk.start
         if not self._keep or (looked_up and not self._keep_dictionary):
-            missing += max(min((self._times - 1) * rows, self._left - missing), 0)
+            missing += max(min(more, self._left - missing), 0)
         return missing
 
-    def spans(self, rows: int) -> list[Span]:
+    def spans(self, rows: int, more: int = 0) -> list[Span]:
         """Return where in the file the next rows are likely to stand, chunk by chunk."""
-        rows = self._missing(rows)
+        rows = self._missing(rows, more)
         if not rows:
             return []
         found = [self._likely(self._at, self._chunk, self._left, rows)]
@@ -154,14 +153,17 @@ class ColumnReader:
         size = dictionary + (chunk.stop - at - dictionary) * rows // left
         return at, min(at + min(size + size // _UNLIKE, _FETCHED) + HEADER, chunk.stop)
 
-    def pages(self, rows: int, fetched: Iterable[memoryview] = ()) -> list[StoredPages]:
+    def pages(
+        self, rows: int, more: int = 0, fetched: Iterable[memoryview] = ()
+    ) -> list[StoredPages]:
         """Return the pages that the next rows need besides those that are decoded.
 
         Args:
             rows: How many rows will be taken.
+            more: How many will be taken soon after.
             fetched: The bytes of `spans`, as far as they were fetched.
         """
-        rows = self._missing(rows)
+        rows = self._missing(rows, more)
         found: list[StoredPages] = []
         asked: Dictionary | None = None
         pieces, piece, start = iter(fetched), _NOTHING, -1
@@ -185,9 +187,9 @@ class ColumnReader:
             if self._left or header.rows > self._usual:  # the last page of a chunk may be short
                 self._usual = header.rows
             rows -= header.rows
-            more = self._alike(header, rows, piece, start)
-            found.append(StoredPages(self._chunk, header, (content, *more), dictionary))
-            rows -= len(more) * header.rows
+            alike = self._alike(header, rows, piece, start)
+            found.append(StoredPages(self._chunk, header, (content, *alike), dictionary))
+            rows -= len(alike) * header.rows
         return found
 
     def peek(self) -> PageHeader:
@@ -246,8 +248,14 @@ class ColumnReader:
             content = self._fetch(header.stored, first)
         return StoredPages(self._chunk, header, (content,), dictionary)
 
-    def take(self, rows: int, pages: Sequence[Page]) -> list[Piece]:
-        """Return the next rows, as they stand in what is held and in the pages behind it."""
+    def take(self, rows: int, pages: Sequence[Page], more: int = 0) -> list[Piece]:
+        """Return the next rows, as they stand in what is held and in the pages behind it.
+
+        Args:
+            rows: How many.
+            pages: What `pages` found, decoded.
+            more: How many will be taken soon after.
+        """
         if self._is_whole(rows, pages):
             self._settle_dictionary()
             return [Piece(pages[0].values)]
@@ -265,7 +273,7 @@ class ColumnReader:
                 held.insert(0, later)
             left -= some
         if pages:
-            self._let_go(rows)
+            self._let_go(more)
         self._settle_dictionary()
         if len(pages) > 1 or not self._keep:  # what is held is part of a larger piece of memory
             for at in range(-min(len(held), len(pages)), 0):
@@ -290,15 +298,15 @@ class ColumnReader:
         else:
             self._dictionary.values = None
 
-    def _let_go(self, rows: int) -> None:
-        """Hold of pages that are not kept no more than what comes after so many rows."""
-        more = self._there() - (self._times - 1) * rows
-        if self._keep or more <= 0:
+    def _let_go(self, more: int) -> None:
+        """Hold of pages that are not kept no more than so many rows."""
+        over = self._there() - more
+        if self._keep or over <= 0:
             return
         last = self._held.pop()
-        if more < last.rows:
-            self._held.append(cut(last, last.rows - more)[0])
-        self._at, self._again = self._last, self._last_rows - more
+        if over < last.rows:
+            self._held.append(cut(last, last.rows - over)[0])
+        self._at, self._again = self._last, self._last_rows - over
         self._left += self._last_rows
 
     def skip(self, rows: int) -> None:
@@ -383,22 +391,28 @@ def is_usual(chunk: Chunk, file: int) -> bool:
 
 
 def read_together(
-    readers: Sequence[ColumnReader], rows: int, file: int
+    readers: Sequence[ColumnReader], rows: int, file: int, more: int = 0
 ) -> list[list[Piece] | None]:
     """Return the next rows of some columns; None for those that PyArrow must read.
+
+    Args:
+        readers: Of the columns.
+        rows: How many are taken.
+        file: Descriptor of the file.
+        more: How many will be taken soon after.
 
     Their bytes are fetched, and their pages decompressed, at one go: every call into another
     language lets another thread have the interpreter, and waiting for it costs more than a page.
     """
-    fetched = _fetched([reader.spans(rows) for reader in readers], file)
+    fetched = _fetched([reader.spans(rows, more) for reader in readers], file)
     stored: list[list[StoredPages] | None] = []
     for reader, raw in zip(readers, fetched, strict=True):
         try:
-            stored.append(reader.pages(rows, raw))
+            stored.append(reader.pages(rows, more, raw))
         except UnusualError:
             stored.append(None)
     return [
-        None if pages is None else reader.take(rows, pages)
+        None if pages is None else reader.take(rows, pages, more)
         for reader, pages in zip(readers, decoded_apart(stored), strict=True)
     ]
 

@@ -141,6 +141,8 @@ class Slab(NamedTuple):
     """Whoever has this one has the next rows of these columns, too."""
     together: Together
     """What is worked on at a time."""
+    more: int = 0
+    """Rows of the same columns that come soon after."""
 
 
 class EncodedSlab(NamedTuple):
@@ -173,7 +175,8 @@ class Encoder:
     def encode_slab(self, slab: Slab) -> EncodedSlab:
         """Return a slab's columns as bytes."""
         started = time.perf_counter()
-        encoded = self.encode(slab.columns.next(slab.place.rows), slab.names, slab.together)
+        window = slab.columns.next(slab.place.rows, slab.more)
+        encoded = self.encode(window, slab.names, slab.together)
         return EncodedSlab(slab.place, encoded, time.perf_counter() - started)
 
     def encode(self, window: Window, names: Sequence[str], together: Together) -> Encoded:

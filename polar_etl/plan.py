@@ -6,6 +6,7 @@ from math import ceil
 from typing import NamedTuple
 
 from polar_etl.blocks import block_rows
+from polar_etl.direct import staged_bytes
 from polar_etl.sources.base import Reading
 from polar_etl.sources.decoding import columns_at_a_time
 from polar_etl.sources.texts import text_in
@@ -223,6 +224,9 @@ class Plan(NamedTuple):
     """Batches of the first pass in flight."""
     in_flight: int
     """Shares of slabs in flight: they are encoded, or wait to be written."""
+    abreast: int
+    """Slabs whose shares are encoded before the next share is begun. What is not kept of a page or
+    a dictionary is decoded once for all of them."""
     together: Together
     """What a thread works on at a time."""
     reading: Reading
@@ -236,6 +240,14 @@ class Plan(NamedTuple):
     def projected(self) -> int:
         """Bytes that the process is expected to need at most."""
         return sum(size for _, size in self.bill)
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether slabs that go abreast are parts of their own, written side by side.
+
+        Those of one part must be written one after the other.
+        """
+        return self.abreast > 1 and self.part_rows <= self.slab_rows
 
 
 def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
@@ -252,21 +264,26 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
     objects = max(shape.columns, shape.normalized) * _COLUMN_OBJECTS
     statistics = objects + shape.normalized * _STATISTICS
     held = statistics + plan.ahead * moments_bytes(shape, plan.batch_rows)
+    more = (plan.abreast - 1) * plan.slab_rows
     passes = (
-        _Worked(held, _decoding(first, plan, plan.batch_rows), _working(first, plan, batch)),
+        _Worked(held, _decoding(first, plan, plan.batch_rows, 0), _working(first, plan, batch, 0)),
         _Worked(
             held,
-            _decoding(shape, plan, plan.slab_rows),
-            _working(shape, plan, slab),
+            _decoding(shape, plan, plan.slab_rows, more),
+            _working(shape, plan, slab, more),
             _encoded(shape, plan, slab),
         ),
     )
     worked = max(passes, key=sum)
-    needed = sum(worked)
+    staged = plan.abreast * staged_bytes(plan.abreast) if plan.side_by_side else 0
+    needed = sum(worked) + staged
     lingering = int(_LINGERING * needed)
     footers = shape.footer_chunks * (_FOOTER_CHUNK if shape.arrow_columns else _LAYOUT_CHUNK)
     forked = base - _FORKED + footers + statistics
-    footers += ceil(min(plan.part_rows, rows) / plan.slab_rows) * shape.columns * _OUTPUT_CHUNK
+    written = (
+        plan.abreast if plan.side_by_side else ceil(min(plan.part_rows, rows) / plan.slab_rows)
+    )
+    footers += written * shape.columns * _OUTPUT_CHUNK
     opening = shape.footer_chunks * _OPENING_CHUNK - needed - lingering
     return (
         ("interpreter and libraries", base + _RUNTIME + _COMPUTE * bool(shape.text_bytes)),
@@ -276,6 +293,7 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
         ("decoding", worked.decoding),
         ("arithmetic and encoding", worked.working),
         ("encoded columns", worked.encoded),
+        ("parts side by side", staged),
         ("freed and not yet given back", lingering),
     )
 
@@ -303,13 +321,14 @@ class _Worked(NamedTuple):
     encoded: int = 0
 
 
-def _decoding(shape: Shape, plan: Plan, window: int) -> int:
+def _decoding(shape: Shape, plan: Plan, window: int, more: int) -> int:
     """Return what decoding takes, and what it leaves behind the present rows.
 
     Args:
         shape: What is decoded.
         plan: How.
         window: Rows that are decoded at a time in this pass.
+        more: Rows that are decoded ahead of those that come next, of what is not kept.
     """
     rows, reading = max(shape.rows, 1), plan.reading
     windows = plan.batch_rows, plan.slab_rows
@@ -320,8 +339,9 @@ def _decoding(shape: Shape, plan: Plan, window: int) -> int:
     kept = pages * (cut and reading.keep_pages)  # a dictionary is kept whole, for however few rows
     kept += int(shape.number_dictionaries * _KEPT) * (cut and reading.keep_dictionaries)
     if not shape.even_group or window % shape.even_group:
-        later = min((reading.ahead - 1) * window, shape.largest_group, max(rows - window, 0))
-        kept += int(later * shape.row_bytes * _HELD)
+        later = min(more, shape.largest_group, max(rows - window, 0))
+        in_work = min(plan.threads / plan.shares, 1) if plan.side_by_side else 1
+        kept += int(later * shape.row_bytes * _HELD * in_work)
     found = min(kept, shape.rows * shape.row_bytes)
     found += _PAGE_OBJECTS * plain * bool(kept)
     if not shape.arrow_columns:
@@ -369,17 +389,24 @@ def _alive(decoded: int, window: int, *, aligned: bool) -> int:
     return (ceil((window - 1) / decoded) + 1) * decoded
 
 
-def _working(shape: Shape, plan: Plan, slab: int) -> int:
-    """Return what the threads need to get from decoded columns to the bytes of the output."""
+def _working(shape: Shape, plan: Plan, slab: int, more: int) -> int:
+    """Return what the threads need to get from decoded columns to the bytes of the output.
+
+    Args:
+        shape: What is worked on.
+        plan: How.
+        slab: Rows that are worked on at a time.
+        more: Rows that are decoded at one go with them.
+    """
     together = plan.together
     width = min(max(ceil(shape.normalized_bytes / max(shape.normalized, 1)), 4), 8)
     scalars = max(shape.normalized - sum(size for size, _ in shape.vectors), 0)
     many = min(max(together.values // slab, 1), together.columns, scalars)
-    group = many * max(slab * width, shape.page_bytes)
+    at_once = min(plan.threads * many, scalars)  # each by one thread
+    columns = at_once * max((slab + more) * width, shape.page_bytes)
     looked_up = 0
     if shape.number_dictionaries:
-        places = min(plan.reading.ahead * slab, max(shape.largest_group, slab))
-        at_once = min(plan.threads * many, scalars)  # each by one thread
+        places = min(slab + more, max(shape.largest_group, slab))
         looked_up = at_once * (_LOOKED_UP * shape.own_lookup_bytes + _PLACE * places)
     others = max(shape.passed_bytes - shape.text_bytes, 0)
     passed = slab * (others * _PASSED_COPIES + shape.vector_output_bytes)
@@ -389,7 +416,7 @@ def _working(shape: Shape, plan: Plan, slab: int) -> int:
     ours = shape.columns > shape.arrow_columns or shape.text_bytes or shape.word_columns
     copies = _GROUP_COPIES if ours else _ARROW_COPIES
     worker = _WORKER if together.values >= MANY_VALUES else _SMALL_WORKER
-    return plan.threads * (worker + copies * group) + looked_up + int(passed * _SLACK)
+    return plan.threads * worker + copies * columns + looked_up + int(passed * _SLACK)
 
 
 def _passed_words(shape: Shape, slab: int) -> int:

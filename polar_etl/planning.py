@@ -48,8 +48,16 @@ _LOOKED_UP = 1 << 18
 into the dictionary of the most common writer, which goes on without one then."""
 _KEEPING = 0.87
 """Time that a run takes where the first pass keeps all numbers for the second."""
-_WINDOWS_AHEAD = (1, 2, 3, 4, 6, 8, 12, 16, 32)
-"""See `Reading.ahead`."""
+_ABREAST = (1, 2, 4, 8, 16, 32)
+"""See `Plan.abreast`."""
+_FINER = ((1, 1.0), (2, 1.03), (4, 1.1))
+"""How many times more shares there are than are needed, and the time that takes (measured)."""
+_AT_STAKE = 1 << 30
+"""Bytes of a batch, or of slabs abreast, at most: so much work is lost when a run is killed."""
+_CALL = 28_000
+"""Values that are worked on in the time that the calls for a few columns take (measured)."""
+_LEAST_WIDTH = 4
+"""Bytes of a number in Parquet, at least."""
 _AHEAD = 16
 """Batches of the first pass in flight, at most: so many that tasks go on while the manifest waits
 for the disk. Until its turn comes nothing of a batch is decoded."""
@@ -116,7 +124,7 @@ def make_plan(
             break
         plan = _plan(shape, limit, base, slab, part, way)
         if plan.projected <= limit:
-            keeping = _keeping_numbers(shape, plan, spare)
+            keeping = _keeping_numbers(shape, plan, base, spare)
             if keeping.keeps or not spare:
                 return keeping
             if fastest is None:
@@ -129,15 +137,17 @@ def make_plan(
     raise _refusal(smallest, limit)
 
 
-def _keeping_numbers(shape: Shape, plan: Plan, spare: int) -> Plan:
+def _keeping_numbers(shape: Shape, plan: Plan, base: int, spare: int) -> Plan:
     """Return the plan that also keeps all numbers for the second pass, if there is room for them.
 
     Some of them would save time in proportion, but take all that the limit leaves.
     """
-    size = kept_bytes(shape, plan)
-    if not 0 < size <= spare or plan.projected + size > NEAR * plan.limit:
+    keeping = plan._replace(abreast=1, keeps=True)  # nothing is decoded again
+    bill, size = bill_of(shape, keeping, base), kept_bytes(shape, plan)
+    keeping = keeping._replace(bill=(*bill, ("numbers kept for the second pass", size)))
+    if not 0 < size <= spare or keeping.projected > NEAR * plan.limit:
         return plan
-    return plan._replace(keeps=True, bill=(*plan.bill, ("numbers kept for the second pass", size)))
+    return keeping
 
 
 class _Way(NamedTuple):
@@ -147,20 +157,24 @@ class _Way(NamedTuple):
     processes: int
     in_flight: int
     reading: Reading
+    abreast: int
+    finer: int
+    """How many times more shares there are than are needed."""
     values: int
     """See `Together`."""
 
 
 def _ways(shape: Shape, slab: int, threads: int, *, forks: bool) -> list[tuple[float, _Way]]:
     """Return all ways to go, and the time they take (measured on 2 cores), from fast to small."""
+    choices = product(
+        _shares_of_work(threads, forks=forks),
+        _readings(shape, slab),
+        _keeping(shape, slab),
+        _TOGETHER_LOOKED_UP if shape.number_dictionaries else _TOGETHER,
+    )
     ways = [
-        (work * read * again * calls, _Way(*how, Reading(group_rows, stream_rows, *keep), values))
-        for (work, how), (read, group_rows, stream_rows), (again, keep), (calls, values) in product(
-            _shares_of_work(threads, forks=forks),
-            _readings(shape, slab),
-            _keeping(shape, slab),
-            _TOGETHER_LOOKED_UP if shape.number_dictionaries else _TOGETHER,
-        )
+        (work * read * again * calls, _Way(*how, Reading(*whole, *kept), *abreast, values))
+        for (work, how), (read, whole), (again, kept, abreast), (calls, values) in choices
     ]
     return sorted(ways, key=itemgetter(0))
 
@@ -178,33 +192,65 @@ def _shares_of_work(threads: int, *, forks: bool) -> Iterator[tuple[float, tuple
         workers //= 2
 
 
-def _keeping(shape: Shape, slab: int) -> list[tuple[float, tuple[bool, bool, int]]]:
-    """Return (time taken, how it is read): see `Reading` on what is kept, and how far ahead."""
+def _keeping(shape: Shape, slab: int) -> Iterator[tuple[float, tuple[bool, bool], tuple[int, int]]]:
+    """Yield (time taken, what is kept, slabs abreast and finer shares): see `Reading` and `_Way`.
+
+    Times are those that were measured with pages that are 0.8 to 9 slabs long, and dictionaries as
+    large as 2 to 15 slabs.
+    """
+    yield 1.0, (True, True), (1, 1)
     width = max(shape.row_bytes // max(shape.columns, 1), 1)
-    times = shape.page_bytes / (slab * width)  # that a page is decoded for each pass
-    larger = shape.number_dictionaries / (slab * max(shape.row_bytes, 1))
-    found = []
+    page = shape.page_bytes / (slab * width)
+    dictionary = shape.number_dictionaries / (slab * max(shape.row_bytes, 1))
     looked_up = (True, False) if shape.number_dictionaries else (True,)
     for pages, dictionaries in product((True, False), looked_up):
-        for ahead in (1,) if pages and dictionaries else _WINDOWS_AHEAD:
-            again = 1.0 if pages else 1.2 + 0.06 * times / ahead
-            again *= 1.0 if dictionaries else 1.01 + 0.083 * max(larger / ahead - 1, 0)
-            found.append((again, (pages, dictionaries, ahead)))
-    return found
+        if pages and dictionaries:
+            continue
+        for abreast, (finer, time) in product(_slabs_abreast(shape, slab), _FINER):
+            if not pages:
+                values = _columns_together(shape, MANY_VALUES, abreast * slab) * slab
+                keeping_takes = 0.28 * min(page / 6, 1)
+                time *= (1 - keeping_takes + 0.11 * page / abreast) * (1 + _CALL / values)
+            if not dictionaries:
+                time *= 1.03 + 0.02 * dictionary / abreast
+            yield time, (pages, dictionaries), (abreast, finer)
 
 
-def _readings(shape: Shape, slab: int) -> list[tuple[float, int, int]]:
-    """Return (time taken, rows of a row group decoded whole, rows decoded from inside)."""
-    whole = [(1.0, max(shape.largest_group, slab), slab)]
+def _slabs_abreast(shape: Shape, slab: int) -> Iterator[int]:
+    """Yield how many slabs may go abreast."""
+    slab_bytes = slab * max(shape.output_bytes, shape.row_bytes, 1)
+    for abreast in _ABREAST:
+        if abreast > 1 and abreast * slab_bytes > _AT_STAKE:
+            return
+        yield abreast
+        if abreast * slab >= shape.rows:
+            return
+
+
+def _columns_together(shape: Shape, values: int, rows: int) -> int:
+    """Return how many columns may be decoded at one go, where each takes much memory.
+
+    Args:
+        shape: What is decoded.
+        values: How many are worked on together.
+        rows: How many are decoded of each column, at least.
+    """
+    column = max(shape.page_bytes, shape.own_lookup_bytes, rows * _LEAST_WIDTH, 1)
+    return max(_PAGE_BYTES_TOGETHER * values // column, 1)
+
+
+def _readings(shape: Shape, slab: int) -> list[tuple[float, tuple[int, int]]]:
+    """Return time taken, and (rows of a row group decoded whole, rows decoded from inside)."""
+    whole = [(1.0, (max(shape.largest_group, slab), slab))]
     if not shape.arrow_columns:
         return whole
     few = 1 if shape.vectors else 256
     most = _STREAMED // max(shape.held_word_bytes, 1)
     halved = [slab >> by for by in range(20) if slab >> by >= few]
     lengths = [rows for by, rows in enumerate(halved) if by < 4 or rows > most]
-    inside = [(1.1 + 0.05 * by, 0, rows) for by, rows in enumerate(lengths)]
+    inside = [(1.1 + 0.05 * by, (0, rows)) for by, rows in enumerate(lengths)]
     if shape.vectors:  # one leaf is decoded by one thread, whole or not
-        return [(1.3, *whole[0][1:]), *inside]
+        return [(1.3, whole[0][1]), *inside]
     if shape.largest_group <= slab and shape.largest_group * shape.word_bytes <= LETTERS:
         return whole
     return whole + inside
@@ -215,6 +261,7 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     rows = max(shape.rows, 1)
     slab_bytes = min(slab, rows) * max(shape.output_bytes, shape.row_bytes)
     shares = max(_SHARES * way.threads if way.threads > 1 else 1, ceil(slab_bytes / _SHARE_BYTES))
+    shares *= way.finer
     apart = max(shape.columns - shape.arrow_columns, 1) + shape.arrow_columns // _ARROW_SHARE + 1
     shares = max(min(shares, apart, shape.columns), 1)
     threads, in_flight = way.threads, way.in_flight
@@ -222,11 +269,14 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
         threads, in_flight = min(threads, shares), min(in_flight, max(2 * shares - 1, 1))
     block = block_rows(shape.normalized)
     batch = max(min(slab_rows(shape.normalized_bytes), rows) // block, 1) * block
-    if shape.number_dictionaries:  # the more rows, the less often they are decoded, or kept at all
-        most = _LOOKED_UP if way.reading.keep_dictionaries else rows
-        batch = max(batch, min(shape.largest_group, rows, most) // block * block)
+    whole = min(shape.largest_group, rows)
+    if not (way.reading.keep_pages and way.reading.keep_dictionaries):  # all is decoded once
+        most = _AT_STAKE // max(block * shape.normalized_bytes, 1)
+        batch = max(batch, min(ceil(whole / block), most) * block)
+    elif shape.number_dictionaries:  # the more rows, the less often they are kept at all
+        batch = max(batch, min(whole, _LOOKED_UP) // block * block)
     ahead = _MOMENTS_AHEAD // max(moments_bytes(shape, batch), 1)
-    pages = _PAGE_BYTES_TOGETHER * way.values // max(shape.page_bytes, shape.own_lookup_bytes, 1)
+    decoded = way.abreast * slab if way.abreast > 1 else 0
     plan = Plan(
         slab_rows=slab,
         part_rows=part,
@@ -237,7 +287,8 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
         shares=shares,
         ahead=max(min(_AHEAD, ahead), 2),
         in_flight=in_flight,
-        together=Together(way.values, max(pages, 1)),
+        abreast=way.abreast,
+        together=Together(way.values, _columns_together(shape, way.values, decoded)),
         reading=way.reading,
         bill=(),
         limit=limit,

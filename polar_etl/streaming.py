@@ -123,7 +123,7 @@ class _Only(NamedTuple):
 
     table: pa.Table
 
-    def next(self, rows: int) -> TableWindow:  # noqa: ARG002 - they are all there
+    def next(self, rows: int, more: int = 0) -> TableWindow:  # noqa: ARG002 - they are all there
         """Return the table."""
         return TableWindow(self.table)
 

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any, NamedTuple, Self
 
 from polar_etl.columns import listed
-from polar_etl.direct import Staging
+from polar_etl.direct import Staging, staged_bytes
 from polar_etl.encoding import PartFormat
 from polar_etl.errors import UsageError
 from polar_etl.events import BatchFinished, PassFinished, PassStarted, Warned
@@ -91,7 +91,7 @@ def _write_stretch(
     """Write some neighbouring parts, reading their rows in one go."""
     with (
         closing(run.map(_Slabs.of(encoder, listed(run.source.schema)[0], parts))) as results,
-        PartsWriter(workspace, encoder.form) as writer,
+        PartsWriter(workspace, encoder.form, run.plan.abreast) as writer,
     ):
         try:
             for encoded in results:
@@ -157,23 +157,49 @@ def _part_rows(plan: Plan, index: int, total: int) -> int:
 
 def _slabs(run: Run, shares: Sequence[Share], parts: Sequence[int]) -> Iterator[Slab]:
     """Yield the slabs of some parts, share by share."""
-    total, since = run.offsets[-1], 0
-    for part in parts:
-        for rows, last in slab_lengths(run.plan, _part_rows(run.plan, part, total)):
-            if run.stop.requested:
-                return
-            since += rows * run.row_bytes
+    since = 0
+    for place, more, turn in _turns(run.plan, parts, run.offsets[-1], len(shares)):
+        if run.stop.requested:
+            return
+        for number in turn:
+            since += place.rows * run.row_bytes // len(shares)
             if since >= _GIVEN_BACK:  # in every process, so that long runs peak as short ones do
                 give_back()
                 since = 0
-            for number, share in enumerate(shares):
-                yield Slab(
-                    Place(part, rows, last, ends=number == len(shares) - 1),
-                    columns=share.columns,
-                    names=share.names,
-                    lane=share.lane,
-                    together=run.plan.together,
-                )
+            yield Slab(
+                place._replace(ends=number == len(shares) - 1),
+                columns=shares[number].columns,
+                names=shares[number].names,
+                lane=shares[number].lane,
+                together=run.plan.together,
+                more=more,
+            )
+
+
+def _turns(
+    plan: Plan, parts: Sequence[int], total: int, shares: int
+) -> Iterator[tuple[Place, int, range]]:
+    """Yield slabs, the rows behind each that go abreast with it, and which shares come next."""
+    several = plan.threads if plan.side_by_side else max(shares, 1)
+    for places in _abreast(plan, parts, total):
+        for low in range(0, shares, several):
+            more = sum(place.rows for place in places)
+            for place in places:
+                more -= place.rows
+                yield place, more, range(low, min(low + several, shares))
+
+
+def _abreast(plan: Plan, parts: Sequence[int], total: int) -> Iterator[list[Place]]:
+    """Yield the slabs of some parts, those together that go abreast."""
+    held: list[Place] = []
+    for part in parts:
+        for rows, last in slab_lengths(plan, _part_rows(plan, part, total)):
+            held.append(Place(part, rows, last, ends=False))
+            if len(held) == plan.abreast:
+                yield held
+                held = []
+    if held:
+        yield held
 
 
 def slab_lengths(plan: Plan, rows: int) -> Iterator[tuple[int, bool]]:
@@ -193,17 +219,29 @@ class Written(NamedTuple):
     """Of all tasks that it took."""
 
 
+class _Unfinished:
+    """A part that is being written."""
+
+    def __init__(self, writer: PartWriter) -> None:
+        self.writer = writer
+        self.seconds = 0.0
+
+
 class PartsWriter:
     """Writes encoded slabs into parts, and brings parts to disk while others are written.
 
     On leaving the context unfinished parts are dropped.
+
+    Args:
+        workspace: Where parts go.
+        form: How they are encoded.
+        abreast: How many parts may be unfinished at a time.
     """
 
-    def __init__(self, workspace: Workspace, form: PartFormat) -> None:
+    def __init__(self, workspace: Workspace, form: PartFormat, abreast: int = 1) -> None:
         self._workspace, self._form = workspace, form
-        self._scratch, self._staging = workspace.scratch, Staging()
-        self._open: PartWriter | None = None
-        self._seconds = 0.0
+        self._scratch, self._staging = workspace.scratch, Staging(staged_bytes(abreast))
+        self._unfinished: dict[int, _Unfinished] = {}
         self._pool = ThreadPoolExecutor(_COMMITTED_AT_A_TIME, thread_name_prefix="polar-etl-disk")
         self._waiting: deque[tuple[int, Future[Receipt], float]] = deque()
 
@@ -212,8 +250,9 @@ class PartsWriter:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
-        if self._open:
-            self._open.abort()
+        for part in self._unfinished.values():
+            part.writer.abort()
+        self._staging.close()
 
     def append(self, encoded: EncodedSlab) -> Iterator[Written]:
         """Append the next share of a slab; yield the parts that are on disk by now.
@@ -223,29 +262,30 @@ class PartsWriter:
                 the run, of a stream only here.
         """
         place = encoded.place
-        if place.part >= MOST_PARTS:
-            raise UsageError(
-                f"More than {MOST_PARTS:,} parts would be needed, and their names would no longer "
-                "sort by number: put more rows into a part (rows_per_part)."
-            )
-        if self._open is None:
-            name = part_name(place.part)
-            self._open = PartWriter(
-                self._workspace.out, self._scratch, name, self._form, self._staging
-            )
-            self._seconds = 0.0
-        self._open.append(encoded.encoded)
-        self._seconds += encoded.seconds
+        part = self._unfinished.get(place.part) or self._begin(place.part)
+        part.writer.append(encoded.encoded)
+        part.seconds += encoded.seconds
         if place.ends:
-            self._open.end_group(place.rows)
+            part.writer.end_group(place.rows)
         if place.ends and place.last:
-            future = self._pool.submit(self._open.commit)
-            self._waiting.append((place.part, future, self._seconds))
-            self._open = None
+            del self._unfinished[place.part]
+            self._waiting.append((place.part, self._pool.submit(part.writer.commit), part.seconds))
         while self._waiting and (
             self._waiting[0][1].done() or len(self._waiting) > 2 * _COMMITTED_AT_A_TIME
         ):
             yield self._next()
+
+    def _begin(self, number: int) -> _Unfinished:
+        """Return a new part."""
+        if number >= MOST_PARTS:
+            raise UsageError(
+                f"More than {MOST_PARTS:,} parts would be needed, and their names would no longer "
+                "sort by number: put more rows into a part (rows_per_part)."
+            )
+        name = part_name(number)
+        writer = PartWriter(self._workspace.out, self._scratch, name, self._form, self._staging)
+        self._unfinished[number] = _Unfinished(writer)
+        return self._unfinished[number]
 
     def finish(self) -> Iterator[Written]:
         """Yield the parts that were not yielded yet, once they are on disk."""

@@ -41,6 +41,7 @@ def plan_fields(ready: Prepared) -> dict[str, Any]:
         },
         "batches": moment_batches(ready) + plan.parts,
         "parts": plan.parts,
+        "parts_at_a_time": min(plan.abreast, plan.parts) if plan.side_by_side else 1,
         "rows_per_part": plan.part_rows,
         "row_group_rows": plan.slab_rows,
         "threads": plan.threads,
@@ -55,6 +56,10 @@ def plan_fields(ready: Prepared) -> dict[str, Any]:
 def _workers(plan: Plan) -> str:
     apart = f" in {plan.processes} processes" if plan.processes > 1 else ""
     return f"{plan.threads} threads{apart}"
+
+
+def _at_a_time(parts: int) -> str:
+    return f", {parts} at a time" if parts > 1 else ""
 
 
 def plan_lines(ready: Prepared) -> list[str]:
@@ -78,7 +83,7 @@ def plan_lines(ready: Prepared) -> list[str]:
         lines.append(f"            {', '.join(names[:_SHOWN])}{more}: {reason}")
     lines += [
         f"batches     {fields['batches']}, of which {fields['parts']} write parts of "
-        f"{fields['rows_per_part']:,} rows",
+        f"{fields['rows_per_part']:,} rows{_at_a_time(fields['parts_at_a_time'])}",
         f"memory      projected peak {format_size(ready.plan.projected)} of "
         f"{format_size(ready.plan.limit)}, {_workers(ready.plan)}",
     ]

@@ -64,9 +64,6 @@ class Reading(NamedTuple):
     """Whether what is left of a page of plain numbers is kept, rather than decoded again."""
     keep_dictionaries: bool = True
     """The same for the dictionaries of numbers."""
-    ahead: int = 1
-    """How many windows are decoded at one go of what is not kept: it is decoded again the less
-    often, and the rows of all but one are held."""
 
 
 class Window(Protocol):
@@ -101,8 +98,13 @@ class Window(Protocol):
 class Columns(Protocol):
     """Some columns of a range of rows, read in step, in one thread at a time."""
 
-    def next(self, rows: int) -> Window:
+    def next(self, rows: int, more: int = 0) -> Window:
         """Return the next rows; the window before is gone then.
+
+        Args:
+            rows: How many.
+            more: How many will be asked for soon after: of what is decoded and not kept, so many
+                are held, rather than decoded again.
 
         Raises:
             InputError: They can't be decoded.

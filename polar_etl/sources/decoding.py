@@ -90,7 +90,7 @@ class FileColumns:
         self._arrow: list[tuple[list[int], Cutter]] = []
         self._decoded: dict[int, pa.ChunkedArray] = {}
         self._whole_groups: pq.ParquetFile | None = None
-        self._rows = 0
+        self._rows = self._more = 0
         try:
             with explained(file.path):
                 self._single = self._single_pages(places)
@@ -117,8 +117,8 @@ class FileColumns:
         ours = [place for place in places if place not in self._file.from_arrow]
         if layout is None or not ours:
             return None
-        keep, ahead = self._how.keep_pages, self._how.ahead
-        return SinglePages(layout, ours, self._groups, self._descriptor, keep=keep, ahead=ahead)
+        keep = self._how.keep_pages
+        return SinglePages(layout, ours, self._groups, self._descriptor, keep=keep)
 
     def _is_single(self, place: int) -> bool:
         return self._single is not None and place in self._single.kinds
@@ -133,7 +133,6 @@ class FileColumns:
             self._descriptor,
             keep=self._how.keep_pages,
             keep_dictionary=self._how.keep_dictionaries,
-            ahead=self._how.ahead,
         )
 
     def _from_arrow(self, places: list[int]) -> None:
@@ -145,12 +144,12 @@ class FileColumns:
             tables = _behind(self._row, self._tables(places))
             self._arrow.append((places, Cutter(tables)))
 
-    def advance(self, rows: int) -> None:
-        """Go on to the next `rows` rows, which must be there."""
+    def advance(self, rows: int, more: int = 0) -> None:
+        """Go on to the next `rows` rows, which must be there; `more` are asked for soon after."""
         if self._skip:
             self._skip_plain()
         self._row += self._rows
-        self._rows = rows
+        self._rows, self._more = rows, more
         with explained(self._file.path):
             self._decoded = {}
             for places, cutter in self._arrow:
@@ -189,7 +188,7 @@ class FileColumns:
             plain = [place for place in places if place in self._plain]
             if plain:
                 readers = [self._plain[place] for place in plain]
-                together = read_together(readers, self._rows, self._descriptor)
+                together = read_together(readers, self._rows, self._descriptor, self._more)
                 for place, pieces in zip(plain, together, strict=True):
                     if pieces is None:
                         self._give_up(place)
@@ -205,7 +204,7 @@ class FileColumns:
         single = [place for place in places if self._is_single(place)]
         if self._single is None or not single:
             return {}
-        found = self._single.pieces(single, self._row, self._rows)
+        found = self._single.pieces(single, self._row, self._rows, self._more)
         for place in single:
             if place not in found and (reader := self._reader(place)):
                 self._plain[place] = reader

@@ -191,7 +191,7 @@ class _Columns:
         self._left = 0
         """Rows that the last of them still has."""
 
-    def next(self, rows: int) -> Window:
+    def next(self, rows: int, more: int = 0) -> Window:
         """Return the next rows; the window before is gone then."""
         for index, columns in self._open[: None if self._left == 0 else -1]:
             columns.close()
@@ -202,7 +202,7 @@ class _Columns:
             if not self._left:
                 self._open_next()
             some = min(rows - taken, self._left)
-            self._open[-1][1].advance(some)
+            self._open[-1][1].advance(some, more)
             self._left -= some
             taken += some
         parts = [columns for _, columns in self._open] if rows else []

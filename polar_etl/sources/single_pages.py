@@ -67,8 +67,6 @@ class SinglePages:
         file: Descriptor of the file.
         keep: Whether what is left of a row group is kept; otherwise it is decoded again when it is
             needed, which takes time instead of memory.
-        ahead: How many times the rows that are asked for are decoded at one go of what is not kept;
-            those that come later are held.
     """
 
     def __init__(
@@ -79,9 +77,8 @@ class SinglePages:
         file: int,
         *,
         keep: bool,
-        ahead: int,
     ) -> None:
-        self._layout, self._file, self._keep, self._ahead = layout, file, keep, ahead
+        self._layout, self._file, self._keep = layout, file, keep
         self._groups = [group for group in groups if layout.rows[group]]
         self._starts = list(accumulate((layout.rows[g] for g in self._groups), initial=0))
         """First row of each, counted from that of the first one."""
@@ -115,20 +112,23 @@ class SinglePages:
     def _leaves(self, places: Sequence[int]) -> Ints:
         return np.array([self._layout.leaves[place] for place in places], np.int64)
 
-    def pieces(self, places: Sequence[int], first: int, rows: int) -> dict[int, list[Piece]]:
+    def pieces(
+        self, places: Sequence[int], first: int, rows: int, more: int = 0
+    ) -> dict[int, list[Piece]]:
         """Return some rows of some columns; those that must be read in another way are left out.
 
         Args:
             places: The columns, of those that are read here.
             first: The first row, counted from the start of the first row group.
             rows: How many there are. They stand behind those that were asked for before.
+            more: How many will be asked for soon after: these are held.
         """
         found: dict[int, list[Piece]] = {place: [] for place in places}
         for group, low, high in self._windows(first, first + rows):
             there = self._there(group, low, high, list(found))
             later = self._layout.rows[group] - high
             if not self._keep:
-                later = min(later, (self._ahead - 1) * rows)
+                later = min(later, more)
             for place, held in there.items():
                 found[place].append(Piece(held.values[low - held.first : high - held.first]))
                 if later:

@@ -53,7 +53,7 @@ class TableColumns:
         self.rest = table
         self.closed = False
 
-    def next(self, rows: int) -> TableWindow:
+    def next(self, rows: int, more: int = 0) -> TableWindow:
         """Return the next rows."""
         assert rows <= self.rest.num_rows
         window = TableWindow(self.rest.slice(0, rows))

@@ -94,6 +94,57 @@ def test_kinds_of_pieces_mixed(tmp_path_factory, lengths, data):
     assert written(path, pieces) == expected(content)
 
 
+@pytest.mark.parametrize("size", [4096, MIB])
+def test_files_that_are_written_in_turn_share_the_memory_they_are_written_from(tmp_path, size):
+    """One piece for each, and those that wait for the disk."""
+    staging, taken = Staging(size), set()
+    take = staging.take
+
+    def noting():
+        memory = take()
+        taken.add(id(memory))
+        return memory
+
+    staging.take = noting
+    paths = [tmp_path / str(number) for number in range(5)]
+    for path in paths:
+        path.write_bytes(b"")
+    files = [DirectFile(path, staging) for path in paths]
+    for low in range(0, len(RANDOM), 100_000):
+        for file in files:
+            file.append([RANDOM[low : low + 100_000]])
+    assert [file.sync() for file in files] == [expected(RANDOM)[2]] * 5
+    for file in files:
+        file.close()
+    staging.close()
+    assert [path.read_bytes() for path in paths] == [RANDOM] * 5
+    assert len(taken) <= len(files) + 4
+
+
+def test_an_error_is_told_to_the_file_that_it_is_of(tmp_path, monkeypatch):
+    call, staging = os.write, Staging(4096)
+    paths = [tmp_path / "good", tmp_path / "bad"]
+    for path in paths:
+        path.write_bytes(b"")
+    good, bad = (DirectFile(path, staging) for path in paths)
+
+    def full(file, content):
+        if file == bad._descriptor:
+            raise OSError(errno.ENOSPC, "no space")
+        return call(file, content)
+
+    monkeypatch.setattr(os, "write", full)
+    good.append([bytes(4096)])
+    bad.append([bytes(4096)])
+    good.append([bytes(4096)])
+    with pytest.raises(OSError, match="no space"):
+        bad.sync()
+    good.sync()
+    for file in (good, bad):
+        file.close()
+    assert [path.stat().st_size for path in paths] == [2 * 4096, 0]
+
+
 def test_a_file_system_that_knows_no_such_way(tmp_path, monkeypatch):
     call = os.open
 

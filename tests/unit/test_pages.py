@@ -498,8 +498,10 @@ def test_sizes_in_any_bytes_are_right_or_unusual(content, most):
             return
 
 
-@pytest.mark.parametrize(("ahead", "times"), [(1, 10), (2, 5), (3, 4), (99, 1)])
-def test_a_dictionary_that_is_not_kept_is_read_once_for_so_many_windows(monkeypatch, ahead, times):
+@pytest.mark.parametrize(("abreast", "times"), [(1, 10), (2, 5), (3, 4), (10, 1)])
+def test_a_dictionary_that_is_not_kept_is_read_once_for_windows_that_are_told_of(
+    monkeypatch, abreast, times
+):
     table = pa.table({"x": np.arange(10_000) % 997 * 1.5})
     sink = io.BytesIO()
     pq.write_table(table, sink, data_page_size=500, write_batch_size=100, compression="none")
@@ -517,8 +519,9 @@ def test_a_dictionary_that_is_not_kept_is_read_once_for_so_many_windows(monkeypa
     monkeypatch.setattr(pages, "_fetched", noting_spans)
     monkeypatch.setattr(os, "pread", noting_pread)
     with opened(sink.getvalue()) as file:
-        reader = ColumnReader([chunk], file, keep_dictionary=False, ahead=ahead)
-        found = [read_together([reader], 1_000, file) for _ in range(10)]
+        reader = ColumnReader([chunk], file, keep_dictionary=False)
+        later = [1_000 * (abreast - 1 - window % abreast) for window in range(10)]
+        found = [read_together([reader], 1_000, file, more) for more in later]
 
     values = np.concatenate([piece.values for ((pieces,),) in zip(found) for piece in pieces])
     assert values.tolist() == table["x"].to_pylist()

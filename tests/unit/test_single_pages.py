@@ -43,7 +43,7 @@ class Opened:
         groups = range(len(layout.rows)) if groups is None else groups
         self.layout, self.file = layout, os.open(self.path, os.O_RDONLY)
         places = range(self.source.num_columns)
-        self.reader = SinglePages(layout, places, groups, self.file, keep=keep, ahead=1)
+        self.reader = SinglePages(layout, places, groups, self.file, keep=keep)
 
     def check(self, first: int, rows: int, places=None) -> dict:
         places = list(self.reader.kinds) if places is None else places

@@ -122,6 +122,33 @@ def test_no_more_than_a_few_parts_wait_for_the_disk(folders, monkeypatch):
     assert most <= 5
 
 
+def test_parts_that_are_written_side_by_side(folders):
+    slabs = [slab(part, 10 * part, 10, last=True, shares=2) for part in range(4)]
+    with PartsWriter(folders, FORM, abreast=4) as writer:
+        told = [
+            written
+            for turn in range(2)
+            for shares in slabs
+            for written in append(writer, shares[turn : turn + 1])
+        ]
+        told += writer.finish()
+    with PartsWriter(SimpleNamespace(out=folders.scratch, scratch=folders.scratch), FORM) as writer:
+        alone = [written for shares in slabs for written in append(writer, shares)]
+        alone += writer.finish()
+
+    assert [some.part for some in told] == [0, 1, 2, 3]
+    assert [some.receipt for some in told] == [some.receipt for some in alone]
+    assert [some.seconds for some in told] == [0.5] * 4
+
+
+def test_of_parts_side_by_side_those_that_lack_a_share_are_dropped(folders):
+    with PartsWriter(folders, FORM, abreast=2) as writer:
+        one, other = (slab(part, 0, 5, last=True, shares=2) for part in (0, 1))
+        append(writer, [one[0], other[0], one[1]])
+
+    assert listed(folders) == ([part_name(0)], [])
+
+
 def test_unfinished_parts_are_dropped(folders):
     with PartsWriter(folders, FORM) as writer:
         append(writer, slab(0, 0, 5, last=True))
