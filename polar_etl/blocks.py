@@ -21,6 +21,7 @@ from polar_etl.columns import Piece, fill, missing, places, present
 from polar_etl.double import add, times
 from polar_etl.moments import NO_ROW, Moments
 from polar_etl.scratch import TILE_VALUES, scratch_floats, tile_arithmetic
+from polar_etl.slabs import slab_rows
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -28,7 +29,6 @@ Ints = npt.NDArray[np.int64]
 
 _LONGEST_BLOCK = 1 << 14
 _SHORTEST_BLOCK = 1 << 8
-_BLOCK_BYTES = 1 << 26
 _PARTIAL = 1 << 9
 """Squares added in the usual way before their sums are added without error: the last additions of
 a sum err most, because they are the largest."""
@@ -41,11 +41,15 @@ _LARGE, _SMALL = 2.0**450, 2.0**-400
 def block_rows(columns: int) -> int:
     """Return the rows of a block for a table with so many normalized columns.
 
+    No more than a row group of the output has, if they are float32: a batch is as long. Each row of
+    a tile costs something, however short: 10,000 columns take 0.93 of the time that they take with
+    blocks of 512 rows (measured).
+
     Example:
         >>> block_rows(50), block_rows(10_000)
-        (16384, 512)
+        (16384, 4096)
     """
-    rows = _BLOCK_BYTES // (8 * max(columns, 1))
+    rows = slab_rows(4 * columns)
     return 1 << (min(max(rows, _SHORTEST_BLOCK), _LONGEST_BLOCK).bit_length() - 1)
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from polar_etl.blocks import block_rows
 from polar_etl.changes import file_difference, refuse_changes
 from polar_etl.columns import by_column, listed
 from polar_etl.durable import is_regular, write_atomically
@@ -215,7 +216,11 @@ def normalize(
         "input": source.fingerprint(full=check_contents),
         "settings": settings.facts(),
         "versions": library_versions(),
-        "plan": {"rows of a part": plan.part_rows, "rows of a row group": plan.slab_rows},
+        "plan": {
+            "rows of a part": plan.part_rows,
+            "rows of a row group": plan.slab_rows,
+            "rows of a block": block_rows(len(settings.features)),
+        },
         "overwrites": overwrite,
         "projected_peak": plan.projected,
         "memory_limit": plan.limit,

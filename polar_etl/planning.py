@@ -21,6 +21,7 @@ from polar_etl.plan import (
     kept_bytes,
     moments_bytes,
 )
+from polar_etl.slabs import slab_rows
 from polar_etl.sources.base import Reading
 from polar_etl.words import LETTERS
 
@@ -62,31 +63,6 @@ _AHEAD = 16
 """Batches of the first pass in flight, at most: so many that tasks go on while the manifest waits
 for the disk. Until its turn comes nothing of a batch is decoded."""
 _MOMENTS_AHEAD = 16 * MIB
-
-
-def slab_rows(output_bytes: int, vector_bytes: int = 0) -> int:
-    """Return the rows of an output row group, from the bytes of an output row alone.
-
-    About 32 MiB; more for wide tables, whose column chunks would become too short to compress.
-    Those of vectors don't.
-
-    Example:
-        >>> slab_rows(200), slab_rows(4_000), slab_rows(40_000), slab_rows(400_000)
-        (167680, 16384, 4096, 1024)
-        >>> slab_rows(4_000, vector_bytes=4_000)
-        8192
-    """
-    size = max(output_bytes, 1)
-    wide = max(output_bytes - vector_bytes, 0) / size
-    rows = max(
-        32 * MIB // size,
-        min(int(16_384 * wide), 64 * MIB // size),
-        min(int(4_096 * wide), 192 * MIB // size),
-        min(int(1_024 * wide), 512 * MIB // size),
-        1,
-    )
-    rows = min(rows, 1 << 20)
-    return rows - rows % 256 if rows > 256 else rows
 
 
 def make_plan(

@@ -9,9 +9,9 @@ import pyarrow as pa
 from polar_etl.columns import asked_once, by_column, listed
 from polar_etl.features import Features, value_type
 from polar_etl.plan import TEXT_COPIES, Shape
-from polar_etl.planning import slab_rows
 from polar_etl.scaler import output_type
 from polar_etl.settings import Settings
+from polar_etl.slabs import slab_rows
 from polar_etl.sources.base import SourceFile
 from polar_etl.sources.schemas import has_variable_width, leaves, width
 from polar_etl.sources.texts import Windows, beside, text_in

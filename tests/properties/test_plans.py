@@ -10,7 +10,8 @@ from polar_etl.blocks import block_rows
 from polar_etl.errors import MemoryLimitError
 from polar_etl.memory import parse_size
 from polar_etl.plan import Plan
-from polar_etl.planning import make_plan, slab_rows
+from polar_etl.planning import make_plan
+from polar_etl.slabs import slab_rows
 from polar_etl.sources.base import cut
 from tests.unit.shapes import shape
 

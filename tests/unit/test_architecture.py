@@ -23,7 +23,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["events"],
     ["memory"],
     ["stop"],
-    ["durable", "direct", "double", "thrift", "scratch", "compression"],
+    ["durable", "direct", "double", "thrift", "scratch", "compression", "slabs"],
     ["columns", "headers", "page_buffers"],
     ["chunks", "repeats", "words"],
     ["dictionaries"],

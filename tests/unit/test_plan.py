@@ -9,7 +9,8 @@ from polar_etl.blocks import block_rows
 from polar_etl.errors import MemoryLimitError
 from polar_etl.memory import NEAR, parse_size
 from polar_etl.plan import Plan, Shape
-from polar_etl.planning import make_plan, slab_rows
+from polar_etl.planning import make_plan
+from polar_etl.slabs import slab_rows
 from tests.unit.shapes import shape
 
 NARROW = shape(4_000_000, 50, 131_072)
