@@ -41,6 +41,8 @@ _FETCHED = 1 << 20
 """Bytes fetched at one go."""
 _PEEKED = 1 << 18
 """Bytes that hold the first block of zstd, which is 128 KiB at most, however little it shrinks."""
+MOSTLY = 1.4
+"""How many times what is wanted of a page all of it may be, if that is held as it is."""
 _UNLIKE = 64
 """Pages are fetched with so small a part more, because they differ in length."""
 
@@ -260,10 +262,7 @@ class ColumnReader:
             self._settle_dictionary()
             return [Piece(pages[0].values)]
         held = self._held
-        held.extend(pages)
-        if pages and self._again:
-            held[-len(pages)] = cut(pages[0], self._again)[1]
-            self._again = 0
+        held.extend(self._wanted(pages, rows + more))
         found, left = [], rows
         while left:
             some = min(held[0].rows, left)
@@ -272,12 +271,36 @@ class ColumnReader:
             if later.rows:
                 held.insert(0, later)
             left -= some
-        if pages:
-            self._let_go(more)
         self._settle_dictionary()
-        if len(pages) > 1 or not self._keep:  # what is held is part of a larger piece of memory
+        if self._keep and len(pages) > 1:  # what is held is part of a larger piece of memory
             for at in range(-min(len(held), len(pages)), 0):
                 held[at] = copied(held[at])
+        return found
+
+    def _wanted(self, pages: Sequence[Page], rows: int) -> list[Page]:
+        """Return what is taken or held of pages; what is not kept is decoded again.
+
+        Args:
+            pages: The next ones, decoded.
+            rows: How many rows are wanted, those that are held already among them.
+        """
+        found = list(pages)
+        if not found:
+            return found
+        if self._again:
+            found[0] = cut(found[0], self._again)[1]
+            self._again = 0
+        if self._keep:
+            return found
+        over = self._there() + sum(page.rows for page in found) - rows
+        if over > 0:
+            last = found.pop()
+            if over < last.rows:
+                found.append(cut(last, last.rows - over)[0])
+            self._at, self._again = self._last, self._last_rows - over
+            self._left += self._last_rows
+        if MOSTLY * sum(page.rows for page in found) < sum(page.rows for page in pages):
+            found = [copied(page) for page in found]  # the others' memory is free then
         return found
 
     def _is_whole(self, rows: int, pages: Sequence[Page]) -> bool:
@@ -297,17 +320,6 @@ class ColumnReader:
             self._dictionary.keep()
         else:
             self._dictionary.values = None
-
-    def _let_go(self, more: int) -> None:
-        """Hold of pages that are not kept no more than so many rows."""
-        over = self._there() - more
-        if self._keep or over <= 0:
-            return
-        last = self._held.pop()
-        if over < last.rows:
-            self._held.append(cut(last, last.rows - over)[0])
-        self._at, self._again = self._last, self._last_rows - over
-        self._left += self._last_rows
 
     def skip(self, rows: int) -> None:
         """Leave out the next rows, without decompressing pages that hold no others.

@@ -187,11 +187,10 @@ class Encoder:
         vectors = self.scaler.vectors
         scalars = [name for name in names if name in places and name not in vectors]
         chunks: dict[str, list[Chunk]] = {}
-        for few in groups_of(scalars, window.rows, together):
-            features = [places[name].start for name in few]
-            chunks |= {
-                name: [chunk] for name, chunk in self._scalars(few, features, window).items()
-            }
+        for some in groups_of(scalars, window.rows, together._replace(columns=len(scalars))):
+            features = [places[name].start for name in some]
+            encoded = self._scalars(some, features, window, together)
+            chunks |= {name: [chunk] for name, chunk in encoded.items()}
         others: dict[str, pa.Array | pa.ChunkedArray] = {}
         for name in names:
             if name in places and name in vectors:
@@ -210,10 +209,15 @@ class Encoder:
         return joined([chunk for name in names for chunk in chunks[name]])
 
     def _scalars(
-        self, names: Sequence[str], features: Sequence[int], window: Window
+        self, names: Sequence[str], features: Sequence[int], window: Window, together: Together
     ) -> dict[str, Chunk]:
         """Return columns of numbers as chunks, those of few different values by a dictionary."""
-        columns, rows = window.pieces(names), window.rows
+        rows = window.rows
+        columns = [
+            pieces
+            for few in groups_of(names, rows, together)  # that much is decoded at one go
+            for pieces in window.pieces(few)
+        ]
         few: dict[str, LookedUp] = {}
         for name, feature, pieces in zip(names, features, columns, strict=True):
             if repeats := repeats_in(pieces, rows):

@@ -192,7 +192,7 @@ class Together(NamedTuple):
 
     values: int
     columns: int = 1 << 30
-    """So few where each takes much memory however few rows are asked for."""
+    """So few are decoded at a time: each may take much memory however few rows are asked for."""
 
 
 Bill = tuple[tuple[str, int], ...]
@@ -401,13 +401,14 @@ def _working(shape: Shape, plan: Plan, slab: int, more: int) -> int:
     together = plan.together
     width = min(max(ceil(shape.normalized_bytes / max(shape.normalized, 1)), 4), 8)
     scalars = max(shape.normalized - sum(size for size, _ in shape.vectors), 0)
-    many = min(max(together.values // slab, 1), together.columns, scalars)
-    at_once = min(plan.threads * many, scalars)  # each by one thread
-    columns = at_once * max((slab + more) * width, shape.page_bytes)
+    many = min(max(together.values // slab, 1), scalars)
+    decoded = min(plan.threads * min(many, together.columns), scalars)  # each by one thread
+    columns = decoded * max((slab + more) * width, shape.page_bytes)
+    columns += (min(plan.threads * many, scalars) - decoded) * slab * width
     looked_up = 0
     if shape.number_dictionaries:
         places = min(slab + more, max(shape.largest_group, slab))
-        looked_up = at_once * (_LOOKED_UP * shape.own_lookup_bytes + _PLACE * places)
+        looked_up = decoded * (_LOOKED_UP * shape.own_lookup_bytes + _PLACE * places)
     others = max(shape.passed_bytes - shape.text_bytes, 0)
     passed = slab * (others * _PASSED_COPIES + shape.vector_output_bytes)
     passed += _passed_text(shape, plan, slab) + shape.text_page * _LONG_PAGE

@@ -55,7 +55,7 @@ _FINER = ((1, 1.0), (2, 1.03), (4, 1.1))
 """How many times more shares there are than are needed, and the time that takes (measured)."""
 _AT_STAKE = 1 << 30
 """Bytes of a batch, or of slabs abreast, at most: so much work is lost when a run is killed."""
-_CALL = 28_000
+_CALL = 10_000
 """Values that are worked on in the time that the calls for a few columns take (measured)."""
 _LEAST_WIDTH = 4
 """Bytes of a number in Parquet, at least."""
@@ -185,7 +185,7 @@ def _keeping(shape: Shape, slab: int) -> Iterator[tuple[float, tuple[bool, bool]
         for abreast, (finer, time) in product(_slabs_abreast(shape, slab), _FINER):
             if not pages:
                 values = _columns_together(shape, MANY_VALUES, abreast * slab) * slab
-                keeping_takes = 0.28 * min(page / 6, 1)
+                keeping_takes = 0.28 * min(max(page - 1, 0) / 5, 1)
                 time *= (1 - keeping_takes + 0.11 * page / abreast) * (1 + _CALL / values)
             if not dictionaries:
                 time *= 1.03 + 0.02 * dictionary / abreast

@@ -20,6 +20,7 @@ from polar_etl.columns import Piece
 from polar_etl.headers import HEADER, PageHeader, UnusualError, header_of
 from polar_etl.page_buffers import equal_levels
 from polar_etl.page_values import decompressor, is_intact
+from polar_etl.pages import MOSTLY
 from polar_etl.scratch import scratch
 from polar_etl.sources.layout import ZSTD, Layout
 from polar_etl.thrift import as_number
@@ -51,10 +52,6 @@ class _Held(NamedTuple):
     def hold(self, group: int, low: int, high: int) -> bool:
         """Tell whether all of these rows of a row group are among them."""
         return self.group == group and self.first <= low and high <= self.first + len(self.values)
-
-    def apart(self, low: int, high: int) -> _Held:
-        """Return those of these rows in memory of their own, if they are still part of a chunk."""
-        return self if self.first else _Held(self.group, low, self.values[low:high].copy())
 
 
 class SinglePages:
@@ -125,14 +122,14 @@ class SinglePages:
         """
         found: dict[int, list[Piece]] = {place: [] for place in places}
         for group, low, high in self._windows(first, first + rows):
-            there = self._there(group, low, high, list(found))
             later = self._layout.rows[group] - high
             if not self._keep:
                 later = min(later, more)
+            there = self._there(group, low, high, later, list(found))
             for place, held in there.items():
                 found[place].append(Piece(held.values[low - held.first : high - held.first]))
                 if later:
-                    self._held[place] = held if self._keep else held.apart(high, high + later)
+                    self._held[place] = held
             found = {place: found[place] for place in there}
         for place in places:
             if place not in found:
@@ -147,14 +144,30 @@ class SinglePages:
             yield group, max(first - start, 0), min(stop - start, self._layout.rows[group])
             index += 1
 
-    def _there(self, group: int, low: int, high: int, places: Sequence[int]) -> dict[int, _Held]:
-        """Return values of a row group with these rows among them, as far as they are read here."""
+    def _there(
+        self, group: int, low: int, high: int, later: int, places: Sequence[int]
+    ) -> dict[int, _Held]:
+        """Return values of a row group with these rows among them, as far as they are read here.
+
+        Args:
+            group: The row group.
+            low: First row.
+            high: Row behind the last one.
+            later: Rows behind these that are wanted, too.
+            places: The columns.
+        """
         held = {place: self._held.pop(place) for place in places if place in self._held}
         found = {place: some for place, some in held.items() if some.hold(group, low, high)}
         wanted = [place for place in places if place not in found]
         if wanted:
             decoded = self._decoded(group, wanted)
-            found |= {place: _Held(group, 0, values) for place, values in decoded.items()}
+            if MOSTLY * (high - low + later) < self._layout.rows[group]:
+                decoded = {
+                    place: values[low : high + later].copy() for place, values in decoded.items()
+                }
+            else:
+                low = 0
+            found |= {place: _Held(group, low, values) for place, values in decoded.items()}
         return found
 
     def _decoded(self, group: int, places: Sequence[int]) -> dict[int, Array]:

@@ -529,6 +529,28 @@ def test_a_dictionary_that_is_not_kept_is_read_once_for_windows_that_are_told_of
     assert len(whole) == times
 
 
+def memory_of(values: np.ndarray) -> int:
+    """Return the bytes that are held for as long as an array is."""
+    while isinstance(values.base, np.ndarray):
+        values = values.base
+    return len(values.base) if isinstance(values.base, bytes | memoryview) else values.nbytes
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize(("more", "most"), [(0, 1_000), (3_000, 4_000), (9_000, 10_000)])
+def test_of_a_page_that_is_not_kept_no_more_is_held_than_is_wanted_soon(codec, more, most):
+    table = pa.table({"x": np.random.default_rng(0).standard_normal(10_000)})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, use_dictionary=False, compression=codec)
+    with opened(sink.getvalue()) as file:
+        reader = ColumnReader(chunks(sink.getvalue(), 0), file, keep=False)
+        for first in range(0, 10_000, 1_000):
+            later = max(more - first, 0) if more < 9_000 else 9_000 - first
+            ((piece,),) = read_together([reader], 1_000, file, later)
+            assert piece.values.tolist() == table["x"][first : first + 1_000].to_pylist()
+            assert memory_of(piece.values) <= 8 * most + 100
+
+
 def test_a_first_page_tells_whether_a_chunk_is_usual():
     for content, usual in (
         (page(2, doubles(1, 2)), True),

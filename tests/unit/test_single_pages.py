@@ -70,6 +70,21 @@ def test_all_kinds_in_any_windows(path, keep, checksums, statistics, step):
         assert len(opened.check(first, min(step, 1000 - first))) == 12
 
 
+@pytest.mark.parametrize(("more", "most"), [(0, 100), (300, 400), (900, 1000)])
+def test_of_a_page_that_is_not_kept_no_more_is_held_than_is_wanted_soon(path, more, most):
+    opened = Opened(path, table(3, 1000), keep=False, row_group_size=1000)
+    first = opened.reader.pieces([0, 1, 2], 0, 100, more)
+    held = [opened.reader._held[place].values for place in opened.reader._held]
+    assert all(len(values) <= most for values in held)
+    assert len(held) == (3 if more else 0)
+    for place, (piece,) in first.items():
+        values = piece.values
+        whole = values.base if isinstance(values.base, np.ndarray) else values
+        assert whole.nbytes <= (most + 10) * values.itemsize
+        expected = opened.source.column(place).slice(0, 100).to_numpy()
+        np.testing.assert_array_equal(values, expected)
+
+
 @given(st.data())
 def test_any_columns_from_any_row_on(tmp_path_factory, data):
     rows = data.draw(st.integers(1, 300))
