@@ -50,6 +50,7 @@ TABLES = {
     "bigrg": Table(1_500_000, 500, 1_048_576),
     "nulls": Table(2_000_000, 100, 131_072, "float64", 0.05),
     "default": Table(1_500_000, 500, 1_048_576, by_default=True),
+    "pages": Table(150_000, 800, 150_000),
 }
 MIXED = "mixed"
 """What real tables are made of: codes, counts, measurements, words, and nulls among them."""

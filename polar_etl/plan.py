@@ -242,12 +242,12 @@ class Plan(NamedTuple):
         return sum(size for _, size in self.bill)
 
     @property
-    def side_by_side(self) -> bool:
-        """Whether slabs that go abreast are parts of their own, written side by side.
+    def parts_at_a_time(self) -> int:
+        """Parts that are written side by side: slabs that go abreast, if each is a whole part.
 
         Those of one part must be written one after the other.
         """
-        return self.abreast > 1 and self.part_rows <= self.slab_rows
+        return min(self.abreast, self.parts) if self.part_rows <= self.slab_rows else 1
 
 
 def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
@@ -275,15 +275,14 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
         ),
     )
     worked = max(passes, key=sum)
-    staged = plan.abreast * staged_bytes(plan.abreast) if plan.side_by_side else 0
+    at_a_time = plan.parts_at_a_time
+    staged = at_a_time * staged_bytes(at_a_time) if at_a_time > 1 else 0
     needed = sum(worked) + staged
     lingering = int(_LINGERING * needed)
     footers = shape.footer_chunks * (_FOOTER_CHUNK if shape.arrow_columns else _LAYOUT_CHUNK)
     forked = base - _FORKED + footers + statistics
-    written = (
-        plan.abreast if plan.side_by_side else ceil(min(plan.part_rows, rows) / plan.slab_rows)
-    )
-    footers += written * shape.columns * _OUTPUT_CHUNK
+    described = at_a_time * ceil(min(plan.part_rows, rows) / plan.slab_rows)
+    footers += described * shape.columns * _OUTPUT_CHUNK
     opening = shape.footer_chunks * _OPENING_CHUNK - needed - lingering
     return (
         ("interpreter and libraries", base + _RUNTIME + _COMPUTE * bool(shape.text_bytes)),
@@ -340,7 +339,7 @@ def _decoding(shape: Shape, plan: Plan, window: int, more: int) -> int:
     kept += int(shape.number_dictionaries * _KEPT) * (cut and reading.keep_dictionaries)
     if not shape.even_group or window % shape.even_group:
         later = min(more, shape.largest_group, max(rows - window, 0))
-        in_work = min(plan.threads / plan.shares, 1) if plan.side_by_side else 1
+        in_work = min(plan.threads / plan.shares, 1) if plan.parts_at_a_time > 1 else 1
         kept += int(later * shape.row_bytes * _HELD * in_work)
     found = min(kept, shape.rows * shape.row_bytes)
     found += _PAGE_OBJECTS * plain * bool(kept)

@@ -91,7 +91,7 @@ def _write_stretch(
     """Write some neighbouring parts, reading their rows in one go."""
     with (
         closing(run.map(_Slabs.of(encoder, listed(run.source.schema)[0], parts))) as results,
-        PartsWriter(workspace, encoder.form, run.plan.abreast) as writer,
+        PartsWriter(workspace, encoder.form, run.plan.parts_at_a_time) as writer,
     ):
         try:
             for encoded in results:
@@ -180,7 +180,7 @@ def _turns(
     plan: Plan, parts: Sequence[int], total: int, shares: int
 ) -> Iterator[tuple[Place, int, range]]:
     """Yield slabs, the rows behind each that go abreast with it, and which shares come next."""
-    several = plan.threads if plan.side_by_side else max(shares, 1)
+    several = plan.threads if plan.parts_at_a_time > 1 else max(shares, 1)
     for places in _abreast(plan, parts, total):
         for low in range(0, shares, several):
             more = sum(place.rows for place in places)

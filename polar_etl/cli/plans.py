@@ -41,7 +41,7 @@ def plan_fields(ready: Prepared) -> dict[str, Any]:
         },
         "batches": moment_batches(ready) + plan.parts,
         "parts": plan.parts,
-        "parts_at_a_time": min(plan.abreast, plan.parts) if plan.side_by_side else 1,
+        "parts_at_a_time": plan.parts_at_a_time,
         "rows_per_part": plan.part_rows,
         "row_group_rows": plan.slab_rows,
         "threads": plan.threads,
