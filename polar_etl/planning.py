@@ -118,14 +118,15 @@ def _keeping_numbers(shape: Shape, plan: Plan, base: int, spare: int) -> Plan:
 
     Some of them would save time in proportion, but take all that the limit leaves.
     """
+    size = kept_bytes(shape, plan)
+    if not 0 < size <= spare:
+        return plan
     values = plan.together.values  # nothing is decoded again, so nothing need go abreast
     together = Together(values, _columns_together(shape, values, 0))
     keeping = plan._replace(abreast=1, together=together, keeps=True)
-    bill, size = bill_of(shape, keeping, base), kept_bytes(shape, plan)
-    keeping = keeping._replace(bill=(*bill, ("numbers kept for the second pass", size)))
-    if not 0 < size <= spare or keeping.projected > NEAR * plan.limit:
-        return plan
-    return keeping
+    bill = (*bill_of(shape, keeping, base), ("numbers kept for the second pass", size))
+    keeping = keeping._replace(bill=bill)
+    return keeping if keeping.projected <= NEAR * plan.limit else plan
 
 
 class _Way(NamedTuple):
