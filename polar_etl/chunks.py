@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from polar_etl import thrift
+from polar_etl.contents import Content, Readable
 from polar_etl.page_buffers import Bytes
 from polar_etl.thrift import BINARY, I16, I32, I64, LIST, STRUCT
 
@@ -54,7 +55,7 @@ class Chunk(NamedTuple):
 class Encoded(NamedTuple):
     """Neighbouring column chunks of one row group."""
 
-    content: Sequence[Bytes]
+    content: Readable
     """Their bytes, one behind the other."""
     columns: int
     """How many chunks that are."""
@@ -70,9 +71,9 @@ class Encoded(NamedTuple):
 
 def joined(chunks: Sequence[Chunk]) -> Encoded:
     """Return chunks side by side; short pieces of content become one, which is written faster."""
-    content = [piece for chunk in chunks for piece in chunk.content]
-    if sum(map(len, content)) < _SHORT * len(content):
-        content = [memoryview(b"".join(content))]
+    pieces = [piece for chunk in chunks for piece in chunk.content]
+    if sum(map(len, pieces)) < _SHORT * len(pieces):
+        pieces = [b"".join(pieces)]
     start, said, places = 0, [b""], []
     for _, described in chunks:
         for part in described.entry:
@@ -83,7 +84,8 @@ def joined(chunks: Sequence[Chunk]) -> Encoded:
                 said[-1] += part
         start += described.size
     plain_size = sum(chunk.described.plain_size for chunk in chunks)
-    return Encoded(content, len(chunks), start, plain_size, said, np.array(places, np.int64))
+    places_of = np.array(places, np.int64)
+    return Encoded(Content(pieces), len(chunks), start, plain_size, said, places_of)
 
 
 def entry_of(path: str, physical: int, encodings: tuple[int, ...]) -> bytes:

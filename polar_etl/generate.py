@@ -149,9 +149,10 @@ def _write_group(
     columns = _columns(recipe, number, length)
     for names in groups_of(form.plain, length, _TOGETHER):
         stop.check()
-        encoded = joined(form.scalars(names, [_filled(list(islice(columns, len(names))))]))
-        yield placed(encoded, file.tell())
-        file.writelines(encoded.content)
+        chunks = form.scalars(names, [_filled(list(islice(columns, len(names))))])
+        yield placed(joined(chunks), file.tell())
+        for chunk in chunks:
+            file.writelines(chunk.content)
 
 
 def _filled(columns: Sequence[tuple[Values, Bools | None]]) -> Filled:

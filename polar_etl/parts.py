@@ -10,6 +10,7 @@ from typing import NamedTuple
 import xxhash
 
 from polar_etl.chunks import Encoded, Placed, placed, row_group
+from polar_etl.contents import Content
 from polar_etl.direct import DirectFile, Staging
 from polar_etl.durable import create_temporary, sync_directory
 from polar_etl.encoding import MAGIC, PartFormat
@@ -91,7 +92,7 @@ class PartWriter:
         self._temporary = create_temporary(scratch, name)
         try:
             self._file = DirectFile(self._temporary, staging)
-            self._file.append([MAGIC])
+            self._file.append(Content([MAGIC]))
         except BaseException:
             self._temporary.unlink(missing_ok=True)
             raise
@@ -117,7 +118,7 @@ class PartWriter:
             raise
 
     def _commit(self) -> Receipt:
-        self._file.append([self._form.footer(self._rows, self._groups)])
+        self._file.append(Content([self._form.footer(self._rows, self._groups)]))
         digest = self._file.sync()
         self._file.close()
         os.replace(self._temporary, self._final)

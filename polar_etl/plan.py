@@ -276,11 +276,12 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
     )
     worked = max(passes, key=sum)
     at_a_time = plan.parts_at_a_time
-    staged = at_a_time * staged_bytes(at_a_time) if at_a_time > 1 else 0
-    needed = sum(worked) + staged
+    staged = staged_bytes(at_a_time)
+    abreast = staged if at_a_time > 1 else 0
+    needed = sum(worked) + abreast
     lingering = int(_LINGERING * needed)
     footers = shape.footer_chunks * (_FOOTER_CHUNK if shape.arrow_columns else _LAYOUT_CHUNK)
-    forked = base - _FORKED + footers + statistics
+    forked = base - _FORKED + footers + statistics + staged  # which counts wherever it is seen
     described = at_a_time * ceil(min(plan.part_rows, rows) / plan.slab_rows)
     footers += described * shape.columns * _OUTPUT_CHUNK
     opening = shape.footer_chunks * _OPENING_CHUNK - needed - lingering
@@ -292,7 +293,7 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
         ("decoding", worked.decoding),
         ("arithmetic and encoding", worked.working),
         ("encoded columns", worked.encoded),
-        ("parts side by side", staged),
+        ("parts side by side", abreast),
         ("freed and not yet given back", lingering),
     )
 

@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 from polar_etl.columns import by_column, word_type
+from polar_etl.direct import Staging
 from polar_etl.events import Listener
 from polar_etl.executors.forked import Work, Workers
 from polar_etl.executors.local import ordered_map
@@ -25,7 +26,7 @@ from polar_etl.stop import Stop
 _WORD = 8
 """What a word of text counts for where columns are shared out, in bytes of a number."""
 
-_DRIVING = 0.12
+_DRIVING = 0.06
 """What appending to parts takes, as a part of all work on columns (measured)."""
 
 
@@ -102,7 +103,13 @@ class Run:
             processes=self.plan.processes,
             sampler=self.sampler,
             stay=self.plan.keeps,
+            shared=self.staging.memory,
         )
+
+    @cached_property
+    def staging(self) -> Staging:
+        """What parts are written from, in this process; its children read into it, too."""
+        return Staging(self.plan.parts_at_a_time)
 
     @cached_property
     def _kept(self) -> Kept:
@@ -110,9 +117,10 @@ class Run:
         return Kept()
 
     def close(self) -> None:
-        """End all other processes."""
+        """End all other processes, and threads that write."""
         if self.plan.processes > 1:
             self._workers.close()
+        self.staging.close()
 
     def portions(self, features: Features) -> list[Portion]:
         """Return which process has which columns in the first pass."""

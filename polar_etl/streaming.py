@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from polar_etl.direct import Staging
 from polar_etl.durable import make_directory
 from polar_etl.errors import UsageError
 from polar_etl.executors.local import ordered_map
@@ -90,7 +91,11 @@ def write_stream(
             in_flight=plan.in_flight,
         )
         try:
-            with closing(results), PartsWriter(target, encoder.form) as writer:
+            with (
+                closing(results),
+                closing(Staging()) as staging,
+                PartsWriter(target, encoder.form, staging) as writer,
+            ):
                 written = [part for found in results for part in writer.append(found)]
                 written += writer.finish()
             if replaces:

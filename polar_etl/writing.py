@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any, NamedTuple, Self
 
 from polar_etl.columns import listed
-from polar_etl.direct import Staging, staged_bytes
+from polar_etl.direct import Staging
 from polar_etl.encoding import PartFormat
 from polar_etl.errors import UsageError
 from polar_etl.events import BatchFinished, PassFinished, PassStarted, Warned
@@ -91,7 +91,7 @@ def _write_stretch(
     """Write some neighbouring parts, reading their rows in one go."""
     with (
         closing(run.map(_Slabs.of(encoder, listed(run.source.schema)[0], parts))) as results,
-        PartsWriter(workspace, encoder.form, run.plan.parts_at_a_time) as writer,
+        PartsWriter(workspace, encoder.form, run.staging) as writer,
     ):
         try:
             for encoded in results:
@@ -235,12 +235,12 @@ class PartsWriter:
     Args:
         workspace: Where parts go.
         form: How they are encoded.
-        abreast: How many parts may be unfinished at a time.
+        staging: The memory that they are written from.
     """
 
-    def __init__(self, workspace: Workspace, form: PartFormat, abreast: int = 1) -> None:
+    def __init__(self, workspace: Workspace, form: PartFormat, staging: Staging) -> None:
         self._workspace, self._form = workspace, form
-        self._scratch, self._staging = workspace.scratch, Staging(staged_bytes(abreast))
+        self._scratch, self._staging = workspace.scratch, staging
         self._unfinished: dict[int, _Unfinished] = {}
         self._pool = ThreadPoolExecutor(_COMMITTED_AT_A_TIME, thread_name_prefix="polar-etl-disk")
         self._waiting: deque[tuple[int, Future[Receipt], float]] = deque()
@@ -252,7 +252,6 @@ class PartsWriter:
         self._pool.shutdown()
         for part in self._unfinished.values():
             part.writer.abort()
-        self._staging.close()
 
     def append(self, encoded: EncodedSlab) -> Iterator[Written]:
         """Append the next share of a slab; yield the parts that are on disk by now.

@@ -9,6 +9,7 @@ come back as `transfer` tells.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import pickle
 import signal
@@ -20,6 +21,7 @@ from functools import partial
 from math import ceil
 from typing import IO, Any, Generic, NamedTuple, NoReturn, TypeVar
 
+from polar_etl.errors import RunFailedError
 from polar_etl.executors.local import ordered_map
 from polar_etl.executors.transfer import Receiver, Sender, ended
 from polar_etl.memory import PeakSampler, give_back
@@ -54,6 +56,7 @@ class Workers(Generic[Job]):
         sampler: Watches the memory of the children, too.
         stay: Whether children do the next job, too, with all that they have in memory. Others are
             forked anew for each job, and know what this process knows by then.
+        shared: Memory that all of them see, which contents are read into.
     """
 
     def __init__(
@@ -63,9 +66,10 @@ class Workers(Generic[Job]):
         processes: int,
         sampler: PeakSampler,
         stay: bool,
+        shared: mmap.mmap,
     ) -> None:
         self._begin, self._processes = begin, processes
-        self._sampler, self._stay = sampler, stay
+        self._sampler, self._stay, self._shared = sampler, stay, shared
         self._children: list[_Child] = []
 
     def map(self, job: Job) -> Generator[Any, None, None]:
@@ -101,7 +105,7 @@ class Workers(Generic[Job]):
             for process in range(1, self._processes):
                 first = partial(self._results, work, process, self._processes)
                 later = partial(self._results_of, process)
-                self._children.append(_Child(first, later, self._sampler))
+                self._children.append(_Child(first, later, self._sampler, self._shared))
         except OSError:  # the system allows no more processes
             self.close()
 
@@ -154,6 +158,7 @@ class _Child:
         first: Returns those of the job that it is born with.
         later: Returns those of a job that it is sent.
         sampler: Watches its memory, too.
+        shared: Memory that it has in common with this process.
     """
 
     def __init__(
@@ -161,6 +166,7 @@ class _Child:
         first: Callable[[], Iterable[object]],
         later: Callable[[Any], Iterable[object]],
         sampler: PeakSampler,
+        shared: mmap.mmap,
     ) -> None:
         self._sampler = sampler
         own, others = socket.socketpair()
@@ -171,7 +177,7 @@ class _Child:
                 warnings.simplefilter("ignore")  # of threads: the child uses none of the parent's
                 self._pid = os.fork()
             if self._pid == 0:
-                _serve(first, later, others.fileno(), parent, blocked)
+                _serve(first, later, shared, others.fileno(), parent, blocked)
         except OSError:
             own.close()
             raise
@@ -180,7 +186,8 @@ class _Child:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         self._file = os.fdopen(own.detach(), "rb")
         sampler.watch(self._pid)
-        self._values = Receiver(self._file, self._pid).values()
+        self._receiver = Receiver(self._file, shared)
+        self._values = self._receiver.values()
         self._results: Iterator[Any] = iter(())
 
     def results(self) -> Iterator[Any]:
@@ -213,8 +220,10 @@ class _Child:
             raise ended() from None
 
     def end(self) -> None:
-        """End the process."""
+        """End the process, once it has copied what it was asked for: that may be written yet."""
         self._sampler.forget(self._pid)
+        with suppress(RunFailedError):
+            self._receiver.settle()
         with suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)  # it holds nothing that could be lost
         os.waitpid(self._pid, 0)
@@ -224,6 +233,7 @@ class _Child:
 def _serve(
     first: Callable[[], Iterable[object]],
     later: Callable[[Any], Iterable[object]],
+    shared: mmap.mmap,
     channel: int,
     parent: int,
     mask: Iterable[int],
@@ -242,7 +252,7 @@ def _serve(
                 os.fdopen(os.dup(channel), "rb") as jobs,
                 os.fdopen(channel, "wb", buffering=1 << 16) as file,
             ):
-                sender = Sender(file)
+                sender = Sender(file, jobs, shared)
                 _send(first, sender)
                 for job in _sent(jobs):
                     _send(partial(later, job), sender)

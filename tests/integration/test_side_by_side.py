@@ -18,7 +18,7 @@ from tests.integration.test_work_counts import work
 
 ROWS, COLUMNS = 72_000, 480
 PARTS = ("--rows-per-part", 6_000)
-LIMITS = {1: "230MB", 2: "370MB"}
+LIMITS = {1: "230MB", 2: "390MB"}
 """By threads: limits that are too small to keep pages, with room for some parts at a time."""
 
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from polar_etl.chunks import Encoded, joined, placed
 from polar_etl.columns import Piece, array_of, is_valid, pieces_of
+from polar_etl.contents import Readable
 from polar_etl.encoding import PartFormat
 from polar_etl.page_buffers import Filled, PagedColumns
 from polar_etl.sources.base import TableWindow
@@ -42,8 +43,15 @@ def in_one(shares: Sequence[Encoded], start: int = 4) -> tuple[bytes, bytes]:
     content, entries = b"", b""
     for share in shares:
         entries += placed(share, start + len(content)).entries
-        content += b"".join(share.content)
+        content += octets(share.content)
     return content, entries
+
+
+def octets(content: Readable) -> bytes:
+    """Return what is left of a content."""
+    room = np.empty(len(content), np.uint8)
+    assert content.read_into(room) is None
+    return room.tobytes()
 
 
 class TableColumns:

@@ -2,7 +2,9 @@
 
 import errno
 import os
-from itertools import pairwise
+import threading
+from contextlib import closing
+from itertools import cycle, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,36 +13,49 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polar_etl.direct import DirectFile, Staging
+from polar_etl.contents import Content, Readable, Wait
+from polar_etl.direct import DirectFile, Staging, staged_bytes
 
 MIB = 1 << 20
 RANDOM = np.random.default_rng(0).integers(0, 256, 5 * MIB, np.uint8).tobytes()
 
 
 class Later:
-    """Bytes that are read when they are asked for."""
+    """Bytes that are there only when they are waited for."""
 
     def __init__(self, content: bytes) -> None:
-        self._rest = content
+        self._size, self._rest = len(content), content
 
     def __len__(self) -> int:
-        return len(self._rest)
+        return self._size
 
-    def read_into(self, room: np.ndarray) -> None:
-        room[:] = np.frombuffer(self._rest[: len(room)], np.uint8)
-        self._rest = self._rest[len(room) :]
+    def read_into(self, room: np.ndarray) -> Wait:
+        content, self._rest = self._rest[: len(room)], self._rest[len(room) :]
+
+        def fill() -> None:
+            room[:] = np.frombuffer(content, np.uint8)
+
+        return fill
 
 
-def written(path: Path, pieces: list) -> tuple[bytes, int, str]:
+def here(content: bytes) -> Content:
+    """Return bytes that are there."""
+    return Content([content])
+
+
+def written(path: Path, contents: list[Readable]) -> tuple[bytes, int, str]:
     """Return what stands in a file afterwards, its size, and its hash, as they were told."""
     path.write_bytes(b"")
-    file = DirectFile(path, Staging())
-    try:
-        file.append(pieces)
-        digest = file.sync()
-    finally:
-        file.close()
+    with closing(Staging()) as staging, closing(DirectFile(path, staging)) as file:
+        digest = append_all(file, contents)
     return path.read_bytes(), file.size, digest
+
+
+def append_all(file: DirectFile, contents: list[Readable]) -> str:
+    """Append contents, and return the hash of the file, which is on disk then."""
+    for content in contents:
+        file.append(content)
+    return file.sync()
 
 
 def expected(content: bytes) -> tuple[bytes, int, str]:
@@ -73,8 +88,10 @@ def test_pieces_of_any_length(tmp_path, folder, lengths):
     content = RANDOM[: bounds[-1]]
     pieces = [content[low:high] for low, high in pairwise(bounds)]
     try:
-        assert written(tmp_path / "x", pieces) == expected(content)
-        assert written(tmp_path / "x", [memoryview(p) for p in pieces]) == expected(content)
+        assert written(tmp_path / "x", [Content(pieces)]) == expected(content)
+        assert written(tmp_path / "x", [Content([memoryview(p)]) for p in pieces]) == expected(
+            content
+        )
         assert written(tmp_path / "x", [Later(p) for p in pieces]) == expected(content)
     finally:
         if folder == "memory":
@@ -85,7 +102,7 @@ def test_pieces_of_any_length(tmp_path, folder, lengths):
 @given(st.lists(st.integers(0, 700_000), max_size=12), st.data())
 def test_kinds_of_pieces_mixed(tmp_path_factory, lengths, data):
     path = tmp_path_factory.mktemp("direct") / "x"
-    kinds = [data.draw(st.sampled_from([bytes, memoryview, Later])) for _ in lengths]
+    kinds = [data.draw(st.sampled_from([here, Later])) for _ in lengths]
     content = RANDOM[: sum(lengths)]
     pieces, at = [], 0
     for kind, length in zip(kinds, lengths, strict=True):
@@ -94,55 +111,97 @@ def test_kinds_of_pieces_mixed(tmp_path_factory, lengths, data):
     assert written(path, pieces) == expected(content)
 
 
-@pytest.mark.parametrize("size", [4096, MIB])
-def test_files_that_are_written_in_turn_share_the_memory_they_are_written_from(tmp_path, size):
-    """One piece for each, and those that wait for the disk."""
-    staging, taken = Staging(size), set()
-    take = staging.take
-
-    def noting():
-        memory = take()
-        taken.add(id(memory))
-        return memory
-
-    staging.take = noting
+def test_files_that_are_written_in_turn_share_the_memory_they_are_written_from(tmp_path):
     paths = [tmp_path / str(number) for number in range(5)]
     for path in paths:
         path.write_bytes(b"")
-    files = [DirectFile(path, staging) for path in paths]
-    for low in range(0, len(RANDOM), 100_000):
+    with closing(Staging(len(paths))) as staging:
+        files = [DirectFile(path, staging) for path in paths]
+        for low in range(0, len(RANDOM), 100_000):
+            for kind, file in zip(cycle([here, Later]), files, strict=False):
+                file.append(kind(RANDOM[low : low + 100_000]))
+        assert [file.sync() for file in files] == [expected(RANDOM)[2]] * 5
         for file in files:
-            file.append([RANDOM[low : low + 100_000]])
-    assert [file.sync() for file in files] == [expected(RANDOM)[2]] * 5
-    for file in files:
-        file.close()
-    staging.close()
-    assert [path.read_bytes() for path in paths] == [RANDOM] * 5
-    assert len(taken) <= len(files) + 4
+            file.close()
+        assert [path.read_bytes() for path in paths] == [RANDOM] * 5
+        assert sum(map(len, all_of(staging))) == staged_bytes(5)
+
+
+def all_of(staging: Staging) -> list[memoryview]:
+    """Take all pieces of memory that there are."""
+    taken = [staging.take()]
+    return taken + [staging.take() for _ in range(len(staging.memory) // len(taken[0]) - 1)]
+
+
+def test_who_wants_more_memory_than_there_is_waits_until_some_is_given_back():
+    with closing(Staging()) as staging:
+        first, *_ = all_of(staging)
+        threading.Timer(0.01, staging.give, [first]).start()
+        assert staging.take() is first
 
 
 def test_an_error_is_told_to_the_file_that_it_is_of(tmp_path, monkeypatch):
-    call, staging = os.write, Staging(4096)
+    call = os.pwrite
     paths = [tmp_path / "good", tmp_path / "bad"]
     for path in paths:
         path.write_bytes(b"")
-    good, bad = (DirectFile(path, staging) for path in paths)
 
-    def full(file, content):
+    def full(file, content, place):
         if file == bad._descriptor:
             raise OSError(errno.ENOSPC, "no space")
-        return call(file, content)
+        return call(file, content, place)
 
-    monkeypatch.setattr(os, "write", full)
-    good.append([bytes(4096)])
-    bad.append([bytes(4096)])
-    good.append([bytes(4096)])
-    with pytest.raises(OSError, match="no space"):
-        bad.sync()
-    good.sync()
-    for file in (good, bad):
-        file.close()
-    assert [path.stat().st_size for path in paths] == [2 * 4096, 0]
+    monkeypatch.setattr(os, "pwrite", full)
+    with (
+        closing(Staging(2)) as staging,
+        closing(DirectFile(paths[0], staging)) as good,
+        closing(DirectFile(paths[1], staging)) as bad,
+    ):
+        good.append(here(RANDOM[:MIB]))
+        with pytest.raises(OSError, match="no space"):
+            append_all(bad, [here(RANDOM[:MIB])])
+        assert append_all(good, [here(RANDOM[:MIB])]) == expected(2 * RANDOM[:MIB])[2]
+    assert [path.stat().st_size for path in paths] == [2 * MIB, 0]
+
+
+def test_content_that_never_comes_fails_its_file(tmp_path):
+    """Pieces behind it don't wait for their turn forever."""
+    path = tmp_path / "x"
+    path.write_bytes(b"")
+    with (
+        closing(Staging()) as staging,
+        closing(DirectFile(path, staging)) as file,
+        pytest.raises(RuntimeError, match="never"),
+    ):
+        append_all(file, [Never(5 * MIB), here(RANDOM[: MIB - 1])])
+
+
+def test_a_file_that_is_dropped_waits_for_what_is_under_way(tmp_path):
+    """Or it would come to where another file is staged by then."""
+    path = tmp_path / "x"
+    path.write_bytes(b"")
+    with closing(Staging()) as staging:
+        with closing(DirectFile(path, staging)) as file:
+            file.append(Later(RANDOM[:1000]))
+            file.append(Never(1000))
+        assert bytes(staging.take()[:1000]) == RANDOM[:1000]
+    assert path.read_bytes() == b""
+
+
+class Never:
+    """Bytes that never come."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def read_into(self, room: np.ndarray) -> Wait:
+        def fail() -> None:
+            raise RuntimeError("they never come")
+
+        return fail
 
 
 def test_a_file_system_that_knows_no_such_way(tmp_path, monkeypatch):
@@ -154,30 +213,30 @@ def test_a_file_system_that_knows_no_such_way(tmp_path, monkeypatch):
         return call(path, flags, *rest)
 
     monkeypatch.setattr(os, "open", refused)
-    assert written(tmp_path / "x", [RANDOM]) == expected(RANDOM)
+    assert written(tmp_path / "x", [here(RANDOM)]) == expected(RANDOM)
 
 
 def test_a_disk_that_wants_another_alignment(tmp_path, monkeypatch):
-    call, refused = os.write, []
+    call, refused = os.pwrite, []
 
-    def once(file, content):
+    def once(file, content, place):
         if not refused:
             refused.append(len(content))
             raise OSError(errno.EINVAL, "another alignment")
-        return call(file, content)
+        return call(file, content, place)
 
-    monkeypatch.setattr(os, "write", once)
-    assert written(tmp_path / "x", [RANDOM]) == expected(RANDOM)
+    monkeypatch.setattr(os, "pwrite", once)
+    assert written(tmp_path / "x", [here(RANDOM)]) == expected(RANDOM)
     assert refused
 
 
 def test_other_errors_are_told(tmp_path, monkeypatch):
-    def full(file, content):
+    def full(file, content, place):
         raise OSError(errno.ENOSPC, "no space")
 
-    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(OSError, match="no space"):
-        written(tmp_path / "x", [RANDOM])
+        written(tmp_path / "x", [here(RANDOM)])
 
 
 def test_links_are_not_followed(tmp_path):

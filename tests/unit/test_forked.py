@@ -1,8 +1,10 @@
 """An ordered map over forked processes: same results, same order, and none left behind."""
 
+import mmap
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import islice
 
@@ -10,11 +12,13 @@ import numpy as np
 import psutil
 import pytest
 
+from polar_etl.contents import Content, Readable
 from polar_etl.errors import InputError, RunFailedError
-from polar_etl.executors import transfer
 from polar_etl.executors.forked import Work, Workers
 from polar_etl.executors.transfer import Incoming
 from polar_etl.memory import PeakSampler
+
+SHARED = mmap.mmap(-1, 1 << 23)
 
 
 def workers(task, *, processes=3, in_flight=2, lanes=4, sampler=None, stay=False):
@@ -30,18 +34,19 @@ def workers(task, *, processes=3, in_flight=2, lanes=4, sampler=None, stay=False
         )
 
     sampler = sampler or PeakSampler(1 << 60)
-    return Workers(begin, processes=processes, sampler=sampler, stay=stay)
+    return Workers(begin, processes=processes, sampler=sampler, stay=stay, shared=SHARED)
 
 
 def mapped(task, count=20, **how):
     return workers(task, **how).map(count)
 
 
-@pytest.fixture(autouse=True, params=["in place", "sent"])
-def _how_memory_is_read(request, monkeypatch):
-    """Some systems forbid to read a child's memory where it stands."""
-    if request.param == "sent":
-        monkeypatch.setattr(transfer, "_readv", None)
+def octets(content: Readable, size: int | None = None, place: int = 0) -> bytes:
+    """Return the next bytes of a content."""
+    room = np.frombuffer(SHARED, np.uint8)[place:][: len(content) if size is None else size]
+    if wait := content.read_into(room):
+        wait()
+    return room.tobytes()
 
 
 @pytest.fixture(autouse=True)
@@ -97,46 +102,74 @@ def test_items_of_a_lane_share_what_was_there_before():
     assert found == [101, 201, 102, 202, 103, 203, 104, 204]
 
 
-def test_memory_is_received_where_it_is_wanted():
-    content = np.arange(1_000_000, dtype=np.uint32).tobytes()
+def test_contents_are_read_where_they_are_wanted():
+    numbers = np.arange(1_000_000, dtype=np.uint32).tobytes()
 
-    def task(item: int) -> tuple[int, list[bytes | memoryview]]:
-        return item, [b"head", memoryview(content)[item:], memoryview(b"")]
+    def task(item: int) -> tuple[int, list[Content]]:
+        pieces = [b"head", memoryview(numbers)[item:], b"", numbers[:item]]
+        return item, [Content(pieces), Content([])]
 
-    for item, (head, long, empty) in mapped(task, 6, processes=2, lanes=2):
-        assert head == b"head"
-        assert len(long) == len(content) - item
+    for item, (long, empty) in mapped(task, 6, processes=2, lanes=2):
+        assert isinstance(long, Incoming) == (item % 2 == 1)
+        assert len(long) == len(numbers) + 4
         assert len(empty) == 0
-        if isinstance(long, Incoming):
-            room = np.empty(len(long), np.uint8)
-            long.read_into(room[:1000])
-            long.read_into(room[1000:])
-            long = room
-        assert bytes(long) == content[item:]
+        found = octets(long, 1000, 77) + octets(long, len(long) - 1000)
+        assert found == b"head" + numbers[item:] + numbers[:item]
+
+
+def test_what_is_asked_for_comes_in_any_thread_while_the_parent_goes_on():
+    """Some of it is waited for after the next value was taken."""
+    content = np.arange(1_000_000, dtype=np.uint32)
+
+    def task(item: int) -> Content:
+        return Content([(content + item).tobytes()])
+
+    rooms = np.frombuffer(SHARED, np.uint8)[: 6 * 1_000_000].reshape(6, -1)
+    with ThreadPoolExecutor(3) as pool:
+        waits = []
+        for item, found in enumerate(mapped(task, 6, processes=2, lanes=2)):
+            half = rooms[item][:500_000], rooms[item][500_000:]
+            waits += [pool.submit(wait) for room in half if (wait := found.read_into(room))]
+        for wait in waits:
+            wait.result()
+    assert len(waits) == 6
+    for item in range(6):
+        assert rooms[item].tobytes() == (content + item)[:250_000].tobytes()
 
 
 @pytest.mark.parametrize("read", [0, 1000])
-def test_memory_that_nobody_wants_is_dropped(read):
-    content = memoryview(np.arange(1_000_000, dtype=np.uint32).tobytes())
+def test_contents_that_nobody_wants_are_dropped(read):
+    numbers = np.arange(1_000_000, dtype=np.uint32).tobytes()
     found = []
-    for item, long in mapped(lambda item: (item, content), 6, processes=2, lanes=2):
-        if isinstance(long, Incoming):
-            long.read_into(np.empty(read, np.uint8))
+    for item, content in mapped(lambda item: (item, Content([numbers])), 6, processes=2, lanes=2):
+        octets(content, read)
         found.append(item)
     assert found == list(range(6))
 
 
-def test_memory_of_a_child_that_is_killed_is_not_made_up():
-    content = memoryview(np.arange(1_000_000, dtype=np.uint32).tobytes())
+def test_contents_of_a_child_that_is_killed_are_not_made_up():
+    numbers = np.arange(1_000_000, dtype=np.uint32).tobytes()
 
-    with closing(mapped(lambda item: content, 6, processes=2, lanes=2)) as results:
-        (long,) = (memory for memory in islice(results, 2) if isinstance(memory, Incoming))
+    with closing(mapped(lambda _: Content([numbers]), 6, processes=2, lanes=2)) as results:
+        (content,) = (found for found in islice(results, 2) if isinstance(found, Incoming))
         for child in children():
             child.kill()
             while child.status() != psutil.STATUS_ZOMBIE:
                 pass
         with pytest.raises(RunFailedError, match="killed"):
-            long.read_into(np.empty(len(long), np.uint8))
+            octets(content)
+
+
+def test_what_was_asked_for_comes_before_a_child_is_ended():
+    numbers = np.arange(1_000_000, dtype=np.uint32).tobytes()
+    room = np.frombuffer(SHARED, np.uint8)[: len(numbers)]
+    room[:] = 0
+
+    with closing(mapped(lambda _: Content([numbers]), 6, processes=2, lanes=2)) as results:
+        (content,) = (found for found in islice(results, 2) if isinstance(found, Incoming))
+        content.read_into(room)
+    assert not children()
+    assert room.tobytes() == numbers
 
 
 @pytest.mark.parametrize("item", [0, 1, 5])
@@ -300,20 +333,16 @@ def test_children_that_do_not_stay_know_what_is_known_by_then():
 
 
 @pytest.mark.parametrize("stay", [True, False])
-def test_memory_is_received_in_every_job(stay):
-    content = np.arange(100_000, dtype=np.uint32)
+def test_contents_are_read_in_every_job(stay):
+    numbers = np.arange(100_000, dtype=np.uint32)
 
-    def task(item: int) -> memoryview:
-        return memoryview((content + item).tobytes())
+    def task(item: int) -> Content:
+        return Content([(numbers + item).tobytes()])
 
     with closing(workers(task, processes=2, lanes=2, stay=stay)) as team:
         for _ in range(3):
             for item, found in enumerate(team.map(6)):
-                if isinstance(found, Incoming):
-                    room = np.empty(len(found), np.uint8)
-                    found.read_into(room)
-                    found = room
-                assert bytes(found) == (content + item).tobytes()
+                assert octets(found) == (numbers + item).tobytes()
 
 
 @pytest.mark.parametrize("stay", [True, False])
@@ -369,7 +398,9 @@ def test_items_that_end_early_end_the_results():
     def begin(_):
         yield Work(lambda x: x, items, lane=lambda x: x % 2, in_flight=4)
 
-    results = Workers(begin, processes=2, sampler=PeakSampler(1 << 60), stay=False).map(None)
+    results = Workers(
+        begin, processes=2, sampler=PeakSampler(1 << 60), stay=False, shared=SHARED
+    ).map(None)
     for item in results:
         found.append(item)
         if item == 9:

@@ -209,12 +209,22 @@ def test_a_part_aborted_inside_a_row_group_leaves_nothing(folders):
     assert os.listdir(folders[0]) == os.listdir(folders[1]) == []
 
 
+class Gone:
+    """Content that can't be had."""
+
+    def __len__(self) -> int:
+        return 1 << 22
+
+    def read_into(self, room: np.ndarray) -> None:
+        raise OSError("it is gone")
+
+
 def test_a_part_aborted_after_a_failure_leaves_nothing(folders):
     form = form_of(table())
     writer = PartWriter(*folders, part_name(0), form, Staging())
     append(writer, form, table())
-    with pytest.raises(TypeError):
-        writer.append(joined([])._replace(content=[b"content", None]))
+    with pytest.raises(OSError, match="gone"):
+        writer.append(joined([])._replace(content=Gone()))
 
     writer.abort()
 
@@ -321,7 +331,7 @@ class Calls:
     def __init__(self, monkeypatch, fails: str | None = None) -> None:
         self.made: list[str] = []
         self._fails = fails
-        for name in ("fsync", "replace", "write"):
+        for name in ("fsync", "replace", "pwrite"):
             monkeypatch.setattr(os, name, self._watched(name, getattr(os, name)))
         monkeypatch.setattr(
             parts, "sync_directory", self._watched("fsync of the directory", lambda path: None)
@@ -345,10 +355,10 @@ def test_a_part_has_its_name_only_once_its_contents_are_on_disk(folders, monkeyp
 
     writer.commit()
 
-    assert calls.made == ["write", "fsync", "replace", "fsync of the directory"]
+    assert calls.made == ["pwrite", "fsync", "replace", "fsync of the directory"]
 
 
-@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("call", ["pwrite", "fsync", "replace"])
 def test_a_commit_that_fails_leaves_what_was_there(folders, monkeypatch, call):
     before = write(folders, table(100))
     form = form_of(table())
@@ -370,8 +380,8 @@ def test_writes_that_are_cut_short_go_on(folders, monkeypatch, most):
     """A disk may take fewer bytes than it was given."""
     data = table(200)
     expected = write(folders, data, part_name(1))
-    call = os.write
-    monkeypatch.setattr(os, "write", lambda file, some: call(file, some[:most]))
+    call = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, some, at: call(file, some[:most], at))
 
     assert write(folders, data).digest == expected.digest
     assert digest_of(folders[0] / part_name(0)) == expected.digest

@@ -2,12 +2,16 @@
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from itertools import chain
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from polar_etl.direct import Staging
 from polar_etl.encoding import PartFormat
 from polar_etl.errors import UsageError
 from polar_etl.parts import MOST_PARTS, PartWriter, part_name
@@ -42,6 +46,15 @@ def slab(part: int, first: int, rows: int, *, last: bool, shares: int = 1) -> li
     ]
 
 
+@contextmanager
+def writer_of(folders, files: int = 1) -> Iterator[PartsWriter]:
+    with (
+        closing(Staging(files)) as staging,
+        PartsWriter(folders, FORM, staging) as writer,
+    ):
+        yield writer
+
+
 def append(writer: PartsWriter, shares: list[EncodedSlab]) -> list[Written]:
     """Append all shares of a slab, and return what was told of."""
     return [written for share in shares for written in writer.append(share)]
@@ -54,7 +67,7 @@ def listed(folders) -> tuple[list[str], list[str]]:
 @pytest.mark.parametrize("shares", [1, 2])
 def test_slabs_become_row_groups_of_parts(folders, shares):
     found: list[Written] = []
-    with PartsWriter(folders, FORM) as writer:
+    with writer_of(folders) as writer:
         found += append(writer, slab(0, 0, 40, last=False, shares=shares))
         found += append(writer, slab(0, 40, 20, last=True, shares=shares))
         found += append(writer, slab(1, 60, 30, last=True, shares=shares))
@@ -74,7 +87,7 @@ def test_slabs_become_row_groups_of_parts(folders, shares):
 
 def test_parts_are_told_of_in_order_and_once_they_are_there(folders):
     told = []
-    with PartsWriter(folders, FORM) as writer:
+    with writer_of(folders) as writer:
         for part in range(30):
             for written in append(writer, slab(part, part, 1, last=True)):
                 assert (folders.out / written.receipt.name).exists()
@@ -95,7 +108,7 @@ def test_a_part_that_takes_long_does_not_let_later_ones_be_told_before(folders, 
         return receipt
 
     monkeypatch.setattr(PartWriter, "commit", slow)
-    with PartsWriter(folders, FORM) as writer:
+    with writer_of(folders) as writer:
         told = append(writer, slab(0, 0, 1, last=True))
         told += append(writer, slab(1, 1, 1, last=True))
         told += writer.finish()
@@ -113,7 +126,7 @@ def test_no_more_than_a_few_parts_wait_for_the_disk(folders, monkeypatch):
         return submitted(self)
 
     monkeypatch.setattr(PartsWriter, "_next", counted)
-    with PartsWriter(folders, FORM) as writer:
+    with writer_of(folders) as writer:
         for part in range(40):
             waiting += len(append(writer, slab(part, part, 1, last=True)))
         waiting += len(list(writer.finish()))
@@ -123,17 +136,15 @@ def test_no_more_than_a_few_parts_wait_for_the_disk(folders, monkeypatch):
 
 
 def test_parts_that_are_written_side_by_side(folders):
-    slabs = [slab(part, 10 * part, 10, last=True, shares=2) for part in range(4)]
-    with PartsWriter(folders, FORM, abreast=4) as writer:
-        told = [
-            written
-            for turn in range(2)
-            for shares in slabs
-            for written in append(writer, shares[turn : turn + 1])
-        ]
+    def slabs() -> list[list[EncodedSlab]]:
+        return [slab(part, 10 * part, 10, last=True, shares=2) for part in range(4)]
+
+    with writer_of(folders, 4) as writer:
+        in_turn = chain.from_iterable(zip(*slabs(), strict=True))
+        told = append(writer, list(in_turn))
         told += writer.finish()
-    with PartsWriter(SimpleNamespace(out=folders.scratch, scratch=folders.scratch), FORM) as writer:
-        alone = [written for shares in slabs for written in append(writer, shares)]
+    with writer_of(SimpleNamespace(out=folders.scratch, scratch=folders.scratch)) as writer:
+        alone = [written for shares in slabs() for written in append(writer, shares)]
         alone += writer.finish()
 
     assert [some.part for some in told] == [0, 1, 2, 3]
@@ -142,7 +153,7 @@ def test_parts_that_are_written_side_by_side(folders):
 
 
 def test_of_parts_side_by_side_those_that_lack_a_share_are_dropped(folders):
-    with PartsWriter(folders, FORM, abreast=2) as writer:
+    with writer_of(folders, 2) as writer:
         one, other = (slab(part, 0, 5, last=True, shares=2) for part in (0, 1))
         append(writer, [one[0], other[0], one[1]])
 
@@ -150,7 +161,7 @@ def test_of_parts_side_by_side_those_that_lack_a_share_are_dropped(folders):
 
 
 def test_unfinished_parts_are_dropped(folders):
-    with PartsWriter(folders, FORM) as writer:
+    with writer_of(folders) as writer:
         append(writer, slab(0, 0, 5, last=True))
         append(writer, slab(1, 5, 5, last=False))
 
@@ -158,7 +169,7 @@ def test_unfinished_parts_are_dropped(folders):
 
 
 def test_parts_whose_names_would_not_sort_are_refused(folders):
-    with PartsWriter(folders, FORM) as writer:
+    with writer_of(folders) as writer:
         append(writer, slab(MOST_PARTS - 1, 0, 5, last=True))
         with pytest.raises(UsageError, match="rows_per_part"):
             append(writer, slab(MOST_PARTS, 5, 5, last=True))
@@ -168,7 +179,7 @@ def test_parts_whose_names_would_not_sort_are_refused(folders):
 
 
 def test_a_part_that_lacks_a_share_is_unfinished(folders):
-    with PartsWriter(folders, FORM) as writer:
+    with writer_of(folders) as writer:
         told = append(writer, slab(0, 0, 5, last=True, shares=2))
         told += append(writer, slab(1, 5, 5, last=True, shares=2)[:1])
         told += writer.finish()
@@ -180,7 +191,7 @@ def test_a_part_that_lacks_a_share_is_unfinished(folders):
 
 @pytest.mark.parametrize("shares", [1, 2])
 def test_shares_do_not_change_the_bytes(folders, shares):
-    with PartsWriter(folders, FORM) as writer:
+    with writer_of(folders) as writer:
         told = append(writer, slab(0, 0, 40, last=False))
         told += append(writer, slab(0, 40, 20, last=True))
         told += append(writer, slab(1, 0, 40, last=False, shares=shares))
@@ -193,7 +204,7 @@ def test_shares_do_not_change_the_bytes(folders, shares):
 
 @pytest.mark.parametrize("slabs", [0, 1])
 def test_a_part_without_rows_has_no_row_group(folders, slabs):
-    with PartsWriter(folders, FORM) as writer:
+    with writer_of(folders) as writer:
         for _ in range(slabs):
             append(writer, slab(0, 0, 3, last=False))
         told = append(writer, slab(0, 3, 0, last=True))
@@ -206,7 +217,7 @@ def test_a_part_without_rows_has_no_row_group(folders, slabs):
 
 def test_an_error_drops_what_is_unfinished_and_keeps_what_was_committed(folders):
     def write() -> None:
-        with PartsWriter(folders, FORM) as writer:
+        with writer_of(folders) as writer:
             append(writer, slab(0, 0, 5, last=True))
             append(writer, slab(1, 5, 5, last=False))
             raise KeyError("outside")
@@ -224,7 +235,7 @@ def test_a_commit_that_fails_is_an_error_and_leaves_nothing(folders, monkeypatch
     monkeypatch.setattr(os, "replace", fails)
 
     def write() -> None:
-        with PartsWriter(folders, FORM) as writer:
+        with writer_of(folders) as writer:
             append(writer, slab(0, 0, 5, last=True))
             append(writer, slab(1, 5, 5, last=False))
             list(writer.finish())
