@@ -28,6 +28,8 @@ PHYSICAL = {
 _ZSTD = 6
 _SHORT = 1 << 14
 """Bytes of a piece of content below which writing it alone takes longer than copying it."""
+_MANY = 64
+"""Numbers that take longer one by one."""
 CHUNK_HEAD = b"\x26\x00\x1c"
 """A `ColumnChunk` begins with its deprecated offset, 0, and `ColumnMetaData` comes next."""
 SIZES = b"\x16%b\x16%b\x16%b\x26"
@@ -133,7 +135,9 @@ def placed(encoded: Encoded, place: int) -> Placed:
 
 
 def numbers_of(values: Ints) -> list[bytes]:
-    """Return signed numbers as `thrift.as_number` does, all at one go."""
+    """Return signed numbers as `thrift.as_number` does, many of them at one go."""
+    if len(values) < _MANY:
+        return list(map(thrift.as_number, values.tolist()))
     rest = (values << 1 ^ values >> 63).view(np.uint64)
     digits = np.zeros((len(values), 10), np.uint8)
     lengths = np.ones(len(values), np.int64)
