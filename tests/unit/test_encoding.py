@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from polar_etl import thrift
-from polar_etl.chunks import Chunk, Described, joined, placed
+from polar_etl.chunks import Chunk, Described, joined, numbers_of, placed
 from polar_etl.direct import Staging
 from polar_etl.encoding import PartFormat, leaf_paths
 from polar_etl.page_buffers import Filled, PagedColumns
@@ -349,3 +349,10 @@ def test_places_are_written_as_thrift_has_them(start, sizes):
         place += size
 
     assert placed(joined(chunks), start).entries == expected
+
+
+@given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1), max_size=100))
+def test_numbers_are_encoded_as_one_by_one_however_many(values):
+    found = numbers_of(np.array(values, np.int64))
+
+    assert found == [thrift.as_number(value) for value in values]
