@@ -49,8 +49,8 @@ _LOOKED_UP = 1 << 18
 into the dictionary of the most common writer, which goes on without one then."""
 _KEEPING = 0.87
 """Time that a run takes where the first pass keeps all numbers for the second."""
-_ABREAST = (1, 2, 4, 8, 16, 32)
-"""See `Plan.abreast`."""
+_MOST_ABREAST = 32
+"""Largest `Plan.abreast`."""
 _FINER = ((1, 1.0), (2, 1.03), (4, 1.1))
 """How many times more shares there are than are needed, and the time that takes (measured)."""
 _AT_STAKE = 1 << 30
@@ -195,15 +195,23 @@ def _keeping(shape: Shape, slab: int) -> Iterator[tuple[float, tuple[bool, bool]
             yield time, (pages, dictionaries), (abreast, finer)
 
 
-def _slabs_abreast(shape: Shape, slab: int) -> Iterator[int]:
-    """Yield how many slabs may go abreast."""
-    slab_bytes = slab * max(shape.output_bytes, shape.row_bytes, 1)
-    for abreast in _ABREAST:
-        if abreast > 1 and abreast * slab_bytes > _AT_STAKE:
-            return
-        yield abreast
-        if abreast * slab >= shape.rows:
-            return
+def _slabs_abreast(shape: Shape, slab: int) -> list[int]:
+    """Return how many slabs may go abreast."""
+    slabs = max(ceil(shape.rows / slab), 1)
+    most = _AT_STAKE // (slab * max(shape.output_bytes, shape.row_bytes, 1))
+    most = max(min(most, slabs, _MOST_ABREAST), 1)
+    limits = [1 << by for by in range(most.bit_length())]
+    return sorted({_evenly(slabs, limit) for limit in [*limits, most]})
+
+
+def _evenly(many: int, most: int) -> int:
+    """Return how many of so many things go together at most, if turns are as even as they can be.
+
+    Example:
+        >>> [_evenly(5, most) for most in (1, 2, 4, 5)]
+        [1, 2, 3, 5]
+    """
+    return ceil(many / ceil(many / most))
 
 
 def _columns_together(shape: Shape, values: int, rows: int) -> int:
