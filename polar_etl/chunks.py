@@ -138,6 +138,8 @@ def numbers_of(values: Ints) -> list[bytes]:
     """Return signed numbers as `thrift.as_number` does, many of them at one go."""
     if len(values) < _MANY:
         return list(map(thrift.as_number, values.tolist()))
+    if (values == values[0]).all():  # as pages of one table are, as a rule
+        return [thrift.as_number(int(values[0]))] * len(values)
     rest = (values << 1 ^ values >> 63).view(np.uint64)
     digits = np.zeros((len(values), 10), np.uint8)
     lengths = np.ones(len(values), np.int64)

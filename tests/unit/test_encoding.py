@@ -351,7 +351,10 @@ def test_places_are_written_as_thrift_has_them(start, sizes):
     assert placed(joined(chunks), start).entries == expected
 
 
-@given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1), max_size=100))
+NUMBERS = st.integers(-(1 << 63), (1 << 63) - 1)
+
+
+@given(st.lists(NUMBERS, max_size=100) | NUMBERS.map(lambda value: [value] * 100))
 def test_numbers_are_encoded_as_one_by_one_however_many(values):
     found = numbers_of(np.array(values, np.int64))
 
