@@ -2,7 +2,7 @@
 
 What is synced to disk at once gains nothing from the cache. Copying it there takes as much
 processor time as compressing it does (measured), evicts what others keep there, and counts as
-memory of a container. The disk is waited for in a thread, while the next bytes are put together.
+memory of a container. The disk is waited for in threads, while the next bytes are put together.
 """
 
 from __future__ import annotations
