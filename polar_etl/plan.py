@@ -26,7 +26,8 @@ _DECODER = 110_000
 _CHUNK_COPIES = 3
 """How often PyArrow holds a column chunk that it decodes whole: as read, its pages, its values."""
 _RUNTIME = 24 * MIB
-"""Thread stacks, code loaded late, SQLite, and what the allocators keep back."""
+"""Thread stacks, code loaded late, SQLite, what is staged for the disk as a rule, and what the
+allocators keep back."""
 _COLUMN_OBJECTS = 3_700
 """Bytes of Python objects for one column: its reader, its pieces, its statistics."""
 _PLACE = 8
@@ -277,7 +278,7 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
     worked = max(passes, key=sum)
     at_a_time = plan.parts_at_a_time
     staged = staged_bytes(at_a_time)
-    abreast = staged if at_a_time > 1 else 0
+    abreast = max(staged - staged_bytes(1), 0)  # the runtime has what one part at a time takes
     needed = sum(worked) + abreast
     lingering = int(_LINGERING * needed)
     footers = shape.footer_chunks * (_FOOTER_CHUNK if shape.arrow_columns else _LAYOUT_CHUNK)
