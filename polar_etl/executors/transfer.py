@@ -107,6 +107,8 @@ class Receiver:
         self._shared = _address(np.frombuffer(shared, np.uint8))
         self._asked = self._answered = 0
         self._answering = threading.Lock()
+        self._lost = False
+        """Whether the child was found killed: its channel may be closed, and is read no more."""
 
     def values(self) -> Iterator[Any]:
         """Yield what the child sends.
@@ -146,13 +148,18 @@ class Receiver:
         """Wait until so many requests are answered: in whichever thread comes first."""
         with self._answering:
             while self._answered < asked:
-                try:
-                    answers = os.read(self._file.fileno(), asked - self._answered)
-                except ConnectionError:
-                    raise ended() from None
-                if not answers:
+                answers = b"" if self._lost else self._answers(asked - self._answered)
+                self._lost = not answers
+                if self._lost:
                     raise ended()
                 self._answered += len(answers)
+
+    def _answers(self, most: int) -> bytes:
+        """Return the next answers, as soon as there are some; none if the child was killed."""
+        try:
+            return os.read(self._file.fileno(), most)
+        except ConnectionError:
+            return b""
 
     def _say(self, request: bytes) -> None:
         try:

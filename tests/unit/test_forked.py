@@ -160,6 +160,22 @@ def test_contents_of_a_child_that_is_killed_are_not_made_up():
             octets(content)
 
 
+def test_whoever_still_waits_for_a_child_that_was_killed_is_told_so():
+    """Also once nobody listens to it any more."""
+    numbers = np.arange(1_000_000, dtype=np.uint32).tobytes()
+    room = np.frombuffer(SHARED, np.uint8)[: len(numbers)]
+
+    with closing(mapped(lambda _: Content([numbers]), 6, processes=2, lanes=2)) as results:
+        (content,) = (found for found in islice(results, 2) if isinstance(found, Incoming))
+        (child,) = children()
+        child.suspend()
+        wait = content.read_into(room)
+        child.kill()
+    assert not children()
+    with pytest.raises(RunFailedError, match="killed"):
+        wait()
+
+
 def test_what_was_asked_for_comes_before_a_child_is_ended():
     numbers = np.arange(1_000_000, dtype=np.uint32).tobytes()
     room = np.frombuffer(SHARED, np.uint8)[: len(numbers)]
