@@ -61,21 +61,25 @@ class Encoded(NamedTuple):
     """Their bytes, one behind the other."""
     columns: int
     """How many chunks that are."""
-    size: int
-    """Bytes of the content."""
     plain_size: int
-    """The same, before compression."""
+    """Bytes of the content, before compression."""
     said: list[bytes]
     """Their entries of the footer, cut where a place in the file has to be said."""
     places: Ints
     """What comes in between, counted from where the content begins."""
 
+    @property
+    def size(self) -> int:
+        """Bytes of the content."""
+        return len(self.content)
+
 
 def joined(chunks: Sequence[Chunk]) -> Encoded:
     """Return chunks side by side; short pieces of content become one, which is written faster."""
     pieces = [piece for chunk in chunks for piece in chunk.content]
-    if sum(map(len, pieces)) < _SHORT * len(pieces):
-        pieces = [b"".join(pieces)]
+    content = Content(pieces)
+    if len(content) < _SHORT * len(pieces):
+        content = Content([b"".join(pieces)])
     start, said, places = 0, [b""], []
     for _, described in chunks:
         for part in described.entry:
@@ -86,8 +90,7 @@ def joined(chunks: Sequence[Chunk]) -> Encoded:
                 said[-1] += part
         start += described.size
     plain_size = sum(chunk.described.plain_size for chunk in chunks)
-    places_of = np.array(places, np.int64)
-    return Encoded(Content(pieces), len(chunks), start, plain_size, said, places_of)
+    return Encoded(content, len(chunks), plain_size, said, np.array(places, np.int64))
 
 
 def entry_of(path: str, physical: int, encodings: tuple[int, ...]) -> bytes:

@@ -45,7 +45,7 @@ class Content:
     """
 
     def __init__(self, pieces: Sequence[bytes | memoryview]) -> None:
-        self.pieces = pieces
+        self._pieces = pieces
         self._size = sum(map(len, pieces))
         self._at = self._start = 0
         """The next piece, and how much of it was read."""
@@ -58,7 +58,7 @@ class Content:
         """Fill `room` with the next of them."""
         short, done = room.data, 0
         while done < len(room):
-            piece, start = self.pieces[self._at], self._start
+            piece, start = self._pieces[self._at], self._start
             some = min(len(piece) - start, len(room) - done)
             if some <= _SHORT:
                 short[done : done + some] = piece[start : start + some]

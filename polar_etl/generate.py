@@ -149,10 +149,11 @@ def _write_group(
     columns = _columns(recipe, number, length)
     for names in groups_of(form.plain, length, _TOGETHER):
         stop.check()
-        chunks = form.scalars(names, [_filled(list(islice(columns, len(names))))])
-        yield placed(joined(chunks), file.tell())
-        for chunk in chunks:
-            file.writelines(chunk.content)
+        encoded = joined(form.scalars(names, [_filled(list(islice(columns, len(names))))]))
+        yield placed(encoded, file.tell())
+        content = np.empty(encoded.size, np.uint8)
+        encoded.content.read_into(content)
+        file.write(content.data)
 
 
 def _filled(columns: Sequence[tuple[Values, Bools | None]]) -> Filled:

@@ -278,8 +278,8 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
     worked = max(passes, key=sum)
     at_a_time = plan.parts_at_a_time
     staged = staged_bytes(at_a_time)
-    abreast = max(staged - staged_bytes(1), 0)  # the runtime has what one part at a time takes
-    needed = sum(worked) + abreast
+    side_by_side = max(staged - staged_bytes(1), 0)  # the runtime has what one part takes
+    needed = sum(worked) + side_by_side
     lingering = int(_LINGERING * needed)
     footers = shape.footer_chunks * (_FOOTER_CHUNK if shape.arrow_columns else _LAYOUT_CHUNK)
     forked = base - _FORKED + footers + statistics + staged  # which counts wherever it is seen
@@ -294,7 +294,7 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
         ("decoding", worked.decoding),
         ("arithmetic and encoding", worked.working),
         ("encoded columns", worked.encoded),
-        ("parts side by side", abreast),
+        ("parts side by side", side_by_side),
         ("freed and not yet given back", lingering),
     )
 

@@ -2,7 +2,7 @@
 
 import errno
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -136,8 +136,11 @@ def all_of(staging: Staging) -> list[memoryview]:
 def test_who_wants_more_memory_than_there_is_waits_until_some_is_given_back():
     with closing(Staging()) as staging:
         first, *_ = all_of(staging)
-        threading.Timer(0.01, staging.give, [first]).start()
-        assert staging.take() is first
+        with ThreadPoolExecutor(1) as pool:
+            taken = pool.submit(staging.take)
+            assert not taken.done()
+            staging.give(first)
+            assert taken.result() is first
 
 
 def test_an_error_is_told_to_the_file_that_it_is_of(tmp_path, monkeypatch):
