@@ -47,7 +47,7 @@ def block_rows(columns: int) -> int:
 
     Example:
         >>> block_rows(50), block_rows(10_000)
-        (16384, 4096)
+        (16384, 8192)
     """
     rows = slab_rows(4 * columns)
     return 1 << (min(max(rows, _SHORTEST_BLOCK), _LONGEST_BLOCK).bit_length() - 1)

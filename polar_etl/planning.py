@@ -180,6 +180,7 @@ def _keeping(shape: Shape, slab: int) -> Iterator[tuple[float, tuple[bool, bool]
     yield 1.0, (True, True), (1, 1)
     width = max(shape.row_bytes // max(shape.columns, 1), 1)
     page = shape.page_bytes / (slab * width)
+    slabs = ceil(shape.rows / slab)
     dictionary = shape.number_dictionaries / (slab * max(shape.row_bytes, 1))
     looked_up = (True, False) if shape.number_dictionaries else (True,)
     for pages, dictionaries in product((True, False), looked_up):
@@ -189,7 +190,8 @@ def _keeping(shape: Shape, slab: int) -> Iterator[tuple[float, tuple[bool, bool]
             if not pages:
                 values = _columns_together(shape, MANY_VALUES, abreast * slab) * slab
                 keeping_takes = 0.28 * min(max(page - 1, 0) / 5, 1)
-                time *= (1 - keeping_takes + 0.11 * page / abreast) * (1 + _CALL / values)
+                again = 0.11 * page / abreast if abreast < slabs else 0
+                time *= (1 - keeping_takes + again) * (1 + _CALL / values)
             if not dictionaries:
                 time *= 1.03 + 0.02 * dictionary / abreast
             yield time, (pages, dictionaries), (abreast, finer)

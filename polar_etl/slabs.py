@@ -13,7 +13,7 @@ def slab_rows(output_bytes: int, vector_bytes: int = 0) -> int:
 
     Example:
         >>> slab_rows(200), slab_rows(4_000), slab_rows(40_000), slab_rows(400_000)
-        (167680, 16384, 4096, 1024)
+        (167680, 16384, 8192, 1024)
         >>> slab_rows(4_000, vector_bytes=4_000)
         8192
     """
@@ -22,7 +22,7 @@ def slab_rows(output_bytes: int, vector_bytes: int = 0) -> int:
     rows = max(
         32 * _MIB // size,
         min(int(16_384 * wide), 64 * _MIB // size),
-        min(int(4_096 * wide), 192 * _MIB // size),
+        min(int(8_192 * wide), 320 * _MIB // size),
         min(int(1_024 * wide), 512 * _MIB // size),
         1,
     )
