@@ -15,8 +15,11 @@ from polar_etl.words import LETTERS, words_kept
 MIB = 1 << 20
 _FOOTER_CHUNK = 1300
 """Bytes that PyArrow keeps for one column chunk of a footer (measured: 1.2 kB)."""
-_OPENING_CHUNK = 1500
-"""Bytes that it takes per column chunk to look at a footer, before anything else (measured)."""
+_OPENING_CHUNK, _OPENING_CHUNK_ALONE = 1500, 200
+"""Bytes that it takes per column chunk to look at a footer, before anything else, and without
+PyArrow (measured: 1.3 kB and 130)."""
+_OPENING_COLUMN = 3_000
+"""The same per column (measured: 2.9 kB)."""
 _LAYOUT_CHUNK = 100
 """Bytes that are kept of a column chunk that holds plain numbers."""
 _OUTPUT_CHUNK = 500
@@ -285,7 +288,8 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
     forked = base - _FORKED + footers + statistics + staged  # which counts wherever it is seen
     described = at_a_time * ceil(min(plan.part_rows, rows) / plan.slab_rows)
     footers += described * shape.columns * _OUTPUT_CHUNK
-    opening = shape.footer_chunks * _OPENING_CHUNK - needed - lingering
+    opened = shape.footer_chunks * (_OPENING_CHUNK if shape.arrow_columns else _OPENING_CHUNK_ALONE)
+    opening = opened + shape.columns * _OPENING_COLUMN - needed - lingering
     return (
         ("interpreter and libraries", base + _RUNTIME + _COMPUTE * bool(shape.text_bytes)),
         ("forked processes", (plan.processes - 1) * forked),

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -20,14 +19,19 @@ from polar_etl.headers import pages_of
 from polar_etl.memory import format_size
 from polar_etl.pages import is_usual
 from polar_etl.sources.base import SourceFile
+from polar_etl.sources.chunk_table import chunk_table, schema_alone
 from polar_etl.sources.decoding import STREAM_BUFFER, explained, for_arrow
-from polar_etl.sources.layout import Layout, layout_of
+from polar_etl.sources.layout import Layout, laid_out, layout_of
+from polar_etl.sources.samples import (
+    every,
+    number_dictionaries,
+    page_sizes,
+    sizes_by_arrow,
+    word_dictionaries,
+)
 from polar_etl.sources.schemas import checked_schema, has_variable_width, leaf_ranges, leaves
 from polar_etl.sources.texts import Texts, texts_in
-from polar_etl.thrift import fields_of, number
 
-_COLUMNS_SAMPLED = 32
-_SAMPLED_AT_A_TIME = 4
 _HOPELESS = 3
 """Limits up to so many times what the process has before a run are too small for any plan."""
 _LOOK_COPIES = 5
@@ -35,22 +39,20 @@ _LOOK_COPIES = 5
 _COLUMNS_PEEKED_AT = 128
 _CHUNKS_LOOKED_THROUGH = 1 << 12
 """Chunks whose page headers are read in the time that a small run takes to start."""
-_WIDTHS = {"INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8}
-"""Bytes of a number, by its type in Parquet."""
-_ROWS_SAMPLED = 64
-_SUSPICIOUS = 64
-"""How many times longer than the first rows' the words of a dictionary are, where rows are few that
-have none of them."""
-_LONG_ROW = 1 << 16
-"""Bytes of text in a row from which on one row is sample enough."""
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[pq.ParquetFile]:
-    """Open a file for a look at it; what goes wrong with it becomes an `InputError`."""
+def _opened(path: str, schema_alone: bytes | None = None) -> Iterator[pq.ParquetFile]:
+    """Open a file for a look at it; what goes wrong with it becomes an `InputError`.
+
+    Args:
+        path: Of the file.
+        schema_alone: A file that has its schema and no rows, if nothing else is looked at.
+    """
+    source = for_arrow(path) if schema_alone is None else pa.BufferReader(schema_alone)
     with (
         explained(path),
-        pq.ParquetFile(for_arrow(path), pre_buffer=False, buffer_size=STREAM_BUFFER) as opened,
+        pq.ParquetFile(source, pre_buffer=False, buffer_size=STREAM_BUFFER) as opened,
     ):
         yield opened
 
@@ -104,26 +106,34 @@ def inspect(path: str, room: Room = UNLIMITED) -> Inspected:
         if not stat.S_ISREG(before.st_mode):
             raise InputError(f"{describe(path)} is not a regular file.")
     with explained(path), open(path, "rb") as raw:
-        with _opened(path) as opened:
+        footer = footer_of(raw)
+        table = chunk_table(footer)
+        alone = schema_alone(footer, table) if table else None
+        with _opened(path, alone) as opened:
             metadata = opened.metadata
             schema = checked_schema(path, opened.schema_arrow)
-            footer = footer_of(raw)
-            layout = layout_of(footer, schema)
+            if sum(asked_once(leaves, listed(schema)[1])) != metadata.num_columns:
+                raise InputError(
+                    f"{describe(path)} has {metadata.num_columns} columns in its footer and "
+                    "another number in its Arrow schema: write it again without the stored schema."
+                )
+            layout = laid_out(table, schema) if table else None
             words = _words_in(raw, layout, schema)
             apart = set(_names_of(schema, words))
             varying = _varying_leaves(schema)
             if layout:
                 _require_room(raw, layout, varying, room)
             texts = _texts(raw, layout, schema, apart)
-            unknown = [leaf for leaf, name in varying.items() if name not in apart]
-            variable, page_bytes, lookup_bytes = _measure(raw, opened, layout, unknown, texts)
-            dictionaries = _dictionary_bytes(raw, opened, layout, words) if layout else 0
-        if sum(asked_once(leaves, listed(schema)[1])) != metadata.num_columns:
-            raise InputError(
-                f"{describe(path)} has {metadata.num_columns} columns in its footer and another "
-                "number in its Arrow schema: write it again without the stored schema."
-            )
-        groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            if alone and table and layout:
+                groups, variable = table.rows, 0
+                sizes = page_sizes(raw, layout, table)
+            else:
+                groups = tuple(
+                    metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)
+                )
+                unknown = [leaf for leaf, name in varying.items() if name not in apart]
+                known = bool(texts.windows)
+                variable, sizes = sizes_by_arrow(raw, opened, layout, unknown, known=known)
         if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
             raise InputError(
                 f"{describe(path)} is damaged: its footer tells of {metadata.num_rows} rows, "
@@ -133,21 +143,22 @@ def inspect(path: str, room: Room = UNLIMITED) -> Inspected:
         del metadata, opened  # a gigabyte, where there are 600,000 column chunks
         from_arrow = _from_arrow(raw, layout, len(schema))
         ours = [place for place in range(len(schema)) if place not in from_arrow]
-        number_dictionaries = _number_dictionaries(raw, layout, ours) if layout else 0
+        lookups = number_dictionaries(raw, layout, ours) if layout else 0
+        dictionaries = word_dictionaries(raw, layout, words) if layout else 0
     return Inspected(
         SourceFile(
             path=os.path.abspath(path),
             size=before.st_size,
             mtime_ns=before.st_mtime_ns,
             footer=hashlib.blake2b(footer, digest_size=16).hexdigest(),
-            group_rows=tuple(groups),
+            group_rows=groups,
             chunks=chunks,
             variable_bytes=variable,
             text_windows=texts.windows,
             text_page=texts.longest,
-            page_bytes=page_bytes,
-            lookup_bytes=lookup_bytes,
-            number_dictionaries=number_dictionaries,
+            page_bytes=sizes.page,
+            lookup_bytes=sizes.lookup,
+            number_dictionaries=lookups,
             from_arrow=from_arrow,
             words=words,
             word_bytes=_word_bytes(layout, words) if layout else 0,
@@ -159,7 +170,7 @@ def inspect(path: str, room: Room = UNLIMITED) -> Inspected:
 
 
 def _require_room(file: BinaryIO, layout: Layout, varying: Iterable[int], room: Room) -> None:
-    """Check that there is room to look at the leaves that are looked at: see `_measure`.
+    """Check that there is room to look at the leaves that are looked at: see `sizes_by_arrow`.
 
     Raises:
         MemoryLimitError: There is not.
@@ -169,7 +180,7 @@ def _require_room(file: BinaryIO, layout: Layout, varying: Iterable[int], room: 
         return
     largest = max(range(len(layout.rows)), key=layout.rows.__getitem__)
     variable = list(varying)
-    for leaf in variable[:: len(variable) // _COLUMNS_SAMPLED + 1]:
+    for leaf in variable[:: every(len(variable))]:
         pages = pages_of(file.fileno(), *layout.span(largest, leaf))
         room.require(file.name, max((page.size for page in pages), default=0))
 
@@ -202,7 +213,7 @@ def _texts(
     places = [at for at, (name, varies) in enumerate(wide) if varies and name not in apart_from]
     if layout is None or not places or any(_is_nested(schema.field(p).type) for p in places):
         return Texts()
-    sampled = places[:: len(places) // _COLUMNS_SAMPLED + 1]
+    sampled = places[:: every(len(places))]
     windows, longest = texts_in(file, layout, [layout.leaves[place] for place in sampled])
     return Texts(tuple(size * len(places) // len(sampled) for size in windows), longest)
 
@@ -217,22 +228,6 @@ def _word_bytes(layout: Layout, words: Iterable[int]) -> int:
     leaves = [layout.leaves[place] for place in words]
     rows = np.maximum(np.array(layout.rows, np.int64), 1)
     return int((layout.plain_size[:, leaves].sum(axis=1) / rows).max(initial=0))
-
-
-def _dictionary_bytes(
-    file: BinaryIO, opened: pq.ParquetFile, layout: Layout, words: Iterable[int]
-) -> int:
-    """Return the bytes of the dictionaries of some columns in the largest row group."""
-    if not any(layout.rows):
-        return 0
-    largest = max(range(len(layout.rows)), key=layout.rows.__getitem__)
-    group, found = opened.metadata.row_group(largest), 0
-    for leaf in (layout.leaves[place] for place in words):
-        chunk = group.column(leaf)
-        if chunk.has_dictionary_page:
-            size = _page_header(file, chunk.dictionary_page_offset or 0).get(2, 0)
-            found += min(size, int(layout.plain_size[largest, leaf]))
-    return found
 
 
 def _from_arrow(file: BinaryIO, layout: Layout | None, columns: int) -> frozenset[int]:
@@ -253,25 +248,6 @@ def _from_arrow(file: BinaryIO, layout: Layout | None, columns: int) -> frozense
         if not all(map(usual, plain[:: len(plain) // _COLUMNS_PEEKED_AT + 1])):
             plain = list(filter(usual, plain))
     return everything - frozenset(plain)
-
-
-def _number_dictionaries(file: BinaryIO, layout: Layout, columns: Iterable[int]) -> int:
-    """Return the bytes of the dictionaries of some columns in the row group where they are most.
-
-    The footer tells what they take in the file, and a few headers how much larger they are.
-    """
-    leaves = [layout.leaves[column] for column in columns]
-    stored = (layout.data - layout.start)[:, leaves]
-    if not stored.any():
-        return 0
-    most = int(stored.sum(axis=1).argmax())
-    filled = np.flatnonzero(stored[most]).tolist()
-    larger = 1.0
-    for place in filled[:: len(filled) // _COLUMNS_SAMPLED + 1]:
-        header = _page_header(file, int(layout.start[most, leaves[place]]))
-        larger = max(larger, header.get(2, 0) / stored[most, place])
-    sizes = np.minimum(stored * larger, layout.plain_size[:, leaves])
-    return int(sizes.sum(axis=1).max())
 
 
 def _varying_leaves(schema: pa.Schema) -> dict[int, str]:
@@ -306,121 +282,5 @@ def texts_of(path: str, apart_from: Collection[str]) -> tuple[int, Texts]:
         apart = {*apart_from, *_names_of(schema, _words_in(raw, layout, schema))}
         texts = _texts(raw, layout, schema, apart)
         unknown = [leaf for leaf, name in _varying_leaves(schema).items() if name not in apart]
-        return _measure(raw, opened, layout, unknown, texts)[0], texts
-
-
-def _measure(
-    file: BinaryIO,
-    opened: pq.ParquetFile,
-    layout: Layout | None,
-    variable: Sequence[int],
-    known: Texts,
-) -> tuple[int, int, int]:
-    """Return the bytes of leaves of variable width, of the largest page, and of a dictionary.
-
-    Pages of text are left out where all is known of them.
-
-    Of text the footer tells the encoded bytes; a dictionary can make a thousand times as many, so
-    some rows are decoded, too. Where the words of a dictionary are far longer than these rows, the
-    later rows are taken to hold them. How large pages are the footer does not tell, but their own
-    headers do. Where the layout does not tell where a sampled column stands, a value of it is read
-    first: that raises an error where it is encrypted, while asking its footer would abort the
-    process (PyArrow 26). So other row groups are not asked, but taken to be alike.
-    """
-    metadata = opened.metadata
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    filled = [i for i, group in enumerate(groups) if group.num_rows > 0]
-    if not filled:
-        return 0, 0, 0
-    texts = variable[:: len(variable) // _COLUMNS_SAMPLED + 1]
-    pages = range(0, metadata.num_columns, metadata.num_columns // _COLUMNS_SAMPLED + 1)
-    largest = max(filled, key=lambda i: groups[i].num_rows)
-    sampled = sorted({*pages, *texts})
-    if layout:
-        for leaf in sampled:
-            layout.require_page_sizes(largest, leaf, file.fileno())
-    unknown = [leaf for leaf in sampled if layout is None or not layout.tells_of(largest, leaf)]
-    for batch in _first_rows(opened, largest, unknown, 1):
-        del batch
-    found = lookup = values = 0
-    rows = metadata.num_rows
-    for index in sorted(set(pages).difference(variable if known.windows else ())):
-        chunk = groups[largest].column(index)
-        found = max(found, _page_size(file, chunk, chunk.data_page_offset))
-        found = max(found, _looked_up_bytes(file, chunk))
-        if chunk.has_dictionary_page:
-            lookup = max(lookup, _page_size(file, chunk, chunk.dictionary_page_offset or 0))
-    for index in texts:
-        values += int(_value_length(file, groups[largest].column(index)) * rows)
-    alone = sum(max(groups[largest].column(i).total_uncompressed_size, 0) for i in texts)
-    size_of_largest = max(groups[largest].total_byte_size, 1)
-    encoded = sum(alone * max(groups[i].total_byte_size, 0) // size_of_largest for i in filled)
-    few = 1 if encoded > _LONG_ROW * rows else _ROWS_SAMPLED
-    decoded = sum(
-        sum(_decoded_bytes(column, rows) for column in batch.columns)
-        for batch in _first_rows(opened, largest, texts, few)
-    )
-    size = max(encoded, decoded)
-    if values > _SUSPICIOUS * size:
-        size = values
-    return size * len(variable) // max(len(texts), 1), found, lookup
-
-
-def _page_size(file: BinaryIO, chunk: pq.ColumnChunkMetaData, place: int) -> int:
-    """Return the size of a page of a chunk, or a usual size where its header says none."""
-    most = max(chunk.total_uncompressed_size, 0)
-    found = _page_header(file, place).get(2, -1)
-    return found if 0 <= found <= most else min(most, 1 << 20)
-
-
-def _looked_up_bytes(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> int:
-    """Return the bytes of the first page of a chunk when its numbers are looked up."""
-    width = _WIDTHS.get(chunk.physical_type, 0) if chunk.has_dictionary_page else 0
-    values = _page_header(file, chunk.data_page_offset).get(51, 0)
-    return width * min(values, int(chunk.num_values))
-
-
-def _value_length(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> float:
-    """Return the bytes of a value of a chunk's dictionary on average, 0 where there is none."""
-    if not chunk.has_dictionary_page:
-        return 0.0
-    header = _page_header(file, chunk.dictionary_page_offset or 0)
-    return header.get(2, 0) / max(header.get(71, 1), 1)
-
-
-def _page_header(file: BinaryIO, place: int) -> dict[int, int]:
-    """Return sizes of a page: field 2 of its header, decompressed; its values, 51 or 71.
-
-    The latter are those of a dictionary.
-    Raises nothing: a header that can't be read says nothing.
-    """
-    file.seek(max(place, 0))
-    raw = file.read(512)
-    try:
-        outer, _ = fields_of(raw)
-        found = {2: number(raw, outer[2])}
-        for kind in (5, 7):
-            if kind in outer:
-                found[10 * kind + 1] = number(raw, fields_of(raw, outer[kind].start)[0][1])
-    except (ValueError, KeyError, IndexError):
-        return {}
-    return found
-
-
-def _decoded_bytes(sample: pa.Array, rows: int) -> int:
-    """Return the bytes of so many rows that are like `sample`, which has one dictionary for all."""
-    if pa.types.is_dictionary(sample.type):
-        return int(sample.indices.nbytes * rows // len(sample) + sample.dictionary.nbytes)
-    return int(sample.nbytes * rows // len(sample))
-
-
-def _first_rows(
-    opened: pq.ParquetFile, group: int, columns: Sequence[int], rows: int
-) -> Iterator[pa.RecordBatch]:
-    """Yield the first rows of a row group, a few of its columns at a time."""
-    for low in range(0, len(columns), _SAMPLED_AT_A_TIME):
-        few = list(columns[low : low + _SAMPLED_AT_A_TIME])
-        batches = opened.reader.iter_batches(
-            rows, row_groups=[group], column_indices=few, use_threads=False
-        )
-        yield from (batch for batch in islice(batches, 1) if batch.num_rows)
+        known = bool(texts.windows)
+        return sizes_by_arrow(raw, opened, layout, unknown, known=known)[0], texts

@@ -1,14 +1,8 @@
-"""Where the column chunks of a Parquet file stand, and which of them hold plain numbers.
-
-Read from the footer's own bytes: PyArrow ends the process when it is asked about a column that is
-encrypted.
-"""
+"""Where the column chunks of a Parquet file stand, and which of them hold plain numbers."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -17,51 +11,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from polar_etl.columns import listed
-from polar_etl.headers import NUMBER, STATISTICS, pages_of
+from polar_etl.headers import pages_of
 from polar_etl.page_values import Chunk, stored_dtype
-from polar_etl.thrift import (
-    behind,
-    decoded,
-    fields_of,
-    head_of,
-    items_of,
-    list_at,
-    number,
-    signed,
-    varint,
-)
+from polar_etl.sources.chunk_table import CODECS, PHYSICAL, WORDS, ChunkTable, chunk_table
 
 Ints = npt.NDArray[np.int64]
-
-_PHYSICAL = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY",
-             "FIXED_LEN_BYTE_ARRAY")  # fmt: skip
-ZSTD = 6
-_CODECS = {0: "UNCOMPRESSED", 1: "SNAPPY", ZSTD: "ZSTD"}
-"""By number in the footer: those that tell how large their contents are."""
-_NUMBERS = frozenset((0, 2, 3, 4, 8))
-"""Encodings of plain values, of places in a dictionary of such, and of levels."""
-_WORDS = frozenset((2, 8))
-"""Encodings of places in a dictionary."""
-_DATA_PAGES = frozenset((0, 3))
-
-_CHUNK = re.compile(
-    rb"\x26%(n)b\x1c"  # the chunk's offset, and its metadata:
-    rb"(\x15[\x00-\x0e]\x19(?:\x15.|\x25..|\x35...|\x45....))"  # physical type, encodings
-    rb"(\x19\x18.+?)"  # name
-    rb"\x15([\x00-\x0e])\x16(%(n)b)\x16(%(n)b)\x16(%(n)b)"  # codec, values, two sizes
-    rb"\x26(%(n)b)(?:\x26(%(n)b))?"  # offsets of the first data page and of the dictionary
-    rb"(?:[\x1c\x3c]%(s)b)?"  # statistics
-    rb"(?:[\x19\x29\x49](.(?:\x15.\x15.\x15%(n)b\x00)*))?"  # pages by encoding
-    rb"(?:[\x3c\x4c\x5c\x7c](?:\x16%(n)b)?"  # sizes of text, levels by height
-    rb"(?:[\x19\x29\x39](?:\x06|\x16%(n)b|\x26%(n)b%(n)b))*\x00)?"
-    rb"\x00(?:[\x16\x36]%(n)b\x15%(n)b)*\x00" % {b"n": NUMBER, b"s": STATISTICS},
-    re.DOTALL,
-)
-"""A chunk of a scalar column, as writers describe it."""
-_SCALAR = re.compile(rb"\x15([\x00-\x0e])\x25([\x00\x02])\x18")
-"""A schema element of a scalar without logical type, up to its name."""
-_TOGETHER = 1 << 12
-"""Chunks that are taken from a footer at one go."""
 
 
 class Layout(NamedTuple):
@@ -120,7 +74,7 @@ class Layout(NamedTuple):
         if self.data[group, leaf] <= self.start[group, leaf]:
             return False
         pages = pages_of(file, *self.span(group, leaf))
-        return all(page.encoding is None or page.encoding in _WORDS for page in pages)
+        return all(page.encoding is None or page.encoding in WORDS for page in pages)
 
     def require_page_sizes(self, group: int, leaf: int, file: int) -> None:
         """Check that no page of a chunk claims more memory than the whole chunk needs.
@@ -150,7 +104,7 @@ class Layout(NamedTuple):
             start=self.start.item(group, leaf),
             stop=self.stop.item(group, leaf),
             rows=self.rows[group],
-            codec=_CODECS[codec],
+            codec=CODECS[codec],
             nullable=self.nullable[column],
             stored=stored,
             data=self.data.item(group, leaf),
@@ -164,248 +118,33 @@ def layout_of(footer: bytes, schema: pa.Schema) -> Layout | None:
         footer: Bytes of the Thrift struct `FileMetaData`.
         schema: The columns that PyArrow sees.
     """
-    try:
-        return _layout_of(footer, schema)
-    except (ValueError, KeyError, IndexError, OverflowError, RecursionError):
+    table = chunk_table(footer)
+    return table and laid_out(table, schema)
+
+
+def laid_out(table: ChunkTable, schema: pa.Schema) -> Layout | None:
+    """Return the layout of chunks of these columns, None if the schema has others."""
+    columns = table.columns
+    if len(columns) != len(schema):
         return None
-
-
-def _layout_of(footer: bytes, schema: pa.Schema) -> Layout:
-    columns: list[_Column] = []
-    at = last = 0
-    while footer[at]:
-        last, kind, at = head_of(footer, at, last)
-        if last == 2:
-            nodes, at = _nodes(footer, at)
-            columns = _columns(nodes, schema)
-            continue
-        if last == 4:
-            return _of_groups(footer, at, columns)
-        at = behind(footer, at, kind)
-    raise ValueError("there are no row groups")
-
-
-class _Node(NamedTuple):
-    """A `SchemaElement`."""
-
-    physical: int | None
-    """Number of the type that it is stored as; None if others are beneath it."""
-    repetition: int | None
-    name: bytes
-    """With its length before it."""
-    children: int
-
-
-def _nodes(footer: bytes, at: int) -> tuple[list[_Node], int]:
-    """Return the list of schema elements at `at`, depth first, and where it ends."""
-    count, at = list_at(footer, at)
-    if count > len(footer) - at:
-        raise ValueError("it has not the bytes for so many columns")
-    found = []
-    for _ in range(count):
-        node, at = _node(footer, at)
-        found.append(node)
-    return found, at
-
-
-def _node(footer: bytes, at: int) -> tuple[_Node, int]:
-    usual = _SCALAR.match(footer, at)
-    if usual:
-        length, start = varint(footer, usual.end())
-        stop = start + length
-        if not footer[stop]:
-            kind, repeated = usual.groups()
-            return _Node(decoded(kind), decoded(repeated), footer[usual.end() : stop], 0), stop + 1
-    fields, stop = fields_of(footer, at)
-    physical, repetition, children = (
-        number(footer, fields[place]) if place in fields else None for place in (1, 3, 5)
+    stored = tuple(
+        stored_dtype(kind, PHYSICAL[column.physical]) if column.is_scalar else None
+        for column, kind in zip(columns, listed(schema)[1], strict=True)
     )
-    name = fields[4]
-    return _Node(physical, repetition, footer[name.start : name.stop], children or 0), stop
-
-
-class _Column(NamedTuple):
-    """A column of the schema, as the footer describes it."""
-
-    leaves: int
-    path: bytes
-    """How its chunks are named; empty if it has several leaves."""
-    physical: int
-    nullable: bool
-    stored: np.dtype[np.generic] | None
-    """Dtype of its values, None if they are no plain numbers."""
-
-
-def _columns(nodes: list[_Node], schema: pa.Schema) -> list[_Column]:
-    children = [node.children for node in nodes]
-    found: list[_Column] = []
-    place = 1
-    for kind in listed(schema)[1]:
-        first, place, leaves = place, place + 1, 1
-        if children[first]:
-            place = _behind_subtree(children, first)
-            leaves = sum(not count for count in children[first:place])
-        found.append(_column(nodes[first], kind, leaves))
-    if place != len(nodes) or children[0] != len(schema):
-        raise ValueError("its columns are not those of the schema")
-    return found
-
-
-def _behind_subtree(children: list[int], place: int) -> int:
-    left = 1
-    while left:
-        left += children[place] - 1
-        place += 1
-    return place
-
-
-def _column(node: _Node, kind: pa.DataType, leaves: int) -> _Column:
-    if leaves != 1 or node.physical is None or node.repetition is None:
-        return _Column(leaves, b"", 0, True, None)
-    stored = stored_dtype(kind, _PHYSICAL[node.physical]) if node.repetition < _REPEATED else None
-    path = b"\x19\x18" + node.name
-    return _Column(1, path, node.physical, node.repetition == _OPTIONAL, stored)
-
-
-_OPTIONAL, _REPEATED = 1, 2
-
-
-def _of_groups(footer: bytes, at: int, columns: list[_Column]) -> Layout:
-    """Return the layout of the list of row groups at `at`."""
-    groups, at = list_at(footer, at)
-    rows: list[int] = []
-    leaves = [column for column in columns for _ in range(column.leaves)]
-    if groups * len(leaves) > len(footer):
-        raise ValueError("it has not the bytes for so many row groups")
-    table = np.empty((groups, len(leaves), 7), np.int64)
-    filled = set()
-    for group in range(groups):
-        last = 0
-        while footer[at]:
-            last, kind, at = head_of(footer, at, last)
-            if last == 1:
-                count, at = list_at(footer, at)
-                if count != len(leaves):
-                    raise ValueError("a row group lacks columns")
-                for low in range(0, count, _TOGETHER):
-                    some = slice(low, low + _TOGETHER)
-                    at = _read(footer, at, leaves[some], table[group, some])
-                filled.add(group)
-            else:
-                if last == 3:
-                    rows.append(signed(footer, at)[0])
-                at = behind(footer, at, kind)
-        at += 1
-    if len(rows) != groups or len(filled) != groups:
-        raise ValueError("a row group lacks fields")
-    start, size, codec, values, plain_size, words, data = table.transpose(2, 0, 1)
+    numbers = np.array(
+        [s is not None for s, c in zip(stored, columns, strict=True) for _ in range(c.leaves)],
+        np.bool_,
+    )
+    whole = table.values == np.array(table.rows, np.int64)[:, None]
     return Layout(
-        rows=tuple(rows),
-        start=start,
-        data=np.clip(data, start, start + size),
-        stop=start + size,
-        plain_size=plain_size,
-        words=words > 0,
-        codec=np.where(values == np.array(rows, np.int64)[:, None], codec, -1),
+        rows=table.rows,
+        start=table.start,
+        data=table.data,
+        stop=table.stop,
+        plain_size=table.plain_size,
+        words=table.words,
+        codec=np.where(whole & numbers, table.codec, -1),
         leaves=tuple(accumulate((column.leaves for column in columns[:-1]), initial=0)),
         nullable=tuple(column.nullable for column in columns),
-        stored=tuple(column.stored for column in columns),
+        stored=stored,
     )
-
-
-def _read(footer: bytes, at: int, columns: Sequence[_Column], into: Ints) -> int:
-    """Write what is kept of some neighbouring chunks into `into`, and return where they end."""
-    done = 0
-    while done < len(columns):
-        usual = _usual_chunks(footer, at, columns, done)
-        if usual:
-            some = slice(done, done + len(usual))
-            _keep(usual, columns[some], into[some])
-            done, at = some.stop, usual[-1].end()
-        else:
-            into[done], at = _read_any(footer, at, columns[done])
-            done += 1
-    return at
-
-
-def _usual_chunks(
-    footer: bytes, at: int, columns: Sequence[_Column], first: int
-) -> list[re.Match[bytes]]:
-    """Return the chunks of the columns from `first` on as long as they are described as usual."""
-    found: list[re.Match[bytes]] = []
-    for place in range(first, len(columns)):
-        chunk = _CHUNK.match(footer, at)
-        if chunk is None or chunk[2] != columns[place].path:
-            break
-        found.append(chunk)
-        at = chunk.end()
-    return found
-
-
-def _keep(found: Sequence[re.Match[bytes]], columns: Sequence[_Column], into: Ints) -> None:
-    """Write what is kept of usual chunks."""
-    kinds, _, codecs, *numbers, pages = zip(*(m.groups(b"\0") for m in found), strict=True)
-    values, plain_size, size, data, dictionary = map(_decoded, numbers)
-    into[:, 0] = np.where((dictionary > 0) & (dictionary < data), dictionary, data)
-    into[:, 1] = size
-    into[:, 2] = [
-        -1 if column.stored is None else _codec(kind, codec, column.physical)
-        for column, kind, codec in zip(columns, kinds, codecs, strict=True)
-    ]
-    into[:, 3], into[:, 4] = values, plain_size
-    into[:, 5] = [
-        column.stored is None and _hold_places(some)
-        for column, some in zip(columns, pages, strict=True)
-    ]
-    into[:, 6] = data
-
-
-def _decoded(raws: Sequence[bytes]) -> Ints:
-    """Return signed numbers, each of which is the whole of its bytes."""
-    data = np.frombuffer(b"".join(raws), np.uint8)
-    lengths = np.fromiter(map(len, raws), np.int64, len(raws))
-    starts = np.cumsum(lengths) - lengths
-    found = np.zeros(len(raws), np.uint64)
-    for place in range(int(lengths.max(initial=0))):
-        there = lengths > place
-        bits = (data[starts[there] + place] & 127).astype(np.uint64)
-        found[there] |= bits << np.uint64(7 * place)
-    return (found >> np.uint64(1)).astype(np.int64) ^ -(found & np.uint64(1)).astype(np.int64)
-
-
-@lru_cache
-def _codec(kind: bytes, codec: bytes, physical: int) -> int:
-    """Return the number of the codec, -1 where the column does not hold plain numbers."""
-    encodings = {decoded(kind[place : place + 1]) for place in range(4, len(kind))}
-    plain = decoded(kind[1:2]) == physical and encodings <= _NUMBERS
-    return decoded(codec) if plain and decoded(codec) in _CODECS else -1
-
-
-_NONE = (0, 0, -1, 0, 0, 0, 0)
-
-
-def _read_any(footer: bytes, at: int, column: _Column) -> tuple[tuple[int, ...], int]:
-    """Return what is kept of one chunk, and where it ends."""
-    chunk, stop = fields_of(footer, at)
-    if 3 not in chunk or 8 in chunk or 9 in chunk or 1 in chunk:
-        return _NONE, stop  # encrypted, or in another file
-    meta, _ = fields_of(footer, chunk[3].start)
-    encodings = {number(footer, item) for item in items_of(footer, meta[2].start)[0]}
-    codec = number(footer, meta[4])
-    plain = column.stored is not None and number(footer, meta[1]) == column.physical
-    plain = plain and encodings <= _NUMBERS and codec in _CODECS
-    data = max(number(footer, meta[9]), 0)
-    dictionary = number(footer, meta[11]) if 11 in meta else 0
-    start = dictionary if 0 < dictionary < data else data
-    size, values, plain_size = (number(footer, meta[place]) for place in (7, 5, 6))
-    words = column.stored is None and 13 in meta
-    words = words and _hold_places(footer[meta[13].start : meta[13].stop])
-    return (start, size, codec if plain else -1, values, plain_size, words, data), stop
-
-
-@lru_cache
-def _hold_places(pages: bytes) -> bool:
-    """Tell whether a list of `PageEncodingStats` has data pages of places in a dictionary only."""
-    found = [fields_of(pages, item.start)[0] for item in items_of(pages, 0)[0]]
-    data = [page for page in found if number(pages, page[1]) in _DATA_PAGES]
-    return bool(data) and all(number(pages, page[2]) in _WORDS for page in data)

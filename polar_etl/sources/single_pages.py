@@ -22,7 +22,8 @@ from polar_etl.page_buffers import equal_levels
 from polar_etl.page_values import decompressor, is_intact
 from polar_etl.pages import MOSTLY
 from polar_etl.scratch import scratch
-from polar_etl.sources.layout import ZSTD, Layout
+from polar_etl.sources.chunk_table import ZSTD
+from polar_etl.sources.layout import Layout
 from polar_etl.thrift import as_number
 
 Array = npt.NDArray[np.generic]

@@ -39,8 +39,9 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["scaler"],
     ["sources"],
     ["sources.schemas"],
-    ["sources.base", "sources.layout"],
-    ["sources.single_pages"],
+    ["sources.base", "sources.chunk_table"],
+    ["sources.layout"],
+    ["sources.single_pages", "sources.samples"],
     ["sources.decoding", "sources.texts"],
     ["sources.footers"],
     ["sources.parquet"],
@@ -221,7 +222,8 @@ def test_rooms_that_need_nothing_but_the_standard_library(name):
         ("direct", {"contents"}),
         ("executors.forked", {"errors", "executors.local", "executors.transfer", "memory"}),
         ("executors.transfer", {"contents", "errors"}),
-        ("sources.layout", {"columns", "headers", "page_values", "thrift"}),
+        ("sources.chunk_table", {"headers", "thrift"}),
+        ("sources.layout", {"columns", "headers", "page_values", "sources.chunk_table"}),
     ],
 )
 def test_rooms_that_need_few_others(name, allowed):

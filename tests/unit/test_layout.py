@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from polar_etl import thrift
+from polar_etl.sources.chunk_table import chunk_table, schema_alone
 from polar_etl.sources.layout import Layout, layout_of
 from tests.support.tables import mixed
 from tests.unit.plain import by_polars, by_pyarrow, footer_of, layout, polars_files, pyarrow_files
@@ -150,6 +151,37 @@ def test_it_is_what_pyarrow_says_of_any_file(file):
     _, content = file
 
     agrees(content)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_the_schema_of_numbers_is_told_without_row_groups(writer, tmp_path):
+    content = WRITERS[writer](wide(), tmp_path)
+    table = chunk_table(footer_of(content))
+
+    alone = schema_alone(footer_of(content), table)
+
+    whole, short = (pq.read_metadata(io.BytesIO(file)) for file in (content, alone))
+    assert short.num_row_groups == 0
+    assert short.num_rows == whole.num_rows
+    assert short.schema.to_arrow_schema().equals(whole.schema.to_arrow_schema(), True)
+
+
+@given(pyarrow_files() | polars_files())
+def test_a_schema_that_is_told_alone_is_that_of_the_file(file):
+    _, content = file
+    table = chunk_table(footer_of(content))
+
+    alone = table and schema_alone(footer_of(content), table)
+
+    if alone:
+        assert pq.read_schema(io.BytesIO(alone)) == pq.read_schema(io.BytesIO(content))
+
+
+@pytest.mark.parametrize("other", [["x", "y"], [[1.0], [2.0]], [{"a": 1}, None]], ids=str)
+def test_of_text_and_of_what_is_nested_pyarrow_is_asked_more(other):
+    content = by_pyarrow(pa.table({"x": [1.0, 2.0], "other": other}))
+
+    assert schema_alone(footer_of(content), chunk_table(footer_of(content))) is None
 
 
 def test_columns_of_odd_names_and_schemas():

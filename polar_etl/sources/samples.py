@@ -1,0 +1,246 @@
+"""What a footer does not tell: how large pages, dictionaries and texts are. Samples tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from polar_etl.sources.chunk_table import PHYSICAL, ChunkTable
+from polar_etl.sources.layout import Layout
+from polar_etl.thrift import fields_of, number
+
+_COLUMNS_SAMPLED = 32
+_SAMPLED_AT_A_TIME = 4
+_WIDTHS = {"INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8}
+"""Bytes of a number, by its type in Parquet."""
+_ROWS_SAMPLED = 64
+_SUSPICIOUS = 64
+"""How many times longer than the first rows' the words of a dictionary are, where rows are few that
+have none of them."""
+_LONG_ROW = 1 << 16
+"""Bytes of text in a row from which on one row is sample enough."""
+
+
+def every(many: int) -> int:
+    """Return which of so many columns are looked at: every so many-th one."""
+    return many // _COLUMNS_SAMPLED + 1
+
+
+class PageSizes(NamedTuple):
+    """Bytes of the largest pages."""
+
+    page: int = 0
+    """Of values, or of places in a dictionary once they are looked up."""
+    lookup: int = 0
+    """Of a dictionary that is looked up."""
+
+
+class _Sampled(NamedTuple):
+    """What is said of a chunk."""
+
+    data: int
+    """Where its first page stands behind the dictionary."""
+    dictionary: int | None
+    """Where its dictionary stands."""
+    plain_size: int
+    """Bytes before compression."""
+    width: int
+    """Bytes of a number; 0 if it holds none."""
+    values: int
+
+
+def page_sizes(file: BinaryIO, layout: Layout, table: ChunkTable) -> PageSizes:
+    """Return the sizes of pages of a file whose columns are scalars of fixed width.
+
+    Args:
+        file: The file.
+        layout: Of the file.
+        table: What it is made of.
+
+    Raises:
+        UnusualError: A page claims more than its chunk has.
+    """
+    if not any(table.rows):
+        return PageSizes()
+    largest = max(range(len(table.rows)), key=table.rows.__getitem__)
+    found = []
+    for leaf in range(0, len(table.columns), every(len(table.columns))):
+        layout.require_page_sizes(largest, leaf, file.fileno())
+        start, data = int(table.start[largest, leaf]), int(table.data[largest, leaf])
+        found.append(
+            _Sampled(
+                data=data,
+                dictionary=start if start < data else None,
+                plain_size=int(table.plain_size[largest, leaf]),
+                width=_WIDTHS.get(PHYSICAL[table.columns[leaf].physical], 0),
+                values=int(table.values[largest, leaf]),
+            )
+        )
+    return _largest(file, found)
+
+
+def sizes_by_arrow(
+    file: BinaryIO,
+    opened: pq.ParquetFile,
+    layout: Layout | None,
+    variable: Sequence[int],
+    *,
+    known: bool,
+) -> tuple[int, PageSizes]:
+    """Return the bytes of leaves of variable width, and the sizes of pages, of any file.
+
+    Of text the footer tells the encoded bytes; a dictionary can make a thousand times as many, so
+    some rows are decoded, too. Where the words of a dictionary are far longer than these rows, the
+    later rows are taken to hold them. How large pages are the footer does not tell, but their own
+    headers do. Where the layout does not tell where a sampled column stands, a value of it is read
+    first: that raises an error where it is encrypted, while asking its footer would abort the
+    process (PyArrow 26). So other row groups are not asked, but taken to be alike.
+
+    Args:
+        file: The file.
+        opened: The same.
+        layout: Of the file.
+        variable: Leaves of variable width.
+        known: Whether all is known of their pages, which are left out then.
+    """
+    metadata = opened.metadata
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    filled = [i for i, group in enumerate(groups) if group.num_rows > 0]
+    if not filled:
+        return 0, PageSizes()
+    texts = variable[:: every(len(variable))]
+    pages = range(0, metadata.num_columns, every(metadata.num_columns))
+    largest = max(filled, key=lambda i: groups[i].num_rows)
+    sampled = sorted({*pages, *texts})
+    if layout:
+        for leaf in sampled:
+            layout.require_page_sizes(largest, leaf, file.fileno())
+    unknown = [leaf for leaf in sampled if layout is None or not layout.tells_of(largest, leaf)]
+    for batch in _first_rows(opened, largest, unknown, 1):
+        del batch
+    asked = sorted(set(pages).difference(variable if known else ()))
+    sizes = _largest(file, [_said_by_arrow(groups[largest].column(leaf)) for leaf in asked])
+    rows = metadata.num_rows
+    values = sum(int(_value_length(file, groups[largest].column(leaf)) * rows) for leaf in texts)
+    alone = sum(max(groups[largest].column(i).total_uncompressed_size, 0) for i in texts)
+    size_of_largest = max(groups[largest].total_byte_size, 1)
+    encoded = sum(alone * max(groups[i].total_byte_size, 0) // size_of_largest for i in filled)
+    few = 1 if encoded > _LONG_ROW * rows else _ROWS_SAMPLED
+    decoded = sum(
+        sum(_decoded_bytes(column, rows) for column in batch.columns)
+        for batch in _first_rows(opened, largest, texts, few)
+    )
+    size = max(encoded, decoded)
+    if values > _SUSPICIOUS * size:
+        size = values
+    return size * len(variable) // max(len(texts), 1), sizes
+
+
+def _said_by_arrow(chunk: pq.ColumnChunkMetaData) -> _Sampled:
+    return _Sampled(
+        data=chunk.data_page_offset,
+        dictionary=(chunk.dictionary_page_offset or 0) if chunk.has_dictionary_page else None,
+        plain_size=max(chunk.total_uncompressed_size, 0),
+        width=_WIDTHS.get(chunk.physical_type, 0),
+        values=int(chunk.num_values),
+    )
+
+
+def _largest(file: BinaryIO, chunks: Iterable[_Sampled]) -> PageSizes:
+    """Return the largest sizes of first pages, and of dictionaries, of some chunks."""
+    page = lookup = 0
+    for chunk in chunks:
+        page = max(page, _page_size(file, chunk.data, chunk.plain_size))
+        if chunk.dictionary is not None:
+            values = _page_header(file, chunk.data).get(51, 0)
+            page = max(page, chunk.width * min(values, chunk.values))
+            lookup = max(lookup, _page_size(file, chunk.dictionary, chunk.plain_size))
+    return PageSizes(page, lookup)
+
+
+def _page_size(file: BinaryIO, place: int, most: int) -> int:
+    """Return the size of a page of a chunk, or a usual size where its header says none."""
+    found = _page_header(file, place).get(2, -1)
+    return found if 0 <= found <= most else min(most, 1 << 20)
+
+
+def _value_length(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> float:
+    """Return the bytes of a value of a chunk's dictionary on average, 0 where there is none."""
+    if not chunk.has_dictionary_page:
+        return 0.0
+    header = _page_header(file, chunk.dictionary_page_offset or 0)
+    return header.get(2, 0) / max(header.get(71, 1), 1)
+
+
+def _page_header(file: BinaryIO, place: int) -> dict[int, int]:
+    """Return sizes of a page: field 2 of its header, decompressed; its values, 51 or 71.
+
+    The latter are those of a dictionary.
+    Raises nothing: a header that can't be read says nothing.
+    """
+    file.seek(max(place, 0))
+    raw = file.read(512)
+    try:
+        outer, _ = fields_of(raw)
+        found = {2: number(raw, outer[2])}
+        for kind in (5, 7):
+            if kind in outer:
+                found[10 * kind + 1] = number(raw, fields_of(raw, outer[kind].start)[0][1])
+    except (ValueError, KeyError, IndexError):
+        return {}
+    return found
+
+
+def _decoded_bytes(sample: pa.Array, rows: int) -> int:
+    """Return the bytes of so many rows that are like `sample`, which has one dictionary for all."""
+    if pa.types.is_dictionary(sample.type):
+        return int(sample.indices.nbytes * rows // len(sample) + sample.dictionary.nbytes)
+    return int(sample.nbytes * rows // len(sample))
+
+
+def _first_rows(
+    opened: pq.ParquetFile, group: int, columns: Sequence[int], rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield the first rows of a row group, a few of its columns at a time."""
+    for low in range(0, len(columns), _SAMPLED_AT_A_TIME):
+        few = list(columns[low : low + _SAMPLED_AT_A_TIME])
+        batches = opened.reader.iter_batches(
+            rows, row_groups=[group], column_indices=few, use_threads=False
+        )
+        yield from (batch for batch in islice(batches, 1) if batch.num_rows)
+
+
+def word_dictionaries(file: BinaryIO, layout: Layout, words: Iterable[int]) -> int:
+    """Return the bytes of the dictionaries of some columns of text in the largest row group."""
+    if not any(layout.rows):
+        return 0
+    largest, found = max(range(len(layout.rows)), key=layout.rows.__getitem__), 0
+    for leaf in (layout.leaves[place] for place in words):
+        start, size = int(layout.start[largest, leaf]), int(layout.plain_size[largest, leaf])
+        if start < layout.data[largest, leaf]:
+            found += min(_page_header(file, start).get(2, 0), size)
+    return found
+
+
+def number_dictionaries(file: BinaryIO, layout: Layout, columns: Iterable[int]) -> int:
+    """Return the bytes of the dictionaries of some columns in the row group where they are most.
+
+    The footer tells what they take in the file, and a few headers how much larger they are.
+    """
+    leaves = [layout.leaves[column] for column in columns]
+    stored = (layout.data - layout.start)[:, leaves]
+    if not stored.any():
+        return 0
+    most = int(stored.sum(axis=1).argmax())
+    filled = np.flatnonzero(stored[most]).tolist()
+    larger = 1.0
+    for place in filled[:: every(len(filled))]:
+        header = _page_header(file, int(layout.start[most, leaves[place]]))
+        larger = max(larger, header.get(2, 0) / stored[most, place])
+    sizes = np.minimum(stored * larger, layout.plain_size[:, leaves])
+    return int(sizes.sum(axis=1).max())
