@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import zstandard
 
@@ -62,7 +63,7 @@ def _worth(pages: Sequence[Bytes]) -> list[bool]:
     worth = [True] * len(pages)
     long = [at for at, page in enumerate(pages) if len(page) >= _SHORTEST]
     samples = [_sample(pages[at]) for at in long]
-    for at, sample, frame in zip(long, samples, _at_level(samples, LEVEL), strict=True):
+    for at, sample, frame in zip(long, samples, _frames(samples, LEVEL), strict=True):
         worth[at] = len(frame) <= _WORTH * len(sample)
     return worth
 
@@ -73,10 +74,15 @@ def _sample(page: Bytes) -> Bytes:
 
 
 def _at_level(pages: Sequence[Bytes], level: int) -> list[memoryview]:
+    return [memoryview(frame) for frame in _frames(pages, level)]
+
+
+def _frames(pages: Sequence[Bytes], level: int) -> list[Any]:
+    """Return pages as frames, which have a length and can be looked at as memory."""
     if len(pages) < 2 or not any(pages):
-        return [memoryview(_compressor(level).compress(page)) for page in pages]
+        return [_compressor(level).compress(page) for page in pages]
     together = _compressor(level).multi_compress_to_buffer(pages)  # type: ignore[arg-type]
-    return [memoryview(together[i]) for i in range(len(pages))]  # type: ignore[arg-type]  # it is
+    return [together[i] for i in range(len(pages))]
 
 
 class _Local(threading.local):

@@ -80,6 +80,9 @@ def repeats_in(pieces: Sequence[Piece], rows: int) -> Repeats | None:
 
 def _may_be_whole(pieces: Sequence[Piece], rows: int) -> bool:
     """Tell whether the first value that is there is a whole number."""
+    first = pieces[0]
+    if len(first.values) and not first.bitmaps and first.values.dtype.kind == "f":
+        return float(first.values.item(0)).is_integer()  # as a rule, and of many short columns
     if all(piece.values.dtype.kind in "iu" for piece in pieces):
         return True
     some = min(rows, _LOOKED_AT)

@@ -69,9 +69,10 @@ class Standardizer:
             for column, first, tile in self._tiles(columns, index, rows):
                 paged.put(column, first, tile)
         found: dict[int, Bools] = {}
+        to_null = self.inf_to_null[index].tolist()
         for at, column in enumerate(index.tolist()):
             valid = validity(columns[column], 0, rows)
-            if self.inf_to_null[column]:
+            if to_null[at]:
                 finite = [~np.isinf(page.values) for page in paged.pages(at)]
                 kept = np.concatenate([np.empty(0, np.bool_), *finite])
                 valid = kept if valid is None else valid & kept
