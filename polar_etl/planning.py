@@ -25,7 +25,7 @@ from polar_etl.slabs import slab_rows
 from polar_etl.sources.base import Reading
 from polar_etl.words import LETTERS
 
-_WORTH_FORKING = 128 * MIB
+_WORTH_FORKING = 32 * MIB
 """Decoded bytes of a table from which processes save more time than forking them takes."""
 _STREAMED = 1 << 21
 """Bytes of words decoded at a time, at least, however scarce memory is."""
