@@ -199,7 +199,7 @@ def test_slabs_are_of_moderate_size(size):
 
     assert 1 <= rows <= 1 << 20
     assert rows < 256 or rows % 256 == 0
-    assert rows * size <= 512 << 20 or rows == 1
+    assert rows * size <= 1 << 30 or rows == 1
 
 
 def test_a_dictionary_is_billed_whole_for_however_few_rows_that_are_left():
