@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import cycle, repeat
+from itertools import count, cycle, repeat
 from typing import NamedTuple
 
 import pyarrow as pa
 
+from polar_etl import shares
 from polar_etl.direct import Staging
 from polar_etl.durable import make_directory
 from polar_etl.errors import UsageError
-from polar_etl.executors.local import ordered_map
+from polar_etl.executors.local import in_step, ordered_map
 from polar_etl.features import Features
 from polar_etl.moments import Moments
 from polar_etl.parts import Receipt
 from polar_etl.passes import Encoder, Place, Slab, moments_of
 from polar_etl.plan import Plan, Together
 from polar_etl.scaler import Scaler
+from polar_etl.shares import Team
 from polar_etl.sources.base import TableWindow, cut
 from polar_etl.sources.streams import StreamSource
 from polar_etl.workspace import Workspace
@@ -29,30 +31,42 @@ from polar_etl.writing import PartsWriter, slab_lengths
 def fit_stream(source: StreamSource, features: Features, plan: Plan) -> Moments:
     """Return the moments of `features` over the whole stream, as if it were one file."""
     moments = Moments.empty(len(features))
+    some = [features.select(names) for names in _portions(features.columns, plan)]
     results = ordered_map(
-        partial(_moments_of, features=features, together=plan.together),
-        _numbered(cut(source.tables(), repeat(plan.batch_rows))),
+        partial(_moments_of, width=len(features), together=plan.together),
+        _batches(cut(source.tables(), repeat(plan.batch_rows)), some),
         threads=plan.threads,
         in_flight=plan.in_flight,
     )
-    for blocks in results:
-        for block in blocks:
-            moments = moments.merge(block)
+    for beside in in_step(results, len(some)):
+        for blocks in zip(*beside, strict=True):
+            moments = moments.merge(Moments.beside(blocks))
     return moments
 
 
-def _numbered(tables: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
+def _portions(columns: Sequence[str], plan: Plan) -> list[tuple[str, ...]]:
+    """Return columns in runs that are worked on side by side, so that few tables are held."""
+    return [some.names for some in shares.cut(dict.fromkeys(columns, 1), Team(1, plan.shares, 0.0))]
+
+
+class _Batch(NamedTuple):
+    """Rows of a stream, of some of its features."""
+
+    first_row: int
+    table: pa.Table
+    features: Features
+
+
+def _batches(tables: Iterable[pa.Table], portions: Sequence[Features]) -> Iterator[_Batch]:
     first = 0
     for table in tables:
-        yield first, table
+        yield from (_Batch(first, table, some) for some in portions)
         first += table.num_rows
 
 
-def _moments_of(
-    batch: tuple[int, pa.Table], features: Features, together: Together
-) -> list[Moments]:
-    first, table = batch
-    return moments_of(TableWindow(table), features, first, len(features), together)
+def _moments_of(batch: _Batch, width: int, together: Together) -> list[Moments]:
+    window = TableWindow(batch.table)
+    return moments_of(window, batch.features, batch.first_row, width, together)
 
 
 def write_stream(
@@ -107,20 +121,22 @@ def write_stream(
 
 
 def _slabs(source: StreamSource, plan: Plan) -> Iterator[Slab]:
-    """Yield slabs; the one that ends a part is known only when the next one has come."""
-    names = source.schema.names
+    """Yield slabs share by share; which one ends a part is known when the next one has come."""
+    portions = _portions(source.schema.names, plan)
     lengths = [rows for rows, _ in slab_lengths(plan, plan.part_rows)]
     tables = cut(source.tables(), cycle(lengths))
     nothing = pa.Table.from_batches([], source.schema)  # `empty_table` would import pandas
     held = next(tables, nothing)
-    number = 0
-    for table in tables:
+    for number in count():
         part, place = divmod(number, len(lengths))
-        there = Place(part, len(held), last=place == len(lengths) - 1, ends=True)
-        yield Slab(there, _Only(held), names, 0, plan.together)
-        held, number = table, number + 1
-    there = Place(number // len(lengths), len(held), last=True, ends=True)
-    yield Slab(there, _Only(held), names, 0, plan.together)
+        following = next(tables, None)
+        last = following is None or place == len(lengths) - 1
+        for share, names in enumerate(portions):
+            there = Place(part, len(held), last, ends=share == len(portions) - 1)
+            yield Slab(there, _Only(held), names, share, plan.together)
+        if following is None:
+            return
+        held = following
 
 
 class _Only(NamedTuple):
