@@ -23,6 +23,7 @@ from polar_etl.sources.chunk_table import chunk_table, schema_alone
 from polar_etl.sources.decoding import STREAM_BUFFER, explained, for_arrow
 from polar_etl.sources.layout import Layout, laid_out, layout_of
 from polar_etl.sources.samples import (
+    PageSizes,
     every,
     number_dictionaries,
     page_sizes,
@@ -107,66 +108,78 @@ def inspect(path: str, room: Room = UNLIMITED) -> Inspected:
             raise InputError(f"{describe(path)} is not a regular file.")
     with explained(path), open(path, "rb") as raw:
         footer = footer_of(raw)
-        table = chunk_table(footer)
-        alone = schema_alone(footer, table) if table else None
-        with _opened(path, alone) as opened:
-            metadata = opened.metadata
-            schema = checked_schema(path, opened.schema_arrow)
-            if sum(asked_once(leaves, listed(schema)[1])) != metadata.num_columns:
-                raise InputError(
-                    f"{describe(path)} has {metadata.num_columns} columns in its footer and "
-                    "another number in its Arrow schema: write it again without the stored schema."
-                )
-            layout = laid_out(table, schema) if table else None
-            words = _words_in(raw, layout, schema)
-            apart = set(_names_of(schema, words))
-            varying = _varying_leaves(schema)
-            if layout:
-                _require_room(raw, layout, varying, room)
-            texts = _texts(raw, layout, schema, apart)
-            if alone and table and layout:
-                groups, variable = table.rows, 0
-                sizes = page_sizes(raw, layout, table)
-            else:
-                groups = tuple(
-                    metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)
-                )
-                unknown = [leaf for leaf, name in varying.items() if name not in apart]
-                known = bool(texts.windows)
-                variable, sizes = sizes_by_arrow(raw, opened, layout, unknown, known=known)
+        found = _looked_at(raw, footer, room)  # what PyArrow knows of 600,000 chunks is gone then
+        layout, schema = found.layout, found.schema
+        from_arrow = _from_arrow(raw, layout, len(schema))
+        ours = [place for place in range(len(schema)) if place not in from_arrow]
+        file = SourceFile(
+            path=os.path.abspath(path),
+            size=before.st_size,
+            mtime_ns=before.st_mtime_ns,
+            footer=hashlib.blake2b(footer, digest_size=16).hexdigest(),
+            group_rows=found.group_rows,
+            chunks=found.leaves * len(found.group_rows),
+            variable_bytes=found.variable_bytes,
+            text_windows=found.texts.windows,
+            text_page=found.texts.longest,
+            page_bytes=found.sizes.page,
+            lookup_bytes=found.sizes.lookup,
+            number_dictionaries=number_dictionaries(raw, layout, ours) if layout else 0,
+            from_arrow=from_arrow,
+            words=found.words,
+            word_bytes=_word_bytes(layout, found.words) if layout else 0,
+            dictionary_bytes=word_dictionaries(raw, layout, found.words) if layout else 0,
+        )
+    return Inspected(file, schema, layout)
+
+
+class _Look(NamedTuple):
+    """What PyArrow is needed for, and what must be known for it."""
+
+    schema: pa.Schema
+    layout: Layout | None
+    leaves: int
+    group_rows: tuple[int, ...]
+    words: frozenset[int]
+    texts: Texts
+    variable_bytes: int
+    sizes: PageSizes
+
+
+def _looked_at(raw: BinaryIO, footer: bytes, room: Room) -> _Look:
+    """Return what there is to know of the schema, the rows, and how large things are."""
+    path = raw.name
+    table = chunk_table(footer)
+    alone = schema_alone(footer, table) if table else None
+    with _opened(path, alone) as opened:
+        metadata = opened.metadata
+        schema = checked_schema(path, opened.schema_arrow)
+        if sum(asked_once(leaves, listed(schema)[1])) != metadata.num_columns:
+            raise InputError(
+                f"{describe(path)} has {metadata.num_columns} columns in its footer and another "
+                "number in its Arrow schema: write it again without the stored schema."
+            )
+        layout = laid_out(table, schema) if table else None
+        words = _words_in(raw, layout, schema)
+        apart = set(_names_of(schema, words))
+        varying = _varying_leaves(schema)
+        if layout:
+            _require_room(raw, layout, varying, room)
+        texts = _texts(raw, layout, schema, apart)
+        if alone and table and layout:
+            groups, variable, sizes = table.rows, 0, page_sizes(raw, layout, table)
+        else:
+            numbered = range(metadata.num_row_groups)
+            groups = tuple(metadata.row_group(number).num_rows for number in numbered)
+            unknown = [leaf for leaf, name in varying.items() if name not in apart]
+            known = bool(texts.windows)
+            variable, sizes = sizes_by_arrow(raw, opened, layout, unknown, known=known)
         if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
             raise InputError(
                 f"{describe(path)} is damaged: its footer tells of {metadata.num_rows} rows, "
                 f"and of {sum(groups)} in its row groups."
             )
-        chunks = metadata.num_columns * len(groups)
-        del metadata, opened  # a gigabyte, where there are 600,000 column chunks
-        from_arrow = _from_arrow(raw, layout, len(schema))
-        ours = [place for place in range(len(schema)) if place not in from_arrow]
-        lookups = number_dictionaries(raw, layout, ours) if layout else 0
-        dictionaries = word_dictionaries(raw, layout, words) if layout else 0
-    return Inspected(
-        SourceFile(
-            path=os.path.abspath(path),
-            size=before.st_size,
-            mtime_ns=before.st_mtime_ns,
-            footer=hashlib.blake2b(footer, digest_size=16).hexdigest(),
-            group_rows=groups,
-            chunks=chunks,
-            variable_bytes=variable,
-            text_windows=texts.windows,
-            text_page=texts.longest,
-            page_bytes=sizes.page,
-            lookup_bytes=sizes.lookup,
-            number_dictionaries=lookups,
-            from_arrow=from_arrow,
-            words=words,
-            word_bytes=_word_bytes(layout, words) if layout else 0,
-            dictionary_bytes=dictionaries,
-        ),
-        schema,
-        layout,
-    )
+        return _Look(schema, layout, metadata.num_columns, groups, words, texts, variable, sizes)
 
 
 def _require_room(file: BinaryIO, layout: Layout, varying: Iterable[int], room: Room) -> None:
