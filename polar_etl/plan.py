@@ -20,6 +20,9 @@ _OPENING_CHUNK, _OPENING_CHUNK_ALONE = 1500, 200
 PyArrow (measured: 1.3 kB and 130)."""
 _OPENING_COLUMN = 3_000
 """The same per column (measured: 2.9 kB)."""
+_SCHEMA_COLUMN = 700
+"""The same for one column of a file's schema, for each share of whose columns PyArrow decodes some
+(measured: 650)."""
 _LAYOUT_CHUNK = 100
 """Bytes that are kept of a column chunk that holds plain numbers."""
 _OUTPUT_CHUNK = 500
@@ -31,8 +34,9 @@ _CHUNK_COPIES = 3
 _RUNTIME = 24 * MIB
 """Thread stacks, code loaded late, SQLite, what is staged for the disk as a rule, and what the
 allocators keep back."""
-_COLUMN_OBJECTS = 3_700
-"""Bytes of Python objects for one column: its reader, its pieces, its statistics."""
+_COLUMN_OBJECTS = 2_000
+"""Bytes of Python objects for one column: its reader, its pieces, its statistics (measured: up to
+1.8 kB)."""
 _PLACE = 8
 """Bytes of a place in a dictionary: as stored, and unpacked."""
 _LOOKED_UP = 3
@@ -288,6 +292,7 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
     forked = base - _FORKED + footers + statistics + staged  # which counts wherever it is seen
     described = at_a_time * ceil(min(plan.part_rows, rows) / plan.slab_rows)
     footers += described * shape.columns * _OUTPUT_CHUNK
+    footers += min(plan.shares, shape.arrow_columns) * shape.columns * _SCHEMA_COLUMN
     opened = shape.footer_chunks * (_OPENING_CHUNK if shape.arrow_columns else _OPENING_CHUNK_ALONE)
     opening = opened + shape.columns * _OPENING_COLUMN - needed - lingering
     return (
@@ -408,11 +413,12 @@ def _working(shape: Shape, plan: Plan, slab: int, more: int) -> int:
     scalars = max(shape.normalized - sum(size for size, _ in shape.vectors), 0)
     many = min(max(together.values // slab, 1), scalars)
     decoded = min(plan.threads * min(many, together.columns), scalars)  # each by one thread
-    columns = decoded * max((slab + more) * width, shape.page_bytes)
+    ahead = min(slab + more, max(shape.rows, slab))
+    columns = decoded * max(ahead * width, shape.page_bytes)
     columns += (min(plan.threads * many, scalars) - decoded) * slab * width
     looked_up = 0
     if shape.number_dictionaries:
-        places = min(slab + more, max(shape.largest_group, slab))
+        places = min(ahead, max(shape.largest_group, slab))
         looked_up = decoded * (_LOOKED_UP * shape.own_lookup_bytes + _PLACE * places)
     others = max(shape.passed_bytes - shape.text_bytes, 0)
     passed = slab * (others * _PASSED_COPIES + shape.vector_output_bytes)
@@ -420,7 +426,7 @@ def _working(shape: Shape, plan: Plan, slab: int, more: int) -> int:
     passed += min(plan.threads, shape.word_columns) * _passed_words(shape, slab)
     passed += slab * shape.word_bytes * (slab * (shape.word_bytes + _SHORT_TEXT) > LETTERS)
     ours = shape.columns > shape.arrow_columns or shape.text_bytes or shape.word_columns
-    copies = _GROUP_COPIES if ours else _ARROW_COPIES
+    copies = _GROUP_COPIES - bool(looked_up) if ours else _ARROW_COPIES  # a file has it once
     worker = _WORKER if together.values >= MANY_VALUES else _SMALL_WORKER
     return plan.threads * worker + copies * columns + looked_up + int(passed * _SLACK)
 

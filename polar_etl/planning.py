@@ -265,7 +265,7 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     elif shape.number_dictionaries:  # the more rows, the less often they are kept at all
         batch = max(batch, min(whole, _LOOKED_UP) // block * block)
     ahead = _MOMENTS_AHEAD // max(moments_bytes(shape, batch), 1)
-    decoded = way.abreast * slab if way.abreast > 1 else 0
+    decoded = min(way.abreast * slab, rows) if way.abreast > 1 else 0
     plan = Plan(
         slab_rows=slab,
         part_rows=part,

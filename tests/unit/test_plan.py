@@ -209,6 +209,15 @@ def test_a_dictionary_is_billed_whole_for_however_few_rows_that_are_left():
     assert bill["decoding"] >= 6_000 * 16_000
 
 
+def test_pyarrow_is_billed_for_the_schema_that_it_keeps_for_each_share():
+    ours, by_arrow = (shape(20_000, 5_000, 20_000, from_arrow=some) for some in (0, 5_000))
+    found = plan(by_arrow, limit=10**11)
+
+    more = dict(found.bill)["footers"] - dict(plan(ours, limit=10**11).bill)["footers"]
+    assert found.shares > 1
+    assert more >= found.shares * 5_000 * 650
+
+
 @pytest.mark.parametrize("given", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("limit", [5 * 10**8, 2 * 10**9, 10**10, 10**12])
 def test_what_the_limit_leaves_keeps_all_numbers_or_none(given, limit):
