@@ -39,9 +39,8 @@ _COLUMN_OBJECTS = 2_000
 1.8 kB)."""
 _PLACE = 8
 """Bytes of a place in a dictionary: as stored, and unpacked."""
-_LOOKED_UP = 3
-"""How often a dictionary is held while it is decoded: as it stands in the file, decompressed, and
-by itself."""
+_LOOKED_UP = 2
+"""How often a dictionary is held while it is decoded: decompressed, and by itself."""
 _WORKER = 8 * MIB
 """Tiles and the compressor of one thread."""
 _SMALL_WORKER = 20 * MIB
