@@ -83,7 +83,10 @@ def test_the_peak_stays_below_the_limit(shape, tmp_path, room, threads):
     assert summary["projected_peak"] <= summary["memory_limit"]
     assert peak <= summary["memory_limit"]
     assert summary["measured_peak"] <= summary["memory_limit"]
-    assert summary["measured_peak"] == pytest.approx(peak, rel=0.05)
+    if room == "ample":  # there is room for a process for each thread; the kernel tells the largest
+        assert peak * 0.95 <= summary["measured_peak"] <= threads * peak * 1.05
+    else:
+        assert summary["measured_peak"] == pytest.approx(peak, rel=0.05)
     assert summary["measured_peak"] <= summary["projected_peak"]
 
 
@@ -237,10 +240,12 @@ def test_what_is_projected_for_texts_is_neither_too_little_nor_far_too_much(tmp_
     for limit in (f"{smallest_limit(tmp_path, 'in.parquet', 'out')}MB", "2GB"):
         how = ("--overwrite", "--memory-limit", limit, "--json")
         outcome, peak = measured(tmp_path, "normalize", "in.parquet", "out", *how)
-        projected = outcome.expect(0).summary["projected_peak"]
-        assert peak <= projected
+        summary = outcome.expect(0).summary
+        projected = summary["projected_peak"]
+        tree = max(peak, summary["measured_peak"])  # the kernel tells that of the largest process
+        assert tree <= projected
         if (kind, groups) != ("one of 20 MB", 10):  # there one row group in ten is words only
-            assert projected <= 2 * (peak + VARIES)
+            assert projected <= 2 * (tree + VARIES)
 
 
 @pytest.mark.parametrize("how", [{}, {"use_dictionary": False}], ids=["words", "plain"])
