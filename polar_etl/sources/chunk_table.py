@@ -64,7 +64,7 @@ _SCALAR = re.compile(rb"\x15([\x00-\x0e])\x25([\x00\x02])\x18")
 """A schema element of a scalar without logical type, up to its name."""
 _TOGETHER = 1 << 12
 """Chunks that are taken from a footer at one go."""
-_OPTIONAL, _REPEATED = 1, 2
+_OPTIONAL = 1
 
 
 class FooterColumn(NamedTuple):

@@ -43,14 +43,14 @@ _CHUNKS_LOOKED_THROUGH = 1 << 12
 
 
 @contextmanager
-def _opened(path: str, schema_alone: bytes | None = None) -> Iterator[pq.ParquetFile]:
+def _opened(path: str, alone: bytes | None = None) -> Iterator[pq.ParquetFile]:
     """Open a file for a look at it; what goes wrong with it becomes an `InputError`.
 
     Args:
         path: Of the file.
-        schema_alone: A file that has its schema and no rows, if nothing else is looked at.
+        alone: A file that has its schema and no rows, if nothing else is looked at.
     """
-    source = for_arrow(path) if schema_alone is None else pa.BufferReader(schema_alone)
+    source = for_arrow(path) if alone is None else pa.BufferReader(alone)
     with (
         explained(path),
         pq.ParquetFile(source, pre_buffer=False, buffer_size=STREAM_BUFFER) as opened,
@@ -191,10 +191,9 @@ def _require_room(file: BinaryIO, layout: Layout, varying: Iterable[int], room: 
     """
     if not any(layout.rows):
         return
-    largest = max(range(len(layout.rows)), key=layout.rows.__getitem__)
     variable = list(varying)
     for leaf in variable[:: every(len(variable))]:
-        pages = pages_of(file.fileno(), *layout.span(largest, leaf))
+        pages = pages_of(file.fileno(), *layout.span(layout.largest, leaf))
         room.require(file.name, max((page.size for page in pages), default=0))
 
 

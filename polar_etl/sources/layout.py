@@ -41,6 +41,11 @@ class Layout(NamedTuple):
     stored: tuple[np.dtype[np.generic] | None, ...]
     """Of each column: the dtype of its bytes, None if it holds no numbers."""
 
+    @property
+    def largest(self) -> int:
+        """The row group that has most rows; there must be one."""
+        return max(range(len(self.rows)), key=self.rows.__getitem__)
+
     def plain(self) -> list[int]:
         """Return the columns that hold plain numbers wherever they hold any rows."""
         filled = np.array(self.rows, np.int64) > 0

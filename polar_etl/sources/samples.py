@@ -67,8 +67,7 @@ def page_sizes(file: BinaryIO, layout: Layout, table: ChunkTable) -> PageSizes:
     """
     if not any(table.rows):
         return PageSizes()
-    largest = max(range(len(table.rows)), key=table.rows.__getitem__)
-    found = []
+    largest, found = layout.largest, []
     for leaf in range(0, len(table.columns), every(len(table.columns))):
         layout.require_page_sizes(largest, leaf, file.fileno())
         start, data = int(table.start[largest, leaf]), int(table.data[largest, leaf])
@@ -219,7 +218,7 @@ def word_dictionaries(file: BinaryIO, layout: Layout, words: Iterable[int]) -> i
     """Return the bytes of the dictionaries of some columns of text in the largest row group."""
     if not any(layout.rows):
         return 0
-    largest, found = max(range(len(layout.rows)), key=layout.rows.__getitem__), 0
+    largest, found = layout.largest, 0
     for leaf in (layout.leaves[place] for place in words):
         start, size = int(layout.start[largest, leaf]), int(layout.plain_size[largest, leaf])
         if start < layout.data[largest, leaf]:
