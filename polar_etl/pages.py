@@ -56,6 +56,16 @@ def _spread(values: Array, there: Bools | None) -> Piece:
     return Piece(spread, (Bitmap(np.packbits(there, bitorder="little")),))
 
 
+def _shares_memory(left: Page, pages: Sequence[Page]) -> bool:
+    """Tell whether what is left of some pages is part of a much larger piece of memory.
+
+    Args:
+        left: What is left of the last one.
+        pages: All of them.
+    """
+    return len(pages) > 1 or MOSTLY * left.rows < pages[-1].rows
+
+
 class ColumnReader:
     """Reads the rows of one column in order, page by page, over one or several row groups.
 
@@ -272,7 +282,7 @@ class ColumnReader:
                 held.insert(0, later)
             left -= some
         self._settle_dictionary()
-        if self._keep and len(pages) > 1:  # what is held is part of a larger piece of memory
+        if self._keep and held and pages and _shares_memory(held[-1], pages):
             for at in range(-min(len(held), len(pages)), 0):
                 held[at] = copied(held[at])
         return found

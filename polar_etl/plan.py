@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from math import ceil
+from functools import lru_cache
+from math import ceil, gcd
 from typing import NamedTuple
 
 from polar_etl.blocks import block_rows
 from polar_etl.direct import staged_bytes
+from polar_etl.pages import MOSTLY
 from polar_etl.sources.base import Reading
 from polar_etl.sources.decoding import columns_at_a_time
 from polar_etl.sources.texts import text_in
@@ -343,7 +345,7 @@ def _decoding(shape: Shape, plan: Plan, window: int, more: int) -> int:
     windows = plan.batch_rows, plan.slab_rows
     plain = shape.columns - shape.arrow_columns
     cut = not shape.even_group or any(window % shape.even_group for window in windows)
-    behind = max(shape.rows - min(windows), 0)  # rows that the first window leaves, at most
+    behind = max(_left_behind(shape, window) for window in windows)
     pages = int(min(plain * shape.page_bytes, behind * shape.row_bytes) * _KEPT)
     kept = pages * (cut and reading.keep_pages)  # a dictionary is kept whole, for however few rows
     kept += int(shape.number_dictionaries * _KEPT) * (cut and reading.keep_dictionaries)
@@ -377,6 +379,32 @@ def _decoding(shape: Shape, plan: Plan, window: int, more: int) -> int:
     found += int((held * others + shape.text_in(held)) * _SLACK)
     found += _DICTIONARIES * shape.dictionary_bytes
     return found + _vector_buffers(shape, decoded)
+
+
+def _left_behind(shape: Shape, window: int) -> int:
+    """Return the rows of a row group that may be held for those that read on, at most.
+
+    Args:
+        shape: What is read.
+        window: Rows that are read at a time, from the start of a row group on.
+    """
+    behind = max(shape.rows - window, 0)
+    if not shape.even_group:
+        return behind
+    return min(behind, int(MOSTLY * _rest(shape.even_group, window, ceil(shape.rows / window))))
+
+
+@lru_cache
+def _rest(group: int, window: int, windows: int) -> int:
+    """Return how many rows are left of a row group behind the first of so many windows, at most.
+
+    Example:
+        >>> _rest(1000, 700, 3), _rest(1000, 500, 3), _rest(1000, 700, 1000)
+        (600, 500, 900)
+    """
+    if windows > group // gcd(group, window):
+        return group - gcd(group, window)
+    return max((-place * window % group for place in range(1, windows)), default=0)
 
 
 def _alive(decoded: int, window: int, *, aligned: bool) -> int:

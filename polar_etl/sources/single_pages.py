@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,10 @@ Array = npt.NDArray[np.generic]
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
+_MOST_DIGITS = 5
+"""Bytes of a 32-bit number in Thrift."""
+_SHORT = 1 << 13
+"""Rows of a row group from which on what is done for each piece of a column no longer matters."""
 _LONGEST = 1 << 20
 """Bytes of a chunk from which on what Python does for a page no longer matters."""
 
@@ -42,6 +47,14 @@ class _Kind(NamedTuple):
     """Whether levels stand before the values."""
 
 
+class _Run(NamedTuple):
+    """Rows of a row group, of some columns."""
+
+    places: list[int]
+    values: Array | list[Array]
+    """Of each column as many; shape `(columns, rows)`."""
+
+
 class _Held(NamedTuple):
     """Values of a column chunk."""
 
@@ -50,9 +63,22 @@ class _Held(NamedTuple):
     """Row of the first one within its row group."""
     values: Array
 
-    def hold(self, group: int, low: int, high: int) -> bool:
-        """Tell whether all of these rows of a row group are among them."""
-        return self.group == group and self.first <= low and high <= self.first + len(self.values)
+    def hold(self, window: _Window) -> bool:
+        """Tell whether all of these rows are among them."""
+        here = self.group == window.group and self.first <= window.low
+        return here and window.high <= self.first + len(self.values)
+
+    def between(self, low: int, high: int) -> Array:
+        """Return some rows of the row group."""
+        return self.values[low - self.first : high - self.first]
+
+
+class _Window(NamedTuple):
+    """Rows of one row group."""
+
+    group: int
+    low: int
+    high: int
 
 
 class SinglePages:
@@ -121,72 +147,73 @@ class SinglePages:
             rows: How many there are. They stand behind those that were asked for before.
             more: How many will be asked for soon after: these are held.
         """
-        found: dict[int, list[Piece]] = {place: [] for place in places}
-        for group, low, high in self._windows(first, first + rows):
-            later = self._layout.rows[group] - high
-            if not self._keep:
-                later = min(later, more)
-            there = self._there(group, low, high, later, list(found))
-            for place, held in there.items():
-                found[place].append(Piece(held.values[low - held.first : high - held.first]))
-                if later:
-                    self._held[place] = held
-            found = {place: found[place] for place in there}
+        windows = list(self._windows(first, first + rows))
+        runs = (self._there(places, window, more) for window in windows)
+        if len(windows) > 1 and rows < _SHORT * len(windows):
+            found = _joined(runs, {place: self.kinds[place].stored for place in places}, rows)
+        else:
+            found = _in_pieces(list(runs))
         for place in places:
             if place not in found:
                 del self.kinds[place]
         return found
 
-    def _windows(self, first: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (row group, first row, row behind the last) for rows of all row groups."""
+    def _windows(self, first: int, stop: int) -> Iterator[_Window]:
+        """Yield the rows of each row group that are among some rows of all."""
         index = bisect_right(self._starts, first) - 1
         while (start := self._starts[index]) < stop:
             group = self._groups[index]
-            yield group, max(first - start, 0), min(stop - start, self._layout.rows[group])
+            yield _Window(group, max(first - start, 0), min(stop - start, self._layout.rows[group]))
             index += 1
 
-    def _there(
-        self, group: int, low: int, high: int, later: int, places: Sequence[int]
-    ) -> dict[int, _Held]:
-        """Return values of a row group with these rows among them, as far as they are read here.
+    def _there(self, places: Sequence[int], window: _Window, more: int) -> list[_Run]:
+        """Return some rows of some columns, as far as they are read here.
 
         Args:
-            group: The row group.
-            low: First row.
-            high: Row behind the last one.
-            later: Rows behind these that are wanted, too.
             places: The columns.
+            window: The rows.
+            more: Rows behind these that are wanted soon.
         """
-        held = {place: self._held.pop(place) for place in places if place in self._held}
-        found = {place: some for place, some in held.items() if some.hold(group, low, high)}
-        wanted = [place for place in places if place not in found]
-        if wanted:
-            decoded = self._decoded(group, wanted)
-            if MOSTLY * (high - low + later) < self._layout.rows[group]:
-                decoded = {
-                    place: values[low : high + later].copy() for place, values in decoded.items()
-                }
-            else:
-                low = 0
-            found |= {place: _Held(group, low, values) for place, values in decoded.items()}
-        return found
+        group, low, high = window
+        later = self._layout.rows[group] - high
+        if not self._keep:
+            later = min(later, more)
+        held = self._held_of(places, window)
+        runs = [_Run(list(held), [some.between(low, high) for some in held.values()])]
+        for these, values in self._decoded([place for place in places if place not in held], group):
+            wanted = _between(values, low, high + later)
+            runs.append(_Run(these, wanted[:, : high - low]))
+            first = high if self._keep else low
+            left = _between(wanted, first - low, wanted.shape[1])
+            held |= zip(these, (_Held(group, first, some) for some in left), strict=True)
+        if later:
+            self._held |= held
+        return [run for run in runs if run.places]
 
-    def _decoded(self, group: int, places: Sequence[int]) -> dict[int, Array]:
+    def _held_of(self, places: Sequence[int], window: _Window) -> dict[int, _Held]:
+        """Take what is held of some columns, where it holds all of these rows."""
+        if not self._held:
+            return {}
+        held = ((place, self._held.pop(place, None)) for place in places)
+        return {place: some for place, some in held if some and some.hold(window)}
+
+    def _decoded(self, places: Sequence[int], group: int) -> Iterator[tuple[list[int], Array]]:
+        """Yield columns, and their values in a row group, as far as they are read here."""
+        if not places:
+            return
         layout, leaves = self._layout, self._leaves(places)
         start = layout.start[group, leaves]
         size = layout.stop[group, leaves] - start
         raw = self._fetched(start, size)
         if raw is None:
-            return {}
+            return
         at = np.cumsum(size) - size
         kinds: dict[_Kind, list[int]] = {}
         for number, place in enumerate(places):
             kinds.setdefault(self.kinds[place], []).append(number)
-        found: dict[int, Array] = {}
         for kind, some in kinds.items():
-            decoded = _decoded(raw, at[some], size[some], layout.rows[group], kind)
-            found |= ((places[some[index]], values) for index, values in decoded)
-        return found
+            for index, values in _decoded(raw, at[some], size[some], layout.rows[group], kind):
+                yield [places[some[number]] for number in index], values
 
     def _fetched(self, start: Ints, size: Ints) -> Bytes | None:
         """Return the bytes of some chunks, one behind the other; None where the file breaks off.
@@ -205,10 +232,58 @@ class SinglePages:
         return raw
 
 
+def _between(values: Array, low: int, high: int) -> Array:
+    """Return some rows of values, in memory of their own if many others would be held for them."""
+    found = values[:, low:high]
+    return found if MOSTLY * (high - low) >= values.shape[1] else found.copy()
+
+
+def _joined(
+    windows: Iterable[list[_Run]], kinds: Mapping[int, np.dtype[np.generic]], rows: int
+) -> dict[int, list[Piece]]:
+    """Return those columns that are there in all of some windows, each as one piece.
+
+    What there is to do for each piece would take longer than its values, if these were few.
+
+    Args:
+        windows: Rows of neighbouring row groups.
+        kinds: Dtype of each column.
+        rows: In all windows.
+    """
+    many = Counter(kinds.values())
+    whole = {kind: np.empty((count, rows), kind) for kind, count in many.items()}
+    unused = {kind: iter(values) for kind, values in whole.items()}
+    found = {place: next(unused[kind]) for place, kind in kinds.items()}
+    filled = dict.fromkeys(kinds, 0)
+    first = 0
+    for runs in windows:
+        stop = first
+        for places, values in runs:
+            for place in places:
+                filled[place] += len(values[0])
+            stop = first + len(values[0])
+            if isinstance(values, np.ndarray) and len(places) == many[values.dtype]:
+                whole[values.dtype][:, first:stop] = values  # as a rule, and faster
+                continue
+            for place, row in zip(places, values, strict=True):
+                found[place][first:stop] = row
+        first = stop
+    return {place: [Piece(row)] for place, row in found.items() if filled[place] == rows}
+
+
+def _in_pieces(windows: Sequence[list[_Run]]) -> dict[int, list[Piece]]:
+    """Return those columns that are there in all of some windows, in as many pieces."""
+    found: dict[int, list[Piece]] = {}
+    for places, values in chain.from_iterable(windows):
+        for place, row in zip(places, values, strict=True):
+            found.setdefault(place, []).append(Piece(row))
+    return {place: pieces for place, pieces in found.items() if len(pieces) == len(windows)}
+
+
 def _decoded(
     raw: Bytes, at: Ints, size: Ints, rows: int, kind: _Kind
-) -> Iterator[tuple[int, Array]]:
-    """Yield the index and the values of those of some chunks that can be decoded here.
+) -> Iterator[tuple[list[int], Array]]:
+    """Yield numbers and values of those of some chunks that can be decoded here.
 
     Args:
         raw: Bytes that hold the chunks.
@@ -225,7 +300,7 @@ def _decoded(
         these, index = index[: len(pages)], index[len(pages) :]
         usual = (pages[:, : len(levels)] == np.frombuffer(levels, np.uint8)).all(axis=1)
         values = pages[:, len(levels) :].view(kind.stored)
-        yield from zip(these[usual].tolist(), values if usual.all() else values[usual], strict=True)
+        yield these[usual].tolist(), values if usual.all() else values[usual]
 
 
 def _contents(raw: Bytes, at: Ints, size: Ints, rows: int, most: int) -> Ints:
@@ -255,7 +330,8 @@ def _like_the_first(raw: Bytes, at: Ints, size: Ints, header: PageHeader) -> Int
     head = b"\x15\x00\x15" + as_number(header.size) + b"\x15"
     tail = first[len(head) + len(as_number(header.stored)) :]
     begin = np.zeros(len(at), np.int64)
-    for digits in range(1, 6):
+    shortest = max(int(size.min()) - header.length - _MOST_DIGITS, 0)
+    for digits in range(len(as_number(shortest)), len(as_number(int(size.max()))) + 1):
         length = len(head) + digits + len(tail)
         number = 2 * (size - length)  # Thrift writes signed numbers so
         fits = np.flatnonzero((number >> (7 * digits) == 0) & (number >> (7 * digits - 7) > 0))
@@ -265,10 +341,16 @@ def _like_the_first(raw: Bytes, at: Ints, size: Ints, header: PageHeader) -> Int
             more = 128 if digit < digits - 1 else 0
             expected[:, len(head) + digit] = (number[fits] >> (7 * digit)) & 127 | more
         expected[:, length - len(tail) :] = np.frombuffer(tail, np.uint8)
-        found = raw[at[fits, None] + np.arange(length)]
+        found = _pieces_of(raw, at[fits], length)
         same = fits[(found == expected).all(axis=1)]
         begin[same] = at[same] + length
     return begin
+
+
+def _pieces_of(raw: Bytes, at: Ints, length: int) -> Bytes:
+    """Return so many bytes from each of some places on, shape `(places, length)`."""
+    everywhere = np.ndarray((max(len(raw) - length + 1, 0),), f"V{length}", raw, 0, (1,))
+    return everywhere[at].view(np.uint8).reshape(-1, length)
 
 
 def _header(raw: Bytes, at: int, size: int, rows: int, most: int) -> PageHeader | None:

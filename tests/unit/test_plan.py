@@ -149,11 +149,26 @@ def test_big_row_groups_are_decoded_whole_by_pyarrow_where_memory_is_plenty():
 
 
 @pytest.mark.parametrize("limit", [5 * 10**8, 10**11])
-def test_the_memory_for_plain_numbers_does_not_depend_on_row_groups(limit):
+def test_the_memory_for_plain_numbers_does_not_grow_with_row_groups(limit):
     found = [plan(shape(4_000_000, 50, rows), limit=limit) for rows in (10_000, 131_072, 10**6)]
+    whole = plan(shape(4_000_000, 50, 4_000_000), limit=limit)
 
-    assert len({each._replace(bill=(), reading=None) for each in found}) == 1
-    assert len({tuple(line for line in each.bill if line[0] != "footers") for each in found}) == 1
+    assert {each._replace(bill=(), reading=whole.reading) for each in found} == {
+        whole._replace(bill=())
+    }
+    for each in found:
+        assert all(size <= dict(whole.bill)[name] for name, size in each.bill if name != "footers")
+
+
+def test_what_windows_leave_of_row_groups_is_billed_as_it_is():
+    def decoding(group_rows: int) -> int:
+        wide = shape(20_000, 10_000, group_rows, page_bytes=4 * group_rows)
+        return dict(plan(wide, limit=10**10).bill)["decoding"]
+
+    assert plan(shape(20_000, 10_000, 1_000), limit=10**10).slab_rows == 8_192
+    assert decoding(8_192) == decoding(1_024) == 0
+    few, many = decoding(1_677), decoding(5_000)  # 386 and 3,616 rows at most
+    assert 386 * 40_000 < few < 1_677 * 40_000 < 3_616 * 40_000 < many < 1.5 * 5_000 * 40_000
 
 
 @pytest.mark.parametrize("rows", [1, 10, 1_000, 10**6, 10**9])

@@ -70,11 +70,38 @@ def test_all_kinds_in_any_windows(path, keep, checksums, statistics, step):
         assert len(opened.check(first, min(step, 1000 - first))) == 12
 
 
+def values_held(opened: Opened) -> list[np.ndarray]:
+    return [held.values for held in opened.reader._held.values()]
+
+
+@pytest.mark.parametrize(("step", "whole"), [(90, False), (20, True)])
+def test_what_is_left_of_a_page_that_is_kept_holds_not_much_more(path, step, whole):
+    opened = Opened(path, table(3, 1000), row_group_size=100)
+    opened.check(0, step)
+    for values in values_held(opened):
+        assert len(values) == 100 - step
+        assert (values.base.shape[-1] > 100 - step) == whole
+    opened.check(step, 10)
+
+
+@pytest.mark.parametrize("step", [250, 301, 700])
+def test_many_short_row_groups_make_one_piece(path, step):
+    opened = Opened(path, table(9, 1000))
+    for first in range(0, 1000, step):
+        found = opened.check(first, min(step, 1000 - first))
+        assert [len(pieces) for pieces in found.values()] == [1] * 9
+
+
+def test_long_row_groups_are_not_copied_into_one_piece(path):
+    opened = Opened(path, table(1, 40_000), row_group_size=20_000)
+    assert len(opened.check(0, 30_000)[0]) == 2
+
+
 @pytest.mark.parametrize(("more", "most"), [(0, 100), (300, 400), (900, 1000)])
 def test_of_a_page_that_is_not_kept_no_more_is_held_than_is_wanted_soon(path, more, most):
     opened = Opened(path, table(3, 1000), keep=False, row_group_size=1000)
     first = opened.reader.pieces([0, 1, 2], 0, 100, more)
-    held = [opened.reader._held[place].values for place in opened.reader._held]
+    held = values_held(opened)
     assert all(len(values) <= most for values in held)
     assert len(held) == (3 if more else 0)
     for place, (piece,) in first.items():
