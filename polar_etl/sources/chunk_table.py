@@ -9,12 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import takewhile
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from polar_etl.headers import NUMBER, STATISTICS
+from polar_etl.sources.alike import alike
 from polar_etl.thrift import (
     STRUCT,
     behind,
@@ -25,6 +28,7 @@ from polar_etl.thrift import (
     list_at,
     list_head,
     number,
+    often,
     signed,
     varint,
 )
@@ -64,6 +68,8 @@ _SCALAR = re.compile(rb"\x15([\x00-\x0e])\x25([\x00\x02])\x18")
 """A schema element of a scalar without logical type, up to its name."""
 _TOGETHER = 1 << 12
 """Chunks that are taken from a footer at one go."""
+_WORTHWHILE = 1 << 5
+"""So many chunks that are alike are read faster at one go than one by one."""
 _OPTIONAL = 1
 
 
@@ -187,7 +193,7 @@ def _node(footer: bytes, at: int) -> tuple[_Node, int]:
         stop = start + length
         if not footer[stop]:
             kind, repeated = usual.groups()
-            return _Node(decoded(kind), decoded(repeated), footer[usual.end() : stop], 0), stop + 1
+            return _Node(often(kind), often(repeated), footer[usual.end() : stop], 0), stop + 1
     fields, stop = fields_of(footer, at)
     physical, repetition, children = (
         number(footer, fields[place]) if place in fields else None for place in (1, 3, 5)
@@ -201,10 +207,11 @@ def _columns(nodes: list[_Node]) -> tuple[FooterColumn, ...]:
     found: list[FooterColumn] = []
     place = 1
     while place < len(nodes):
-        first, place = place, place + 1
+        first, place, leaves = place, place + 1, 1
         if children[first]:
             place = _behind_subtree(children, first)
-        found.append(_column(nodes[first], sum(not count for count in children[first:place])))
+            leaves = children[first:place].count(0)
+        found.append(_column(nodes[first], leaves))
     if children[0] != len(found):
         raise ValueError("its root has not the columns that there are")
     return tuple(found)
@@ -271,17 +278,67 @@ def _of_groups(footer: bytes, first: int, columns: tuple[FooterColumn, ...]) -> 
 
 def _read(footer: bytes, at: int, columns: Sequence[FooterColumn], into: Ints) -> int:
     """Write what is kept of some neighbouring chunks into `into`, and return where they end."""
-    done = 0
+    done, apart = 0, 1
+    while done < len(columns):
+        stop = min(done + apart, len(columns))
+        start, at = _read_apart(footer, at, columns[done:stop], into[done:stop])
+        many, at = _read_alike(footer, start, at, columns[stop - 1 :], into[stop - 1 :])
+        done = stop + many
+        apart = 1 if many >= _WORTHWHILE else min(2 * apart, _TOGETHER)
+    return at
+
+
+def _read_apart(
+    footer: bytes, at: int, columns: Sequence[FooterColumn], into: Ints
+) -> tuple[int, int]:
+    """Write what is kept of some chunks, and return where the last one begins and ends."""
+    start, done = at, 0
     while done < len(columns):
         usual = _usual_chunks(footer, at, columns, done)
         if usual:
             some = slice(done, done + len(usual))
             _keep(usual, columns[some], into[some])
-            done, at = some.stop, usual[-1].end()
+            done, (start, at) = some.stop, usual[-1].span()
         else:
+            start = at
             into[done], at = _read_any(footer, at, columns[done])
             done += 1
-    return at
+    return start, at
+
+
+def _read_alike(
+    footer: bytes, start: int, at: int, columns: Sequence[FooterColumn], into: Ints
+) -> tuple[int, int]:
+    """Write what is kept of chunks that are described like the one before them.
+
+    Args:
+        footer: The footer.
+        start: Where the one before them begins.
+        at: Where it ends.
+        columns: Of that one, and of those behind it.
+        into: What is kept of that one, and where that of the others goes.
+
+    Returns:
+        How many they are, and where the last one ends.
+    """
+    codec, words = into[0, [2, 5]].tolist()
+    done, most = 1, _WORTHWHILE
+    while codec >= 0 and done < len(columns):
+        asked = list(takewhile(attrgetter("path"), columns[done : done + most]))
+        found = alike(footer, start, at, [column.path for column in asked])
+        stop, at = done + found.many, found.stop
+        physical = np.array([column.physical for column in columns[done:stop]], np.int64)
+        data, dictionary = found.numbers[9], found.numbers.get(11, 0)
+        into[done:stop, 0] = np.where((dictionary > 0) & (dictionary < data), dictionary, data)
+        into[done:stop, 1] = found.numbers[7]
+        into[done:stop, 2] = np.where(physical == columns[0].physical, codec, -1)
+        into[done:stop, 3], into[done:stop, 4] = found.numbers[5], found.numbers[6]
+        into[done:stop, 5] = np.where(physical == _BYTES, words, 0)
+        into[done:stop, 6] = data
+        done, most = stop, 4 * most
+        if found.many < len(asked) or not asked:
+            break
+    return done - 1, at
 
 
 def _usual_chunks(

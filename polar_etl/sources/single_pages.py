@@ -23,6 +23,7 @@ from polar_etl.page_buffers import equal_levels
 from polar_etl.page_values import decompressor, is_intact
 from polar_etl.pages import MOSTLY
 from polar_etl.scratch import scratch
+from polar_etl.sources.alike import gathered
 from polar_etl.sources.chunk_table import ZSTD
 from polar_etl.sources.layout import Layout
 from polar_etl.thrift import as_number
@@ -341,16 +342,10 @@ def _like_the_first(raw: Bytes, at: Ints, size: Ints, header: PageHeader) -> Int
             more = 128 if digit < digits - 1 else 0
             expected[:, len(head) + digit] = (number[fits] >> (7 * digit)) & 127 | more
         expected[:, length - len(tail) :] = np.frombuffer(tail, np.uint8)
-        found = _pieces_of(raw, at[fits], length)
+        found = gathered(raw, at[fits], length)
         same = fits[(found == expected).all(axis=1)]
         begin[same] = at[same] + length
     return begin
-
-
-def _pieces_of(raw: Bytes, at: Ints, length: int) -> Bytes:
-    """Return so many bytes from each of some places on, shape `(places, length)`."""
-    everywhere = np.ndarray((max(len(raw) - length + 1, 0),), f"V{length}", raw, 0, (1,))
-    return everywhere[at].view(np.uint8).reshape(-1, length)
 
 
 def _header(raw: Bytes, at: int, size: int, rows: int, most: int) -> PageHeader | None:

@@ -38,7 +38,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["standardize"],
     ["scaler"],
     ["sources"],
-    ["sources.schemas"],
+    ["sources.schemas", "sources.alike"],
     ["sources.base", "sources.chunk_table"],
     ["sources.layout"],
     ["sources.single_pages", "sources.samples"],
@@ -222,7 +222,8 @@ def test_rooms_that_need_nothing_but_the_standard_library(name):
         ("direct", {"contents"}),
         ("executors.forked", {"errors", "executors.local", "executors.transfer", "memory"}),
         ("executors.transfer", {"contents", "errors"}),
-        ("sources.chunk_table", {"headers", "thrift"}),
+        ("sources.alike", {"thrift"}),
+        ("sources.chunk_table", {"headers", "thrift", "sources.alike"}),
         ("sources.layout", {"columns", "headers", "page_values", "sources.chunk_table"}),
     ],
 )

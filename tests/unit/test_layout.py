@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from polar_etl import thrift
+from polar_etl.sources import chunk_table as chunk_table_module
 from polar_etl.sources.chunk_table import chunk_table, schema_alone
 from polar_etl.sources.layout import Layout, layout_of
 from tests.support.tables import mixed
@@ -212,6 +213,66 @@ def test_structs_are_none_of_ours():
     )
 
     assert agrees(by_pyarrow(table)) == 3
+
+
+def of_one_kind() -> pa.Table:
+    """Columns of one type, chunks of which are 5 to 9,000 bytes long, with nulls in some."""
+    draw = np.random.default_rng(0)
+    values = {f"column {i}": draw.standard_normal(3000).astype(np.float32) for i in range(200)}
+    found = pa.table(values)
+    for place, name in ((70, "constant"), (110, "nested"), (150, "holed")):
+        column = {
+            "constant": pa.array(np.zeros(3000, np.float32)),
+            "nested": pa.array([{"x": 1.0}] * 3000),
+            "holed": pa.array([None, 1.0] * 1500, pa.float32()),
+        }[name]
+        found = found.set_column(place, name, column)
+    return found
+
+
+def one_by_one(footer: bytes, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(chunk_table_module, "_read_alike", lambda footer, start, at, *_: (0, at))
+        return chunk_table(footer)
+
+
+def same(one, other) -> bool:
+    if one is None or other is None:
+        return one is other
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_chunks_that_are_alike_are_read_as_one_by_one(writer, tmp_path, monkeypatch):
+    footer = footer_of(WRITERS[writer](of_one_kind(), tmp_path))
+    found = chunk_table(footer)
+    assert found is not None
+    assert same(found, one_by_one(footer, monkeypatch))
+
+
+def test_most_chunks_that_are_alike_are_not_read_one_by_one(monkeypatch):
+    table = pa.table({f"c{i}": np.ones(10, np.float32) for i in range(5000)})
+    read = []
+    original = chunk_table_module._read_apart
+    monkeypatch.setattr(
+        chunk_table_module,
+        "_read_apart",
+        lambda footer, at, columns, into: (
+            read.append(len(columns)) or original(footer, at, columns, into)
+        ),
+    )
+    assert agrees(by_pyarrow(table, compression="zstd")) == 5000
+    assert sum(read) < 100
+
+
+def test_damage_to_chunks_that_are_alike_is_seen_as_one_by_one(monkeypatch):
+    footer = bytearray(footer_of(by_pyarrow(of_one_kind(), compression="zstd")))
+    draw = np.random.default_rng(1)
+    for place in draw.choice(len(footer), 300, replace=False).tolist():
+        kept = footer[place]
+        footer[place] ^= 1 << int(draw.integers(8))
+        assert same(chunk_table(bytes(footer)), one_by_one(bytes(footer), monkeypatch))
+        footer[place] = kept
 
 
 def test_another_schema_gives_no_layout():
