@@ -335,7 +335,7 @@ def _read_alike(
         into[done:stop, 3], into[done:stop, 4] = found.numbers[5], found.numbers[6]
         into[done:stop, 5] = np.where(physical == _BYTES, words, 0)
         into[done:stop, 6] = data
-        done, most = stop, 4 * most
+        done, most = stop, 16 * most
         if found.many < len(asked) or not asked:
             break
     return done - 1, at

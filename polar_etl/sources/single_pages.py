@@ -56,6 +56,15 @@ class _Run(NamedTuple):
     """Of each column as many; shape `(columns, rows)`."""
 
 
+class _Asked(NamedTuple):
+    """Columns that are asked for together."""
+
+    places: Sequence[int]
+    leaves: Ints
+    kinds: dict[_Kind, tuple[list[int], list[int]]]
+    """Columns of each kind, and their numbers among all of them."""
+
+
 class _Held(NamedTuple):
     """Values of a column chunk."""
 
@@ -107,6 +116,8 @@ class SinglePages:
         self._groups = [group for group in groups if layout.rows[group]]
         self._starts = list(accumulate((layout.rows[g] for g in self._groups), initial=0))
         """First row of each, counted from that of the first one."""
+        self._asked: _Asked | None = None
+        """What was asked for last."""
         self._held: dict[int, _Held] = {}
         """By column: what is still to be asked for."""
         self.kinds = self._likely(places)
@@ -180,13 +191,18 @@ class SinglePages:
         if not self._keep:
             later = min(later, more)
         held = self._held_of(places, window)
-        runs = [_Run(list(held), [some.between(low, high) for some in held.values()])]
-        for these, values in self._decoded([place for place in places if place not in held], group):
+        runs = []
+        missing = places
+        if held:
+            runs.append(_Run(list(held), [some.between(low, high) for some in held.values()]))
+            missing = [place for place in places if place not in held]
+        for these, values in self._decoded(missing, group):
             wanted = _between(values, low, high + later)
             runs.append(_Run(these, wanted[:, : high - low]))
-            first = high if self._keep else low
-            left = _between(wanted, first - low, wanted.shape[1])
-            held |= zip(these, (_Held(group, first, some) for some in left), strict=True)
+            if later:
+                first = high if self._keep else low
+                left = _between(wanted, first - low, wanted.shape[1])
+                held |= zip(these, (_Held(group, first, some) for some in left), strict=True)
         if later:
             self._held |= held
         return [run for run in runs if run.places]
@@ -202,19 +218,28 @@ class SinglePages:
         """Yield columns, and their values in a row group, as far as they are read here."""
         if not places:
             return
-        layout, leaves = self._layout, self._leaves(places)
-        start = layout.start[group, leaves]
-        size = layout.stop[group, leaves] - start
+        layout, asked = self._layout, self._asked_for(places)
+        start = layout.start[group, asked.leaves]
+        size = layout.stop[group, asked.leaves] - start
         raw = self._fetched(start, size)
         if raw is None:
             return
         at = np.cumsum(size) - size
-        kinds: dict[_Kind, list[int]] = {}
-        for number, place in enumerate(places):
-            kinds.setdefault(self.kinds[place], []).append(number)
-        for kind, some in kinds.items():
+        for kind, (these, some) in asked.kinds.items():
             for index, values in _decoded(raw, at[some], size[some], layout.rows[group], kind):
-                yield [places[some[number]] for number in index], values
+                all_of_them = len(index) == len(these)
+                yield these if all_of_them else [these[number] for number in index], values
+
+    def _asked_for(self, places: Sequence[int]) -> _Asked:
+        """Return what is the same for all row groups that these columns are asked for."""
+        if self._asked is None or self._asked.places != places:
+            kinds: dict[_Kind, tuple[list[int], list[int]]] = {}
+            for number, place in enumerate(places):
+                these, numbers = kinds.setdefault(self.kinds[place], ([], []))
+                these.append(place)
+                numbers.append(number)
+            self._asked = _Asked(places, self._leaves(places), kinds)
+        return self._asked
 
     def _fetched(self, start: Ints, size: Ints) -> Bytes | None:
         """Return the bytes of some chunks, one behind the other; None where the file breaks off.
@@ -255,13 +280,11 @@ def _joined(
     whole = {kind: np.empty((count, rows), kind) for kind, count in many.items()}
     unused = {kind: iter(values) for kind, values in whole.items()}
     found = {place: next(unused[kind]) for place, kind in kinds.items()}
-    filled = dict.fromkeys(kinds, 0)
-    first = 0
+    lacking: set[int] = set()
+    first = stop = 0
     for runs in windows:
-        stop = first
+        lacking.update(found.keys() - chain.from_iterable(run.places for run in runs))
         for places, values in runs:
-            for place in places:
-                filled[place] += len(values[0])
             stop = first + len(values[0])
             if isinstance(values, np.ndarray) and len(places) == many[values.dtype]:
                 whole[values.dtype][:, first:stop] = values  # as a rule, and faster
@@ -269,7 +292,7 @@ def _joined(
             for place, row in zip(places, values, strict=True):
                 found[place][first:stop] = row
         first = stop
-    return {place: [Piece(row)] for place, row in found.items() if filled[place] == rows}
+    return {place: [Piece(row)] for place, row in found.items() if place not in lacking}
 
 
 def _in_pieces(windows: Sequence[list[_Run]]) -> dict[int, list[Piece]]:
