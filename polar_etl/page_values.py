@@ -15,22 +15,13 @@ from zlib_ng import zlib_ng
 
 from polar_etl import thrift
 from polar_etl.headers import PageHeader, UnusualError
+from polar_etl.levels import valid_in
 from polar_etl.page_buffers import equal_levels
-from polar_etl.runs import (
-    FEW_LEVELS,
-    FEW_RUNS,
-    RUNS_PER_VALUE,
-    Places,
-    places_in,
-    require_few_levels,
-    valid_in,
-)
+from polar_etl.runs import FEW_RUNS, RUNS_PER_VALUE, Places, places_in
 
 Array = npt.NDArray[np.generic]
 Bools = npt.NDArray[np.bool_]
 
-_BEGINNING = 32
-"""Bytes of a page that tell how long its levels are, and how they begin."""
 _STORED = {
     kind.id: (physical, np.dtype(dtype))
     for kind, physical, dtype in (
@@ -171,38 +162,6 @@ def require_few_runs(pages: Sequence[StoredPages]) -> None:
         pass
 
 
-def require_few_levels_in(chunk: Chunk, header: PageHeader, content: memoryview) -> None:
-    """Check that the levels before the values of a page come in few runs.
-
-    Args:
-        chunk: What it belongs to.
-        header: Of the page.
-        content: What it holds; of zstd only the first bytes, which levels are taken from.
-
-    Raises:
-        UnusualError: PyArrow must read it.
-    """
-    if header.levels is not None:
-        size, levels = header.levels, content[: header.levels]
-    else:
-        codec = chunk.codec if header.compressed else "UNCOMPRESSED"
-        start = _beginning(codec, content, header.size)
-        size, levels = int.from_bytes(start[:4], "little"), start[4:]
-    if not len(levels):
-        raise UnusualError("it has no levels")
-    require_few_levels(levels, size, header.rows, FEW_LEVELS)
-
-
-def _beginning(codec: str, stored: memoryview, size: int) -> memoryview:
-    """Return the first bytes of a page, enough to tell how its levels begin."""
-    if codec != "ZSTD":
-        return memoryview(_unpacked(codec, stored, size))
-    try:
-        return memoryview(decompressor().stream_reader(stored).read(_BEGINNING))
-    except zstandard.ZstdError as error:
-        raise UnusualError(str(error)) from None
-
-
 def is_intact(header: PageHeader, content: memoryview) -> bool:
     """Tell whether the bytes of a page have the checksum that its header tells of, if it does."""
     return header.checksum is None or zlib_ng.crc32(content) == header.checksum & 0xFFFFFFFF
@@ -227,9 +186,22 @@ def _opened(pages: Sequence[StoredPages]) -> list[_Opened]:
         packed.append((codec, content[apart:], header.size - apart))
         packed += [(codec, more, header.size) for more in contents[1:]]
     done = iter(_decompressed(packed))
-    return [
-        opened for page in pages for opened in _apart(page, list(islice(done, len(page.contents))))
+    parts = [
+        part for page in pages for part in _apart(page, list(islice(done, len(page.contents))))
     ]
+    levels = [(part.levels, part.page.header.rows) for part in parts if part.levels is not None]
+    valid = iter(valid_in(levels))
+    return [_opened_with(part, None if part.levels is None else next(valid)) for part in parts]
+
+
+class _Part(NamedTuple):
+    """One page, decompressed."""
+
+    page: StoredPages
+    levels: memoryview | None
+    """None if all of its rows are there."""
+    content: memoryview
+    """What is not null."""
 
 
 class _Opened(NamedTuple):
@@ -244,35 +216,35 @@ class _Opened(NamedTuple):
     """How many values that are."""
 
 
-def _apart(page: StoredPages, contents: Sequence[memoryview]) -> list[_Opened]:
+def _apart(page: StoredPages, contents: Sequence[memoryview]) -> list[_Part]:
     """Return pages that are alike, decompressed; those without nulls at a glance."""
     if len(contents) > 1:
         rows = page.header.rows
         levels = equal_levels(rows, b"\x01") if page.chunk.nullable else b""
         start, size = len(levels), len(levels) + rows * page.chunk.stored.itemsize
         if all(len(content) == size and content[:start] == levels for content in contents):
-            return [_Opened(page, None, content[start:], rows) for content in contents]
+            return [_Part(page, None, content[start:]) for content in contents]
     return [_without_levels(page, content) for content in contents]
 
 
-def _without_levels(page: StoredPages, content: memoryview) -> _Opened:
+def _without_levels(page: StoredPages, content: memoryview) -> _Part:
     chunk, header, stored, _ = page
-    rows, valid = header.rows, None
-    if header.holds == "dictionary":
-        if len(content) != chunk.stored.itemsize * rows:
-            raise UnusualError("it holds another number of values")
-        return _Opened(page, None, content, rows)
-    if chunk.nullable and header.levels is None:
-        full = equal_levels(rows, b"\x01")
-        start = len(full)
-        if content[:start] != full:
-            start = 4 + int.from_bytes(content[:4], "little")
-            valid = valid_in(content[4:start], rows)
-        content = content[start:]
-    elif chunk.nullable:
-        valid = valid_in(bytes(stored[0][: header.levels]), rows)
-    filled = rows if valid is None else int(np.count_nonzero(valid))
-    if header.holds == "values" and len(content) != chunk.stored.itemsize * filled:
+    if header.holds == "dictionary" or not chunk.nullable:
+        return _Part(page, None, content)
+    if header.levels is not None:
+        return _Part(page, memoryview(bytes(stored[0][: header.levels])), content)
+    full = equal_levels(header.rows, b"\x01")
+    if content[: len(full)] == full:
+        return _Part(page, None, content[len(full) :])
+    start = 4 + int.from_bytes(content[:4], "little")
+    return _Part(page, content[4:start], content[start:])
+
+
+def _opened_with(part: _Part, valid: Bools | None) -> _Opened:
+    page, _, content = part
+    chunk, header, _, _ = page
+    filled = header.rows if valid is None else int(np.count_nonzero(valid))
+    if header.holds != "places" and len(content) != chunk.stored.itemsize * filled:
         raise UnusualError("it holds another number of values")
     return _Opened(page, valid, content, filled)
 

@@ -25,7 +25,6 @@ from polar_etl.page_values import (
     cut,
     decoded,
     decoded_apart,
-    require_few_levels_in,
     require_few_runs,
 )
 from polar_etl.scratch import scratch
@@ -39,8 +38,6 @@ _LONGEST_USUAL = 96
 """Bytes of a usual header, at most."""
 _FETCHED = 1 << 20
 """Bytes fetched at one go."""
-_PEEKED = 1 << 18
-"""Bytes that hold the first block of zstd, which is 128 KiB at most, however little it shrinks."""
 MOSTLY = 1.4
 """How many times what is wanted of a page all of it may be, if that is held as it is."""
 _UNLIKE = 64
@@ -207,10 +204,6 @@ class ColumnReader:
     def peek(self) -> PageHeader:
         """Return the header of the next page of rows."""
         return self._header(_NOTHING)[1]
-
-    def beginning(self, header: PageHeader, size: int) -> memoryview:
-        """Return so many bytes of the next page, which has this header, or all of them."""
-        return self._fetch(min(size, header.stored), self._at + header.length)
 
     def _go_on(self, size: int, rows: int) -> None:
         """Go on behind a page of so many bytes and rows."""
@@ -393,21 +386,14 @@ class ColumnReader:
 
 
 def is_usual(chunk: Chunk, file: int) -> bool:
-    """Tell whether a column chunk can be read here, as far as its first page tells.
-
-    Of values in zstd no more is read than what their levels may begin with.
-    """
+    """Tell whether a column chunk can be read here, as far as its first page tells."""
     try:
         reader = ColumnReader([chunk], file)
         header = reader.peek()
         if header.holds != "values":
             require_few_runs(reader.pages(1))
-        elif chunk.nullable:
-            size = _PEEKED if chunk.codec == "ZSTD" else header.stored
-            require_few_levels_in(chunk, header, reader.beginning(header, size))
-        else:
-            return header.size == header.rows * chunk.stored.itemsize
-        return True
+            return True
+        return chunk.nullable or header.size == header.rows * chunk.stored.itemsize
     except UnusualError:
         return False
 

@@ -1,7 +1,4 @@
-"""Parquet's runs: small whole numbers, each run of one value or of packed bits.
-
-Levels are stored that way, and the places in a dictionary that a page of values refers to.
-"""
+"""Places in a dictionary, as Parquet stores them: in runs, each of one value or of packed bits."""
 
 from __future__ import annotations
 
@@ -16,76 +13,19 @@ from polar_etl import thrift
 from polar_etl.headers import UnusualError
 from polar_etl.scratch import scratch
 
-Bools = npt.NDArray[np.bool_]
 Bytes = bytes | memoryview
 Octets = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.unsignedinteger[Any]]
 Fields = npt.NDArray[np.uint64]
 
 RUNS_PER_VALUE = 1 / 64
-"""Runs, or bytes of levels, per value up to which they are read here: one by one, in Python."""
-FEW_RUNS, FEW_LEVELS = 1 / 1024, 1 / 256
-"""Runs, and bytes of levels, per value up to which PyArrow takes as long (measured)."""
+"""Runs per value up to which they are read here: one by one, in Python."""
+FEW_RUNS = 1 / 1024
+"""Runs per value up to which PyArrow takes as long (measured)."""
 _TOGETHER = 1 << 14
 """Groups of eight places that are unpacked at a time, in the processor's cache."""
 _WIDEST = 25
 """Bits of a place, at most: so many lie within four bytes wherever they begin."""
-
-
-def valid_in(levels: Bytes, rows: int) -> Bools | None:
-    """Return which rows are not null, from levels of one bit; None if all are there.
-
-    Raises:
-        UnusualError: They come in many runs, or are damaged.
-    """
-    found = np.empty(rows, np.bool_)
-    at = done = 0
-    try:
-        require_few_levels(levels, len(levels), rows, RUNS_PER_VALUE)
-        while done < rows:
-            head, at = thrift.varint(levels, at)
-            count = head >> 1
-            if head & 1:
-                bits = np.frombuffer(levels[at : at + count], np.uint8)
-                at += count
-                run = np.unpackbits(bits, bitorder="little")[: rows - done].view(np.bool_)
-                found[done : done + len(run)] = run
-                count = len(run)
-            else:
-                if count >= rows and levels[at] == 1:
-                    return None
-                found[done : done + count] = levels[at]
-                at += 1
-            if not count:
-                raise UnusualError("its levels are damaged")
-            done += count
-    except UnusualError:
-        raise
-    except (IndexError, ValueError):
-        raise UnusualError("its levels are damaged") from None
-    return None if found.all() else found
-
-
-def require_few_levels(start: Bytes, size: int, rows: int, bytes_per_value: float) -> None:
-    """Check that definition levels take few bytes for each value, or are one run of bits.
-
-    Args:
-        start: The first of them.
-        size: How many bytes they are.
-        rows: How many values they tell of.
-        bytes_per_value: How many bytes are few.
-
-    Raises:
-        UnusualError: They come in many runs, or are damaged.
-    """
-    if size <= 64 + rows * bytes_per_value:
-        return
-    try:
-        head, at = thrift.varint(start, 0)
-    except (IndexError, ValueError):
-        raise UnusualError("its levels are damaged") from None
-    if not (head & 1 and at + (head >> 1) == size):
-        raise UnusualError("its levels come in many runs")
 
 
 class _Run(NamedTuple):

@@ -29,7 +29,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["chunks", "repeats", "words"],
     ["dictionaries"],
     ["encoding"],
-    ["runs"],
+    ["runs", "levels"],
     ["page_values"],
     ["pages"],
     ["features"],
@@ -209,7 +209,8 @@ def test_rooms_that_need_nothing_but_the_standard_library(name):
         ("scratch", set()),
         ("headers", {"thrift"}),
         ("runs", {"headers", "thrift", "scratch"}),
-        ("page_values", {"headers", "thrift", "page_buffers", "runs"}),
+        ("levels", {"headers", "thrift"}),
+        ("page_values", {"headers", "thrift", "page_buffers", "runs", "levels"}),
         ("pages", {"headers", "columns", "page_values", "scratch"}),
         (
             "encoding",
