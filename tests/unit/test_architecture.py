@@ -39,6 +39,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["scaler"],
     ["sources"],
     ["sources.schemas", "sources.alike"],
+    ["sources.page_batches"],
     ["sources.base", "sources.chunk_table"],
     ["sources.layout"],
     ["sources.single_pages", "sources.samples"],
@@ -187,7 +188,7 @@ def test_no_module_imports_an_optional_library_when_it_is_loaded(name):
         ("rich", set()),
         ("psutil", set()),
         ("xxhash", {"direct", "parts"}),
-        ("zstandard", {"page_values", "compression", "sources.single_pages"}),
+        ("zstandard", {"page_values", "compression", "sources.page_batches"}),
         ("zlib_ng", {"page_values", "encoding", "dictionaries"}),
     ],
 )

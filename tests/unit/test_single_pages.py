@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polar_etl.sources import single_pages
+from polar_etl.sources import page_batches
 from polar_etl.sources.footers import footer_of
 from polar_etl.sources.layout import layout_of
 from polar_etl.sources.single_pages import SinglePages
@@ -49,8 +49,12 @@ class Opened:
         places = list(self.reader.kinds) if places is None else places
         found = self.reader.pieces(places, first, rows)
         for place, pieces in found.items():
-            expected = self.source.column(place).slice(first, rows).to_numpy()
-            np.testing.assert_array_equal(np.concatenate([p.values for p in pieces]), expected)
+            expected = self.source.column(place).slice(first, rows)
+            there = expected.is_valid().to_numpy()
+            valid = np.concatenate([piece.valid(0, len(piece.values)) for piece in pieces])
+            values = np.concatenate([piece.values for piece in pieces])
+            np.testing.assert_array_equal(valid, there)
+            np.testing.assert_array_equal(values[valid], expected.drop_null().to_numpy())
         return found
 
 
@@ -71,7 +75,7 @@ def test_all_kinds_in_any_windows(path, keep, checksums, statistics, step):
 
 
 def values_held(opened: Opened) -> list[np.ndarray]:
-    return [held.values for held in opened.reader._held.values()]
+    return [held.piece.values for held in opened.reader._held.values()]
 
 
 @pytest.mark.parametrize(("step", "whole"), [(90, False), (20, True)])
@@ -128,13 +132,39 @@ def test_any_columns_from_any_row_on(tmp_path_factory, data):
         first += some
 
 
-def test_a_column_with_a_null_is_left_out_from_its_row_group_on(path):
+def holed(columns: int, rows: int, share: float) -> pa.Table:
+    """Columns of all kinds, some of which have nulls."""
+    random = np.random.default_rng(rows)
+    found = table(columns, rows)
+    for at, name in enumerate(found.column_names):
+        if at % 3 != 1:
+            values = found.column(name).to_numpy()
+            nulls = random.random(rows) < share
+            found = found.set_column(at, name, pa.array(values, mask=nulls))
+    return found
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("checksums", [True, False])
+@pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
+@pytest.mark.parametrize("step", [30, 100, 130, 1000])
+def test_nulls_in_any_windows(path, keep, checksums, share, step):
+    opened = Opened(path, holed(13, 1000, share), keep=keep, write_page_checksum=checksums)
+    for first in range(0, 1000, step):
+        assert len(opened.check(first, min(step, 1000 - first))) == 13
+
+
+def test_nulls_in_long_row_groups(path):
+    opened = Opened(path, holed(3, 40_000, 0.05), row_group_size=20_000)
+    for first in range(0, 40_000, 15_000):
+        assert len(opened.check(first, min(15_000, 40_000 - first))) == 3
+
+
+def test_a_null_far_behind_does_not_cost_the_column(path):
     holed = pa.array([None if i == 250 else i for i in range(400)], pa.int64())
     opened = Opened(path, table(5, 400).append_column("holed", holed))
-    assert len(opened.check(0, 200)) == 6
-    assert len(opened.check(200, 100)) == 5
-    assert 5 not in opened.reader.kinds
-    assert len(opened.check(300, 100)) == 5
+    for first in range(0, 400, 100):
+        assert len(opened.check(first, 100)) == 6
 
 
 @pytest.mark.parametrize(
@@ -161,9 +191,11 @@ def test_pages_of_the_second_version_are_left_out(path):
 
 
 @pytest.mark.parametrize("checksums", [True, False])
+@pytest.mark.parametrize("nulls", [True, False])
 @pytest.mark.parametrize("place", range(40))
-def test_damage_to_one_chunk_costs_no_other_its_right_values(path, place, checksums):
-    opened = Opened(path, table(4, 100), write_page_checksum=checksums)
+def test_damage_to_one_chunk_costs_no_other_its_right_values(path, place, checksums, nulls):
+    source = holed(4, 100, 0.1) if nulls else table(4, 100)
+    opened = Opened(path, source, write_page_checksum=checksums)
     start, _, _ = opened.layout.span(0, 2)
     raw = bytearray(path.read_bytes())
     raw[start + place] ^= 0xFF
@@ -182,7 +214,7 @@ def test_a_file_that_breaks_off_gives_nothing(path):
 def test_headers_that_differ_only_in_what_is_stored_are_not_read_one_by_one(path, monkeypatch):
     opened = Opened(path, table(60, 100, nullable=False), write_statistics=False)
     read = []
-    original = single_pages.header_of
-    monkeypatch.setattr(single_pages, "header_of", lambda raw: read.append(1) or original(raw))
+    original = page_batches.header_of
+    monkeypatch.setattr(page_batches, "header_of", lambda raw: read.append(1) or original(raw))
     assert len(opened.check(0, 100)) == 60
     assert len(read) == len(KINDS)
