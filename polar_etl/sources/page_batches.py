@@ -22,6 +22,8 @@ Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
+_JOINED = 1 << 18
+"""Values that are copied so that they can be put between nulls at one go."""
 _MOST_DIGITS = 5
 """Bytes of a 32-bit number in Thrift."""
 
@@ -100,7 +102,10 @@ def _with_nulls(
     if [len(some) for some in there] != [many * stored.itemsize for many in filled]:
         return  # another number of values, or levels that reach beyond the page
     values = np.zeros(valid.shape, stored)
-    values[valid] = np.concatenate([np.frombuffer(some, stored) for some in there])
+    many = max(_JOINED // rows, 1)
+    for low in range(0, len(there), many):
+        few = slice(low, low + many)
+        values[few][valid[few]] = np.concatenate([np.frombuffer(p, stored) for p in there[few]])
     yield Decoded(list(which), values, valid)
 
 
