@@ -128,6 +128,8 @@ class Shape(NamedTuple):
     """Uncompressed bytes of the largest page."""
     lookup_bytes: int = 0
     """Bytes of the largest dictionary that numbers are looked up in."""
+    nulls: bool = False
+    """Whether there are nulls between plain numbers."""
     number_dictionaries: int = 0
     """Bytes of all dictionaries of numbers in a row group, those aside that PyArrow decodes."""
     arrow_columns: int = 0
@@ -454,6 +456,7 @@ def _working(shape: Shape, plan: Plan, slab: int, more: int) -> int:
     passed += slab * shape.word_bytes * (slab * (shape.word_bytes + _SHORT_TEXT) > LETTERS)
     ours = shape.columns > shape.arrow_columns or shape.text_bytes or shape.word_columns
     copies = _GROUP_COPIES - bool(looked_up) if ours else _ARROW_COPIES  # a file has it once
+    copies += shape.nulls and bool(ours)  # values as they stand in the file, and between nulls
     worker = _WORKER if together.values >= MANY_VALUES else _SMALL_WORKER
     return plan.threads * worker + copies * columns + looked_up + int(passed * _SLACK)
 

@@ -70,6 +70,7 @@ def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings)
         footer_chunks=0 if largest is None else largest.chunks,
         page_bytes=max((file.page_bytes for file in files), default=0),
         lookup_bytes=max((file.lookup_bytes for file in files), default=0),
+        nulls=any(file.nulls for file in files),
         number_dictionaries=max((file.number_dictionaries for file in files), default=0),
         arrow_columns=sum(leaves(schema.field(name).type) for name in arrow),
         arrow_bytes=text + sum(read[name] for name in decoded),

@@ -31,6 +31,8 @@ class SourceFile(NamedTuple):
     """Uncompressed bytes of the largest page of values among those looked at."""
     lookup_bytes: int = 0
     """Bytes of the largest dictionary among those looked at."""
+    nulls: bool = False
+    """Whether there are nulls between plain numbers, as far as was looked."""
     number_dictionaries: int = 0
     """Bytes of all dictionaries of numbers in the row group where these are most, except of columns
     that PyArrow must decode."""

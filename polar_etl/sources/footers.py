@@ -124,6 +124,7 @@ def inspect(path: str, room: Room = UNLIMITED) -> Inspected:
             text_page=found.texts.longest,
             page_bytes=found.sizes.page,
             lookup_bytes=found.sizes.lookup,
+            nulls=found.sizes.nulls,
             number_dictionaries=number_dictionaries(raw, layout, ours) if layout else 0,
             from_arrow=from_arrow,
             words=found.words,

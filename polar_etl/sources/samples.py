@@ -18,6 +18,8 @@ _COLUMNS_SAMPLED = 32
 _SAMPLED_AT_A_TIME = 4
 _WIDTHS = {"INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8}
 """Bytes of a number, by its type in Parquet."""
+_EQUAL_LEVELS = 16
+"""Bytes of levels before the values of a page, at most, if none of them is null."""
 _ROWS_SAMPLED = 64
 _SUSPICIOUS = 64
 """How many times longer than the first rows' the words of a dictionary are, where rows are few that
@@ -32,12 +34,14 @@ def every(many: int) -> int:
 
 
 class PageSizes(NamedTuple):
-    """Bytes of the largest pages."""
+    """Bytes of the largest pages, and what they tell of nulls."""
 
     page: int = 0
     """Of values, or of places in a dictionary once they are looked up."""
     lookup: int = 0
     """Of a dictionary that is looked up."""
+    nulls: bool = False
+    """Whether there are pages of plain numbers that are not as long as their rows."""
 
 
 class _Sampled(NamedTuple):
@@ -152,14 +156,24 @@ def _said_by_arrow(chunk: pq.ColumnChunkMetaData) -> _Sampled:
 
 def _largest(file: BinaryIO, chunks: Iterable[_Sampled]) -> PageSizes:
     """Return the largest sizes of first pages, and of dictionaries, of some chunks."""
-    page = lookup = 0
+    page, lookup, nulls = 0, 0, False
     for chunk in chunks:
         page = max(page, _page_size(file, chunk.data, chunk.plain_size))
+        nulls |= chunk.dictionary is None and _has_nulls(file, chunk)
         if chunk.dictionary is not None:
             values = _page_header(file, chunk.data).get(51, 0)
             page = max(page, chunk.width * min(values, chunk.values))
             lookup = max(lookup, _page_size(file, chunk.dictionary, chunk.plain_size))
-    return PageSizes(page, lookup)
+    return PageSizes(page, lookup, nulls)
+
+
+def _has_nulls(file: BinaryIO, chunk: _Sampled) -> bool:
+    """Tell whether there are nulls in the first page of a chunk of numbers."""
+    header = _page_header(file, chunk.data)
+    if 82 in header:
+        return header[82] > 0
+    levels = header.get(2, 0) - chunk.width * header.get(51, 0)
+    return bool(chunk.width and header) and not 0 <= levels <= _EQUAL_LEVELS
 
 
 def _page_size(file: BinaryIO, place: int, most: int) -> int:
@@ -177,9 +191,10 @@ def _value_length(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> float:
 
 
 def _page_header(file: BinaryIO, place: int) -> dict[int, int]:
-    """Return sizes of a page: field 2 of its header, decompressed; its values, 51 or 71.
+    """Return sizes of a page: field 2 of its header, decompressed; its values, 51, 71 or 81.
 
-    The latter are those of a dictionary.
+    Those are of a page of the first version, a dictionary, and the second version, whose nulls are
+    told by 82.
     Raises nothing: a header that can't be read says nothing.
     """
     file.seek(max(place, 0))
@@ -187,9 +202,10 @@ def _page_header(file: BinaryIO, place: int) -> dict[int, int]:
     try:
         outer, _ = fields_of(raw)
         found = {2: number(raw, outer[2])}
-        for kind in (5, 7):
+        for kind, places in ((5, (1,)), (7, (1,)), (8, (1, 2))):
             if kind in outer:
-                found[10 * kind + 1] = number(raw, fields_of(raw, outer[kind].start)[0][1])
+                inner, _ = fields_of(raw, outer[kind].start)
+                found |= {10 * kind + place: number(raw, inner[place]) for place in places}
     except (ValueError, KeyError, IndexError):
         return {}
     return found

@@ -235,3 +235,15 @@ def test_a_file_without_rows(tmp_path):
 
     assert source.files[0].rows == 0
     assert read(source, 0, 0, WAYS[0]).equals(table(0))
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 1.0])
+def test_pages_tell_whether_there_are_nulls(tmp_path, share, version):
+    draw = np.random.default_rng(0)
+    nulls = draw.random(5000) < share
+    table = pa.table({"x": pa.array(draw.standard_normal(5000), mask=nulls), "text": ["a"] * 5000})
+    path = tmp_path / "x.parquet"
+    pq.write_table(table, path, use_dictionary=["text"], data_page_version=version)
+
+    assert ParquetSource.open([str(path)]).files[0].nulls == nulls.any()

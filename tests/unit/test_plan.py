@@ -160,6 +160,14 @@ def test_the_memory_for_plain_numbers_does_not_grow_with_row_groups(limit):
         assert all(size <= dict(whole.bill)[name] for name, size in each.bill if name != "footers")
 
 
+def test_values_between_nulls_are_billed_once_more():
+    def working(source) -> int:
+        return dict(plan(source, limit=10**10).bill)["arithmetic and encoding"]
+
+    whole = shape(4_000_000, 50, 131_072)
+    assert working(whole._replace(nulls=True)) - working(whole) >= 2 * 4 * 10**6
+
+
 def test_what_windows_leave_of_row_groups_is_billed_as_it_is():
     def decoding(group_rows: int) -> int:
         wide = shape(20_000, 10_000, group_rows, page_bytes=4 * group_rows)
