@@ -241,6 +241,7 @@ def _without_levels(page: StoredPages, content: memoryview) -> _Part:
 
 
 def _opened_with(part: _Part, valid: Bools | None) -> _Opened:
+    """Return a page whose levels are known, if it holds as many values as they say."""
     page, _, content = part
     chunk, header, _, _ = page
     filled = header.rows if valid is None else int(np.count_nonzero(valid))
