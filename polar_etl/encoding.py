@@ -27,7 +27,6 @@ from polar_etl.thrift import I64, LIST, STRUCT, Field
 
 Ints = npt.NDArray[np.int64]
 
-MAGIC = b"PAR1"
 _SCHEMAS = 1 << 10
 """Answers of Parquet that are kept: every slab asks the same ones again."""
 _PAGE_HEADER = b"\x15\x00\x15%b\x15%b\x15%b\x1c\x15%b\x15\x00\x15\x06\x15\x06\x00\x00"
@@ -180,7 +179,7 @@ class PartFormat:
         """Return the footer of a file with these row groups, up to and with the closing magic."""
         before, after = self.around_groups(rows, len(groups))
         found = b"".join((before, *groups, after))
-        return found + footer_end(len(found))
+        return found + thrift.footer_end(len(found))
 
     def around_groups(self, rows: int, groups: int) -> tuple[bytes, bytes]:
         """Return what stands before and behind the descriptions of so many row groups."""
@@ -195,11 +194,6 @@ class PartFormat:
         before = [(place, *values[place]) for place in places if place <= 4]
         after = [(place, *values[place]) for place in places if place > 4]
         return thrift.as_struct(before)[:-1], thrift.as_struct(after, behind=4)
-
-
-def footer_end(length: int) -> bytes:
-    """Return what stands behind a footer of so many bytes: its length, and the magic."""
-    return length.to_bytes(4, "little") + MAGIC
 
 
 def _bytes_of(sink: pa.BufferOutputStream) -> memoryview:

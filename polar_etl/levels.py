@@ -30,7 +30,12 @@ _BOOLEAN = 0
 _RUNS = 3
 """Number of the encoding in runs."""
 _NAME = b"\x05valid"
-_MAGIC = b"PAR1"
+
+
+def split(content: memoryview) -> tuple[memoryview, memoryview]:
+    """Return the levels of a page of the first version, without their length, and its values."""
+    stop = 4 + int.from_bytes(content[:4], "little")
+    return content[4:stop], content[stop:]
 
 
 def valid_in(pages: Sequence[tuple[Bytes, int]]) -> list[Bools | None]:
@@ -111,11 +116,11 @@ def _read_by_arrow(pages: Sequence[tuple[Bytes, int]]) -> list[Bools]:
 
 def _file_of(pages: Sequence[tuple[Bytes, int]]) -> bytes:
     """Return a Parquet file with one column of booleans, which are levels."""
-    parts: list[Bytes] = [_MAGIC]
+    parts: list[Bytes] = [thrift.MAGIC]
     for levels, rows in pages:
         parts += [_page_header(len(levels) + 4, rows), len(levels).to_bytes(4, "little"), levels]
-    footer = _footer(sum(rows for _, rows in pages), sum(map(len, parts)) - len(_MAGIC))
-    return b"".join([*parts, footer, len(footer).to_bytes(4, "little"), _MAGIC])
+    footer = _footer(sum(rows for _, rows in pages), sum(map(len, parts)) - len(thrift.MAGIC))
+    return b"".join([*parts, footer, thrift.footer_end(len(footer))])
 
 
 @lru_cache
@@ -138,7 +143,7 @@ def _footer(rows: int, size: int) -> bytes:
             (4, I32, thrift.as_number(0)),
             *((place, I64, thrift.as_number(many)) for place, many in ((5, rows), (6, size))),
             (7, I64, thrift.as_number(size)),
-            (9, I64, thrift.as_number(len(_MAGIC))),
+            (9, I64, thrift.as_number(len(thrift.MAGIC))),
         ]
     )
     chunk = thrift.as_struct([(2, I64, thrift.as_number(0)), (3, STRUCT, meta)])

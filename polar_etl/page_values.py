@@ -15,7 +15,7 @@ from zlib_ng import zlib_ng
 
 from polar_etl import thrift
 from polar_etl.headers import PageHeader, UnusualError
-from polar_etl.levels import valid_in
+from polar_etl.levels import split, valid_in
 from polar_etl.page_buffers import equal_levels
 from polar_etl.runs import FEW_RUNS, RUNS_PER_VALUE, Places, places_in
 
@@ -236,8 +236,7 @@ def _without_levels(page: StoredPages, content: memoryview) -> _Part:
     full = equal_levels(header.rows, b"\x01")
     if content[: len(full)] == full:
         return _Part(page, None, content[len(full) :])
-    start = 4 + int.from_bytes(content[:4], "little")
-    return _Part(page, content[4:start], content[start:])
+    return _Part(page, *split(content))
 
 
 def _opened_with(part: _Part, valid: Bools | None) -> _Opened:

@@ -13,7 +13,8 @@ from polar_etl.chunks import Encoded, Placed, placed, row_group
 from polar_etl.contents import Content
 from polar_etl.direct import DirectFile, Staging
 from polar_etl.durable import create_temporary, sync_directory
-from polar_etl.encoding import MAGIC, PartFormat
+from polar_etl.encoding import PartFormat
+from polar_etl.thrift import MAGIC
 
 _NAME = re.compile(r"part-\d{5,9}\.parquet")
 MOST_PARTS = 100_000

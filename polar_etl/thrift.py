@@ -12,6 +12,8 @@ from typing import NamedTuple
 Bytes = bytes | memoryview
 
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
+MAGIC = b"PAR1"
+"""What a Parquet file begins and ends with."""
 _DEEPEST = 16
 """Structs within structs; Parquet's own are five deep."""
 
@@ -216,3 +218,8 @@ def as_list(kind: int, items: list[bytes]) -> bytes:
 def list_head(kind: int, count: int) -> bytes:
     """Return what stands before the items of a list of so many."""
     return bytes([count << 4 | kind]) if count < 15 else bytes([0xF0 | kind]) + as_varint(count)
+
+
+def footer_end(length: int) -> bytes:
+    """Return what stands behind a footer of so many bytes: its length, and the magic."""
+    return length.to_bytes(4, "little") + MAGIC

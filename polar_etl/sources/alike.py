@@ -120,4 +120,9 @@ def _values(digits: Bytes) -> Ints:
     found = np.zeros(len(digits), np.uint64)
     for place in range(digits.shape[1]):
         found |= (digits[:, place] & 127).astype(np.uint64) << np.uint64(7 * place)
+    return signed_of(found)
+
+
+def signed_of(found: npt.NDArray[np.uint64]) -> Ints:
+    """Return the signed numbers that Thrift writes as these unsigned ones."""
     return (found >> np.uint64(1)).astype(np.int64) ^ -(found & np.uint64(1)).astype(np.int64)

@@ -17,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from polar_etl.headers import NUMBER, STATISTICS
-from polar_etl.sources.alike import alike
+from polar_etl.sources.alike import alike, signed_of
 from polar_etl.thrift import (
+    MAGIC,
     STRUCT,
     behind,
     decoded,
     fields_of,
+    footer_end,
     head_of,
     items_of,
     list_at,
@@ -47,7 +49,6 @@ _NUMBERS = frozenset((0, 2, 3, 4, 8))
 WORDS = frozenset((2, 8))
 """Encodings of places in a dictionary."""
 _DATA_PAGES = frozenset((0, 3))
-_MAGIC = b"PAR1"
 
 _CHUNK = re.compile(
     rb"\x26%(n)b\x1c"  # the chunk's offset, and its metadata:
@@ -141,11 +142,11 @@ def schema_alone(footer: bytes, table: ChunkTable) -> bytes | None:
         The file; None if not all columns are scalars of fixed width that are not encrypted.
     """
     is_whole = int.from_bytes(footer[-8:-4], "little") == len(footer) - 8
-    if not (is_whole and footer[-4:] == _MAGIC and table.is_all_scalar):
+    if not (is_whole and footer[-4:] == MAGIC and table.is_all_scalar):
         return None
     first, stop = table.groups
     rest = footer[:first] + list_head(STRUCT, 0) + footer[stop:-8]
-    return b"".join((_MAGIC, rest, len(rest).to_bytes(4, "little"), _MAGIC))
+    return b"".join((MAGIC, rest, footer_end(len(rest))))
 
 
 def _chunk_table(footer: bytes) -> ChunkTable:
@@ -388,7 +389,7 @@ def _numbers(raws: Sequence[bytes]) -> Ints:
         bits = (data[np.minimum(start + place, len(data) - 1)] & 127).astype(np.uint64)
         found |= np.where(lengths > place, bits << np.uint64(7 * place), np.uint64(0))
     found[-1, places[-1] == 0] = 0
-    return (found >> np.uint64(1)).astype(np.int64) ^ -(found & np.uint64(1)).astype(np.int64)
+    return signed_of(found)
 
 
 @lru_cache

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import zstandard
 
 from polar_etl.headers import PageHeader, UnusualError, header_of
-from polar_etl.levels import valid_in
+from polar_etl.levels import split, valid_in
 from polar_etl.page_buffers import equal_levels
 from polar_etl.page_values import decompressor, is_intact
 from polar_etl.sources.alike import gathered
@@ -87,8 +87,7 @@ def _with_nulls(
         rows: Of each.
         stored: Dtype of the values.
     """
-    bounds = [4 + int.from_bytes(content[:4], "little") for content in contents]
-    levels = [content[4:stop] for content, stop in zip(contents, bounds, strict=True)]
+    levels, there = zip(*map(split, contents), strict=True)
     try:
         found = valid_in([(some, rows) for some in levels])
     except UnusualError:
@@ -98,7 +97,6 @@ def _with_nulls(
         if some is not None:
             row[:] = some
     filled = np.count_nonzero(valid, axis=1).tolist()
-    there = [content[stop:] for content, stop in zip(contents, bounds, strict=True)]
     if [len(some) for some in there] != [many * stored.itemsize for many in filled]:
         return  # another number of values, or levels that reach beyond the page
     values = np.zeros(valid.shape, stored)

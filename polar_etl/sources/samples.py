@@ -158,27 +158,28 @@ def _largest(file: BinaryIO, chunks: Iterable[_Sampled]) -> PageSizes:
     """Return the largest sizes of first pages, and of dictionaries, of some chunks."""
     page, lookup, nulls = 0, 0, False
     for chunk in chunks:
-        page = max(page, _page_size(file, chunk.data, chunk.plain_size))
-        nulls |= chunk.dictionary is None and _has_nulls(file, chunk)
-        if chunk.dictionary is not None:
-            values = _page_header(file, chunk.data).get(51, 0)
-            page = max(page, chunk.width * min(values, chunk.values))
-            lookup = max(lookup, _page_size(file, chunk.dictionary, chunk.plain_size))
+        header = _page_header(file, chunk.data)
+        page = max(page, _page_size(header, chunk.plain_size))
+        if chunk.dictionary is None:
+            nulls |= _has_nulls(header, chunk.width)
+        else:
+            page = max(page, chunk.width * min(header.get(51, 0), chunk.values))
+            looked_up = _page_header(file, chunk.dictionary)
+            lookup = max(lookup, _page_size(looked_up, chunk.plain_size))
     return PageSizes(page, lookup, nulls)
 
 
-def _has_nulls(file: BinaryIO, chunk: _Sampled) -> bool:
-    """Tell whether there are nulls in the first page of a chunk of numbers."""
-    header = _page_header(file, chunk.data)
+def _has_nulls(header: dict[int, int], width: int) -> bool:
+    """Tell whether there are nulls in a page, from its header and the bytes of a number."""
     if 82 in header:
         return header[82] > 0
-    levels = header.get(2, 0) - chunk.width * header.get(51, 0)
-    return bool(chunk.width and header) and not 0 <= levels <= _EQUAL_LEVELS
+    levels = header.get(2, 0) - width * header.get(51, 0)
+    return bool(width and header) and not 0 <= levels <= _EQUAL_LEVELS
 
 
-def _page_size(file: BinaryIO, place: int, most: int) -> int:
+def _page_size(header: dict[int, int], most: int) -> int:
     """Return the size of a page of a chunk, or a usual size where its header says none."""
-    found = _page_header(file, place).get(2, -1)
+    found = header.get(2, -1)
     return found if 0 <= found <= most else min(most, 1 << 20)
 
 
