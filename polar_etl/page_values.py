@@ -162,6 +162,14 @@ def require_few_runs(pages: Sequence[StoredPages]) -> None:
         pass
 
 
+def largest_page(rows: int, width: int) -> int:
+    """Return the bytes that no page of so many values is larger than, each of so many bytes.
+
+    A run of levels for each of them would take 2 bytes.
+    """
+    return rows * (width + 2) + 64
+
+
 def is_intact(header: PageHeader, content: memoryview) -> bool:
     """Tell whether the bytes of a page have the checksum that its header tells of, if it does."""
     return header.checksum is None or zlib_ng.crc32(content) == header.checksum & 0xFFFFFFFF
@@ -174,9 +182,9 @@ def _opened(pages: Sequence[StoredPages]) -> list[_Opened]:
         content = contents[0]
         if not is_intact(header, content):
             raise UnusualError("its checksum is wrong")
-        # A run of levels for each value would take 2 bytes, and of places 5: no page is larger.
+        # A run of places for each value would take 5 bytes.
         width = chunk.stored.itemsize if header.holds == "values" else 5
-        most = header.rows * (width + 2) + 64
+        most = largest_page(header.rows, width)
         if header.holds == "dictionary":
             most = min(header.rows, chunk.rows) * chunk.stored.itemsize
         apart = header.levels or 0

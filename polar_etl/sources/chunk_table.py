@@ -330,7 +330,7 @@ def _read_alike(
         stop, at = done + found.many, found.stop
         physical = np.array([column.physical for column in columns[done:stop]], np.int64)
         data, dictionary = found.numbers[9], found.numbers.get(11, 0)
-        into[done:stop, 0] = np.where((dictionary > 0) & (dictionary < data), dictionary, data)
+        into[done:stop, 0] = _starts(data, dictionary)
         into[done:stop, 1] = found.numbers[7]
         into[done:stop, 2] = np.where(physical == columns[0].physical, codec, -1)
         into[done:stop, 3], into[done:stop, 4] = found.numbers[5], found.numbers[6]
@@ -361,7 +361,7 @@ def _keep(found: Sequence[re.Match[bytes]], columns: Sequence[FooterColumn], int
     kinds, codecs, numbers = ([chunk[group] for chunk in found] for group in (1, 3, 4))
     physical = [column.physical for column in columns]
     values, plain_size, size, data, dictionary = _numbers(numbers)
-    into[:, 0] = np.where((dictionary > 0) & (dictionary < data), dictionary, data)
+    into[:, 0] = _starts(data, dictionary)
     into[:, 1] = size
     into[:, 2] = list(map(_codec, kinds, codecs, physical))
     into[:, 3], into[:, 4], into[:, 5] = values, plain_size, 0
@@ -369,6 +369,11 @@ def _keep(found: Sequence[re.Match[bytes]], columns: Sequence[FooterColumn], int
         if kind == _BYTES:
             into[at, 5] = _hold_places(found[at][5] or b"\0")
     into[:, 6] = data
+
+
+def _starts(data: Ints, dictionary: Ints | int) -> Ints:
+    """Return where chunks begin, from where pages and dictionaries do; 0 if there is none."""
+    return np.where((dictionary > 0) & (dictionary < data), dictionary, data)
 
 
 def _numbers(raws: Sequence[bytes]) -> Ints:

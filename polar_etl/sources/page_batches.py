@@ -13,7 +13,7 @@ import zstandard
 from polar_etl.headers import PageHeader, UnusualError, header_of
 from polar_etl.levels import split, valid_in
 from polar_etl.page_buffers import equal_levels
-from polar_etl.page_values import decompressor, is_intact
+from polar_etl.page_values import decompressor, is_intact, largest_page
 from polar_etl.sources.alike import gathered
 from polar_etl.thrift import as_number
 
@@ -36,6 +36,20 @@ class Kind(NamedTuple):
     """Whether levels stand before the values."""
 
 
+class Chunks(NamedTuple):
+    """Column chunks of one kind, as they stand in a row group."""
+
+    raw: Bytes
+    """Bytes that hold them."""
+    at: Ints
+    """Where in these each begins."""
+    size: Ints
+    """Bytes of each."""
+    rows: int
+    """Of each."""
+    kind: Kind
+
+
 class Decoded(NamedTuple):
     """Values of some chunks; both arrays have shape `(chunks, rows)`."""
 
@@ -47,19 +61,12 @@ class Decoded(NamedTuple):
     """Which values are there; None if all are."""
 
 
-def decode(raw: Bytes, at: Ints, size: Ints, rows: int, kind: Kind) -> Iterator[Decoded]:
-    """Yield those of some chunks that are usual pages, in any order.
-
-    Args:
-        raw: Bytes that hold the chunks.
-        at: Where in them each begins.
-        size: Bytes of each.
-        rows: Of each.
-        kind: What they hold.
-    """
+def decode(chunks: Chunks) -> Iterator[Decoded]:
+    """Yield those of some chunks that are usual pages, in any order."""
+    raw, at, size, rows, kind = chunks
     levels = equal_levels(rows, b"\x01") if kind.nullable else b""
     most = len(levels) + rows * kind.stored.itemsize
-    begin, sizes = _contents(raw, at, size, rows, kind, most)
+    begin, sizes = _contents(chunks, most)
     index = np.flatnonzero(sizes == most)
     holed, contents = [], []
     for pages in _alike(raw, begin[index], (at + size)[index], most):
@@ -107,35 +114,29 @@ def _with_nulls(
     yield Decoded(list(which), values, valid)
 
 
-def _contents(
-    raw: Bytes, at: Ints, size: Ints, rows: int, kind: Kind, most: int
-) -> tuple[Ints, Ints]:
+def _contents(chunks: Chunks, most: int) -> tuple[Ints, Ints]:
     """Return where the contents of chunks begin, and their bytes once decompressed.
 
     Both are 0 where a chunk is not one usual page.
 
     Args:
-        raw: Bytes that hold the chunks.
-        at: Where in them each begins.
-        size: Bytes of each.
-        rows: Of each.
-        kind: What they hold.
+        chunks: The chunks.
         most: Bytes of a decompressed page without nulls.
     """
-    begin, sizes = np.zeros((2, len(at)), np.int64)
-    first = _header(raw, int(at[0]), int(size[0]), rows, kind)
+    begin, sizes = np.zeros((2, len(chunks.at)), np.int64)
+    first = _header(chunks, 0)
     if first and first.checksum is None and first.size == most:
-        begin = _like_the_first(raw, at, size, first)
+        begin = _like_the_first(chunks, first)
         sizes[begin > 0] = most
     for index in np.flatnonzero(begin == 0).tolist():
-        place, length = int(at[index]), int(size[index])
-        if header := _header(raw, place, length, rows, kind):
-            begin[index], sizes[index] = place + header.length, header.size
+        if header := _header(chunks, index):
+            begin[index], sizes[index] = chunks.at[index] + header.length, header.size
     return begin, sizes
 
 
-def _like_the_first(raw: Bytes, at: Ints, size: Ints, header: PageHeader) -> Ints:
+def _like_the_first(chunks: Chunks, header: PageHeader) -> Ints:
     """Return where contents begin behind headers that differ in nothing but the bytes stored."""
+    raw, at, size, _, _ = chunks
     first = bytes(raw[at[0] : at[0] + header.length])
     head = b"\x15\x00\x15" + as_number(header.size) + b"\x15"
     tail = first[len(head) + len(as_number(header.stored)) :]
@@ -157,9 +158,11 @@ def _like_the_first(raw: Bytes, at: Ints, size: Ints, header: PageHeader) -> Int
     return begin
 
 
-def _header(raw: Bytes, at: int, size: int, rows: int, kind: Kind) -> PageHeader | None:
+def _header(chunks: Chunks, index: int) -> PageHeader | None:
     """Return the header of a chunk if it is one usual page."""
-    chunk = raw[at : at + size].data
+    rows, (stored, nullable) = chunks.rows, chunks.kind
+    at, size = int(chunks.at[index]), int(chunks.size[index])
+    chunk = chunks.raw[at : at + size].data
     try:
         header = header_of(chunk)
     except UnusualError:
@@ -167,8 +170,9 @@ def _header(raw: Bytes, at: int, size: int, rows: int, kind: Kind) -> PageHeader
     expected = ("values", rows, size - header.length, None, True)
     if (header.holds, header.rows, header.stored, header.levels, header.compressed) != expected:
         return None
-    width = kind.stored.itemsize
-    least, most = (4, rows * (width + 2) + 64) if kind.nullable else (rows * width, rows * width)
+    least = most = rows * stored.itemsize
+    if nullable:
+        least, most = 4, largest_page(rows, stored.itemsize)
     if not least <= header.size <= most:
         return None
     return header if is_intact(header, chunk[header.length :]) else None

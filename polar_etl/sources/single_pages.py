@@ -21,7 +21,7 @@ from polar_etl.pages import MOSTLY
 from polar_etl.scratch import scratch
 from polar_etl.sources.chunk_table import ZSTD
 from polar_etl.sources.layout import Layout
-from polar_etl.sources.page_batches import Kind, decode
+from polar_etl.sources.page_batches import Chunks, Kind, decode
 
 Array = npt.NDArray[np.generic]
 Bools = npt.NDArray[np.bool_]
@@ -243,7 +243,8 @@ class SinglePages:
             return
         at = np.cumsum(size) - size
         for kind, (these, some) in asked.kinds.items():
-            for which, values, valid in decode(raw, at[some], size[some], layout.rows[group], kind):
+            chunks = Chunks(raw, at[some], size[some], layout.rows[group], kind)
+            for which, values, valid in decode(chunks):
                 all_of_them = len(which) == len(these) and valid is None  # in order, then
                 places = these if all_of_them else [these[number] for number in which]
                 yield _Block(places, values, valid)
