@@ -28,6 +28,7 @@ LIMIT = 1_000_000_000
 BATCH = """
 import json, os, resource, shutil, sys
 import polar_etl as pe
+from polar_etl.memory import peak_of_process
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 for line in sys.stdin:
     case, path, out = json.loads(line)
@@ -48,8 +49,7 @@ for line in sys.stdin:
         shutil.rmtree(name, ignore_errors=True)
     end = {"end": case, "code": code, "said": said, "left": left}
     print(json.dumps(end), flush=True)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"peak": peak}), flush=True)
+print(json.dumps({"peak": peak_of_process()}), flush=True)
 """.replace("LARGEST", str(LIMIT))
 
 
