@@ -62,7 +62,7 @@ class Decoded(NamedTuple):
 
 
 def decode(chunks: Chunks) -> Iterator[Decoded]:
-    """Yield those of some chunks that are usual pages, in any order."""
+    """Yield those of some chunks that are usual pages: some of them at a time, in order."""
     raw, at, size, rows, kind = chunks
     levels = equal_levels(rows, b"\x01") if kind.nullable else b""
     most = len(levels) + rows * kind.stored.itemsize
@@ -80,7 +80,9 @@ def decode(chunks: Chunks) -> Iterator[Decoded]:
     contents += _unlike(raw, begin[index], (at + size)[index], sizes[index])
     holed += index[: len(contents) - len(holed)].tolist()
     if kind.nullable and holed:
-        yield from _with_nulls(holed, contents, rows, kind.stored)
+        order = np.argsort(holed).tolist()
+        contents = [contents[at] for at in order]
+        yield from _with_nulls(sorted(holed), contents, rows, kind.stored)
 
 
 def _with_nulls(

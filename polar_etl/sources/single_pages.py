@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from polar_etl.pages import MOSTLY
 from polar_etl.scratch import scratch
 from polar_etl.sources.chunk_table import ZSTD
 from polar_etl.sources.layout import Layout
-from polar_etl.sources.page_batches import Chunks, Kind, decode
+from polar_etl.sources.page_batches import Chunks, Decoded, Kind, decode
 
 Array = npt.NDArray[np.generic]
 Bools = npt.NDArray[np.bool_]
@@ -30,18 +30,25 @@ Ints = npt.NDArray[np.int64]
 
 _SHORT = 1 << 13
 """Rows of a row group from which on what is done for each piece of a column no longer matters."""
+_MOST_CHUNKS = 1 << 12
+"""Chunks that are decoded at one go: their headers take memory, too, however short they are."""
 _LONGEST = 1 << 20
 """Bytes of a chunk from which on what Python does for a page no longer matters."""
 
 
 class _Block(NamedTuple):
-    """Rows of a row group, of some columns of one kind."""
+    """Neighbouring rows of some columns of one kind."""
 
     places: list[int]
     values: Array
     """Shape `(columns, rows)`."""
     valid: Bools | None
     """Which values are there, in the same shape; None if all are."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return int(self.values.shape[1])
 
     def between(self, low: int, high: int) -> _Block:
         """Return some rows."""
@@ -51,9 +58,15 @@ class _Block(NamedTuple):
     def alone(self, low: int, high: int) -> _Block:
         """Return some rows, in memory of their own if many others would be held for them."""
         found = self.between(low, high)
-        if MOSTLY * (high - low) >= self.values.shape[1]:
+        if MOSTLY * (high - low) >= self.rows:
             return found
         return found._replace(values=found.values.copy())
+
+    def only(self, places: Collection[int]) -> _Block:
+        """Return some of the columns."""
+        which = [at for at, place in enumerate(self.places) if place in places]
+        valid = None if self.valid is None else self.valid[which]
+        return _Block([self.places[at] for at in which], self.values[which], valid)
 
     def pieces(self) -> Iterator[tuple[int, Piece]]:
         """Yield the columns, and their rows."""
@@ -76,39 +89,58 @@ class _Asked(NamedTuple):
     """Columns of each kind, and their numbers among all of them."""
 
 
+class _Window(NamedTuple):
+    """Rows of neighbouring row groups, all of one length."""
+
+    group: int
+    """Number of the first of them, of those that are read."""
+    many: int
+    length: int
+    """Rows of each of them."""
+    low: int
+    """First row, counted from the start of the first row group."""
+    high: int
+    """Behind the last row; it is one of the last row group."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of all of the row groups."""
+        return self.many * self.length
+
+
 class _Held(NamedTuple):
-    """Rows of a column chunk."""
+    """Rows of a row group that are still to be asked for."""
 
     group: int
     first: int
-    """The first one within its row group."""
-    piece: Piece
+    """The first one within the row group."""
+    values: _Block
+    """Without telling which of them are there."""
+    bits: Bytes | None
+    """Which are, eight in a byte; None if all are."""
+
+    @classmethod
+    def of(cls, group: int, first: int, block: _Block) -> _Held:
+        """Return some rows to hold."""
+        bits = None if block.valid is None else np.packbits(block.valid, axis=1)
+        return cls(group, first, block._replace(valid=None), bits)
 
     def hold(self, window: _Window) -> bool:
         """Tell whether all of these rows are among them."""
-        here = self.group == window.group and self.first <= window.low
-        return here and window.high <= self.first + len(self.piece.values)
+        here = window.many == 1 and self.group == window.group and self.first <= window.low
+        return here and window.high <= self.first + self.values.rows
 
-    def between(self, low: int, high: int) -> Piece:
-        """Return some rows of the row group."""
-        found = self.piece.between(low - self.first, len(self.piece.values))
-        return found._replace(values=found.values[: high - low])
+    def only(self, places: Collection[int]) -> _Held:
+        """Return some of the columns."""
+        return self.of(self.group, self.first, self.block.only(places))
 
-
-class _Rows(NamedTuple):
-    """Rows of a row group, of some columns."""
-
-    held: dict[int, Piece]
-    """Those that were decoded before."""
-    blocks: list[_Block]
-
-
-class _Window(NamedTuple):
-    """Rows of one row group."""
-
-    group: int
-    low: int
-    high: int
+    @property
+    def block(self) -> _Block:
+        """The rows."""
+        if self.bits is None:
+            return self.values
+        valid = np.unpackbits(self.bits, axis=1, count=self.values.rows)
+        return self.values._replace(valid=valid.view(np.bool_))
 
 
 class SinglePages:
@@ -139,7 +171,7 @@ class SinglePages:
         self._asked: _Asked | None = None
         """What was asked for last."""
         self._held: dict[int, _Held] = {}
-        """By column: what is still to be asked for."""
+        """By the first column of each: what is still to be asked for."""
         self.kinds = self._likely(places)
         """The columns that are read here, with their kinds."""
 
@@ -180,8 +212,13 @@ class SinglePages:
             more: How many will be asked for soon after: these are held.
         """
         windows = list(self._windows(first, first + rows))
-        there = (self._there(places, window, more) for window in windows)
-        if len(windows) > 1 and rows < _SHORT * len(windows):
+        held = self._held_of(places, windows[0])
+        stretches = self._stretches(windows, _MOST_CHUNKS // max(len(places), 1), apart=bool(held))
+        there = (
+            self._there(places, window, held if window is stretches[0] else [], more)
+            for window in stretches
+        )
+        if len(stretches) > 1 and rows < _SHORT * len(windows):
             found = _joined(there, {place: self.kinds[place].stored for place in places}, rows)
         else:
             found = _in_pieces(list(there))
@@ -194,60 +231,98 @@ class SinglePages:
         """Yield the rows of each row group that are among some rows of all."""
         index = bisect_right(self._starts, first) - 1
         while (start := self._starts[index]) < stop:
-            group = self._groups[index]
-            yield _Window(group, max(first - start, 0), min(stop - start, self._layout.rows[group]))
+            length = self._layout.rows[self._groups[index]]
+            yield _Window(index, 1, length, max(first - start, 0), min(stop - start, length))
             index += 1
 
-    def _there(self, places: Sequence[int], window: _Window, more: int) -> _Rows:
+    @staticmethod
+    def _stretches(windows: Sequence[_Window], most: int, *, apart: bool) -> list[_Window]:
+        """Return windows, those of short row groups of one length as one.
+
+        Args:
+            windows: One for each row group.
+            most: So many row groups at most are decoded at one go.
+            apart: Whether the first one is left as it is.
+        """
+        found = list(windows[:1])
+        for window in windows[1:]:
+            last = found[-1]
+            one = last.length == window.length < _SHORT and last.many < most
+            if one and not (apart and len(found) == 1):
+                high = last.rows + window.high
+                found[-1] = last._replace(many=last.many + 1, high=high)
+            else:
+                found.append(window)
+        return found
+
+    def _there(
+        self, places: Sequence[int], window: _Window, held: Sequence[_Held], more: int
+    ) -> list[_Block]:
         """Return some rows of some columns, as far as they are read here.
 
         Args:
             places: The columns.
             window: The rows.
+            held: What holds these rows of some of the columns.
             more: Rows behind these that are wanted soon.
         """
-        group, low, high = window
-        later = self._layout.rows[group] - high
+        later = window.rows - window.high
         if not self._keep:
             later = min(later, more)
-        held = self._held_of(places, window)
-        missing = [place for place in places if place not in held] if held else places
-        found = _Rows({place: some.between(low, high) for place, some in held.items()}, [])
-        for block in self._decoded(missing, group):
-            wanted = block.alone(low, high + later)
-            found.blocks.append(wanted.between(0, high - low))
+        last = window.rows - window.length  # what is held is of the last row group alone
+        found = []
+        for some in held:
+            low, high = window.low - some.first, window.high - some.first
+            found.append(some.block.between(low, high))
             if later:
-                first = high if self._keep else low
-                left = wanted.alone(first - low, wanted.values.shape[1])
-                held |= ((place, _Held(group, first, piece)) for place, piece in left.pieces())
-        if later:
-            self._held |= held
+                self._hold(some)
+        known = {place for some in held for place in some.values.places}
+        missing = [place for place in places if place not in known] if known else places
+        for block in self._decoded(missing, window):
+            wanted = block.alone(window.low, window.high + later)
+            found.append(wanted.between(0, window.high - window.low))
+            if later:
+                first = window.high if self._keep else max(window.low, last)
+                left = wanted.alone(first - window.low, wanted.rows)
+                self._hold(_Held.of(window.group + window.many - 1, first - last, left))
         return found
 
-    def _held_of(self, places: Sequence[int], window: _Window) -> dict[int, _Held]:
+    def _hold(self, held: _Held) -> None:
+        self._held[held.values.places[0]] = held
+
+    def _held_of(self, places: Sequence[int], window: _Window) -> list[_Held]:
         """Take what is held of some columns, where it holds all of these rows."""
         if not self._held:
-            return {}
-        held = ((place, self._held.pop(place, None)) for place in places)
-        return {place: some for place, some in held if some and some.hold(window)}
+            return []
+        held = (self._held.pop(place, None) for place in places)
+        wanted, found = set(places), []
+        for some in [some for some in held if some and some.hold(window)]:
+            if wanted.issuperset(some.values.places):
+                found.append(some)
+            else:  # the columns were asked for in other company before
+                found.append(some.only(wanted))
+                self._hold(some.only({*some.values.places} - wanted))
+        return found
 
-    def _decoded(self, places: Sequence[int], group: int) -> Iterator[_Block]:
-        """Yield a row group of some columns, as far as they are read here."""
+    def _decoded(self, places: Sequence[int], window: _Window) -> Iterator[_Block]:
+        """Yield whole row groups of some columns, as far as they are read here."""
         if not places:
             return
         layout, asked = self._layout, self._asked_for(places)
-        start = layout.start[group, asked.leaves]
-        size = layout.stop[group, asked.leaves] - start
-        raw = self._fetched(start, size)
+        groups = self._groups[window.group : window.group + window.many]
+        cells = np.array(groups, np.int64)[:, None], asked.leaves
+        start = layout.start[cells]
+        size = layout.stop[cells] - start
+        raw = self._fetched(start.reshape(-1), size.reshape(-1))
         if raw is None:
             return
-        at = np.cumsum(size) - size
+        at = (np.cumsum(size) - size.reshape(-1)).reshape(size.shape)
         for kind, (these, some) in asked.kinds.items():
-            chunks = Chunks(raw, at[some], size[some], layout.rows[group], kind)
-            for which, values, valid in decode(chunks):
-                all_of_them = len(which) == len(these) and valid is None  # in order, then
-                places = these if all_of_them else [these[number] for number in which]
-                yield _Block(places, values, valid)
+            # The row groups of a column come one behind the other, as its rows do then.
+            begin, sizes = (array[:, some].T.reshape(-1) for array in (at, size))
+            chunks = Chunks(raw, begin, sizes, window.length, kind)
+            decoded = [some for some in decode(chunks) if some.which]
+            yield from _blocks(these, decoded, window)
 
     def _asked_for(self, places: Sequence[int]) -> _Asked:
         """Return what is the same for all row groups that these columns are asked for."""
@@ -277,31 +352,68 @@ class SinglePages:
         return raw
 
 
+def _blocks(places: list[int], decoded: Sequence[Decoded], window: _Window) -> Iterator[_Block]:
+    """Yield those columns of which all chunks were decoded.
+
+    Args:
+        places: The columns.
+        decoded: Their chunks: all row groups of the first column, then those of the next.
+        window: Which row groups these are.
+    """
+    chunks = len(places) * window.many
+    if len(decoded) == 1 and len(decoded[0].which) == chunks:  # in order, then
+        _, values, valid = decoded[0]
+        valid = None if valid is None else valid.reshape(-1, window.rows)
+        yield _Block(places, values.reshape(-1, window.rows), valid)
+    elif window.many == 1:
+        for which, values, valid in decoded:
+            yield _Block([places[number] for number in which], values, valid)
+    elif decoded:
+        yield _put_together(places, decoded, window)
+
+
+def _put_together(places: list[int], decoded: Sequence[Decoded], window: _Window) -> _Block:
+    """Return those columns of which all chunks were decoded, in any order: see `_blocks`."""
+    values = np.empty((len(places) * window.many, window.length), decoded[0].values.dtype)
+    valid = None
+    if any(some.valid is not None for some in decoded):
+        valid = np.ones(values.shape, np.bool_)
+    missing = np.ones(len(values), np.bool_)
+    for which, some, there in decoded:
+        values[which], missing[which] = some, False
+        if valid is not None and there is not None:
+            valid[which] = there
+    block = _Block(
+        places,
+        values.reshape(-1, window.rows),
+        None if valid is None else valid.reshape(-1, window.rows),
+    )
+    if not missing.any():
+        return block
+    lacking = missing.reshape(-1, window.many).any(axis=1)
+    return block.only({places[at] for at in np.flatnonzero(~lacking).tolist()})
+
+
 def _joined(
-    windows: Iterable[_Rows], kinds: Mapping[int, np.dtype[np.generic]], rows: int
+    windows: Iterable[Sequence[_Block]], kinds: Mapping[int, np.dtype[np.generic]], rows: int
 ) -> dict[int, list[Piece]]:
     """Return those columns that are there in all of some windows, each as one piece.
 
     What there is to do for each piece would take longer than its values, if these were few.
 
     Args:
-        windows: Rows of neighbouring row groups.
+        windows: Neighbouring rows.
         kinds: Dtype of each column.
         rows: In all windows.
     """
     whole = {kind: _Whole(kind, some, rows) for kind, some in _by_kind(kinds).items()}
     lacking: set[int] = set()
     first = 0
-    for held, blocks in windows:
-        lacking.update(kinds.keys() - held.keys() - {*chain(*(block.places for block in blocks))})
-        stop = first
-        for place, piece in held.items():
-            stop = first + len(piece.values)
-            whole[kinds[place]].put_piece(place, first, piece)
+    for blocks in windows:
+        lacking.update(kinds.keys() - {*chain(*(block.places for block in blocks))})
         for block in blocks:
-            stop = first + block.values.shape[1]
             whole[block.values.dtype].put(first, block)
-        first = stop
+        first += blocks[0].rows if blocks else 0
     pieces = chain.from_iterable(some.block().pieces() for some in whole.values())
     return {place: [piece] for place, piece in pieces if place not in lacking}
 
@@ -339,13 +451,6 @@ class _Whole:
         if block.valid is not None:
             self._there()[which, rows] = block.valid
 
-    def put_piece(self, place: int, first: int, piece: Piece) -> None:
-        """Put rows of one of the columns to row `first` and behind."""
-        at, stop = self._number[place], first + len(piece.values)
-        self._values[at, first:stop] = piece.values
-        if piece.bitmaps:
-            self._there()[at, first:stop] = piece.valid(0, stop - first)
-
     def _there(self) -> Bools:
         if self._valid is None:
             self._valid = np.ones(self._values.shape, np.bool_)
@@ -356,10 +461,10 @@ class _Whole:
         return _Block(self._places, self._values, self._valid)
 
 
-def _in_pieces(windows: Sequence[_Rows]) -> dict[int, list[Piece]]:
+def _in_pieces(windows: Sequence[Sequence[_Block]]) -> dict[int, list[Piece]]:
     """Return those columns that are there in all of some windows, in as many pieces."""
     found: dict[int, list[Piece]] = {}
-    for held, blocks in windows:
-        for place, piece in chain(held.items(), *(block.pieces() for block in blocks)):
+    for blocks in windows:
+        for place, piece in chain.from_iterable(block.pieces() for block in blocks):
             found.setdefault(place, []).append(piece)
     return {place: pieces for place, pieces in found.items() if len(pieces) == len(windows)}

@@ -75,7 +75,7 @@ def test_all_kinds_in_any_windows(path, keep, checksums, statistics, step):
 
 
 def values_held(opened: Opened) -> list[np.ndarray]:
-    return [held.piece.values for held in opened.reader._held.values()]
+    return [values for held in opened.reader._held.values() for values in held.values.values]
 
 
 @pytest.mark.parametrize(("step", "whole"), [(90, False), (20, True)])
