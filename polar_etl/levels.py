@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +24,8 @@ Bytes = bytes | memoryview
 
 _FEW = 64
 """Bytes of levels up to which they are read run by run, in Python."""
+_ONE_BYTE = 1 << 7
+"""Numbers below are written in one byte."""
 _BOOLEAN = 0
 """Number of Parquet's type."""
 _RUNS = 3
@@ -47,19 +48,45 @@ def valid_in(pages: Sequence[tuple[Bytes, int]]) -> list[Bools | None]:
     Raises:
         UnusualError: They are damaged.
     """
-    many = [at for at, (levels, _) in enumerate(pages) if not _is_short(levels)]
-    read = dict(zip(many, _read_by_arrow([pages[at] for at in many]), strict=True))
+    levels, rows = zip(*pages, strict=True) if pages else ((), ())
+    many = [at for at, some in enumerate(levels) if not _is_short(some)]
+    stops = np.cumsum([rows[at] for at in many])
+    read = np.split(_read_by_arrow([levels[at] for at in many], [rows[at] for at in many]), stops)
+    by_arrow = dict(zip(many, read, strict=False))  # behind the last one nothing is left
     found = (
-        read[at] if at in read else _run_by_run(levels, rows)
-        for at, (levels, rows) in enumerate(pages)
+        by_arrow[at] if at in by_arrow else _run_by_run(some, rows[at])
+        for at, some in enumerate(levels)
     )
     return [None if valid.all() else valid for valid in found]
+
+
+def valid_in_each(levels: Sequence[Bytes], rows: int) -> Bools:
+    """Return which rows of pages of one length hold a value, shape `(pages, rows)`: see `valid_in`.
+
+    Args:
+        levels: Of each page, without their length.
+        rows: Of each page.
+
+    Raises:
+        UnusualError: They are damaged.
+    """
+    many = [at for at, some in enumerate(levels) if not _is_short(some)]
+    read = _read_by_arrow([levels[at] for at in many], [rows] * len(many)).reshape(-1, rows)
+    if len(many) == len(levels):
+        return read
+    found = np.empty((len(levels), rows), np.bool_)
+    found[many] = read
+    for at in {*range(len(levels))} - {*many}:
+        found[at] = _run_by_run(levels[at], rows)
+    return found
 
 
 def _is_short(levels: Bytes) -> bool:
     """Tell whether levels are few runs, or one run of bits."""
     if len(levels) <= _FEW:
         return True
+    if levels[0] < _ONE_BYTE:
+        return bool(levels[0] & 1) and 1 + (levels[0] >> 1) == len(levels)
     try:
         head, at = thrift.varint(levels, 0)
     except ValueError:
@@ -91,16 +118,17 @@ def _run_by_run(levels: Bytes, rows: int) -> Bools:
     return found
 
 
-def _read_by_arrow(pages: Sequence[tuple[Bytes, int]]) -> list[Bools]:
-    if not pages:
-        return []
-    stops = np.cumsum([0, *(rows for _, rows in pages)]).tolist()
+def _read_by_arrow(levels: Sequence[Bytes], rows: Sequence[int]) -> Bools:
+    """Return which rows of some pages hold a value, those of one page behind those of the other."""
+    if not levels:
+        return np.empty(0, np.bool_)
     try:
-        opened = pq.ParquetFile(pa.BufferReader(_file_of(pages)), pre_buffer=False)
+        file = pa.BufferReader(_file_of(levels, rows))
+        opened = pq.ParquetFile(file, pre_buffer=False)
         (column,) = opened.reader.read_all(use_threads=False).columns
     except (pa.ArrowException, OSError):
         raise UnusualError("its levels are damaged") from None
-    if len(column) != stops[-1]:
+    if len(column) != sum(rows):
         raise UnusualError("its levels break off")
     bits = [
         np.unpackbits(
@@ -110,16 +138,15 @@ def _read_by_arrow(pages: Sequence[tuple[Bytes, int]]) -> list[Bools]:
         )[chunk.offset :]
         for chunk in column.chunks
     ]
-    valid = (bits[0] if len(bits) == 1 else np.concatenate(bits)).view(np.bool_)
-    return [valid[first:stop] for first, stop in pairwise(stops)]
+    return (bits[0] if len(bits) == 1 else np.concatenate(bits)).view(np.bool_)
 
 
-def _file_of(pages: Sequence[tuple[Bytes, int]]) -> bytes:
+def _file_of(levels: Sequence[Bytes], rows: Sequence[int]) -> bytes:
     """Return a Parquet file with one column of booleans, which are levels."""
     parts: list[Bytes] = [thrift.MAGIC]
-    for levels, rows in pages:
-        parts += [_page_header(len(levels) + 4, rows), len(levels).to_bytes(4, "little"), levels]
-    footer = _footer(sum(rows for _, rows in pages), sum(map(len, parts)) - len(thrift.MAGIC))
+    for some, many in zip(levels, rows, strict=True):
+        parts += _page_header(len(some) + 4, many), len(some).to_bytes(4, "little"), some
+    footer = _footer(sum(rows), sum(map(len, parts)) - len(thrift.MAGIC))
     return b"".join([*parts, footer, thrift.footer_end(len(footer))])
 
 

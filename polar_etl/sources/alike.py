@@ -5,7 +5,7 @@ The footers of wide tables hold little else. Reading them at one go takes a frac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -57,19 +57,23 @@ def alike(footer: bytes, start: int, at: int, paths: Sequence[bytes]) -> Alike:
     lengths, stops = lengths[stops <= len(data)], stops[stops <= len(data)]
     tails = stops - tail
     names = tails - lengths
-    model, must = data[start:end], _must_be_same(footer, start, end, chunk, meta)
+    numbers = [field for place, field in chunk.items() if place != _META]
+    numbers += [field for place, field in meta.items() if place in _NUMBERS]
+    if _STATISTICS in meta:
+        numbers += fields_of(footer, meta[_STATISTICS].start)[0].values()
+    model, must = data[start:end], must_be_same(footer, start, end, numbers)
     behind = gathered(data, tails, tail)
-    fit = _fit(gathered(data, names - head, head), model[:head], must[:head])
-    fit &= _fit(behind, model[-tail:], must[-tail:])
-    fit &= _stand_at(data, names, b"".join(paths[: len(names)]), lengths)
-    many = len(fit) if fit.all() else int(fit.argmin())
+    same = fit(gathered(data, names - head, head), model[:head], must[:head])
+    same &= fit(behind, model[-tail:], must[-tail:])
+    same &= _stand_at(data, names, b"".join(paths[: len(names)]), lengths)
+    many = len(same) if same.all() else int(same.argmin())
     first = meta[_PATH].stop
-    numbers = {
-        place: _values(behind[:many, field.start - first : field.stop - first])
+    found = {
+        place: values_of(behind[:many, field.start - first : field.stop - first])
         for place, field in meta.items()
         if place in _NUMBERS
     }
-    return Alike(many, int(stops[many - 1]) if many else at, numbers)
+    return Alike(many, int(stops[many - 1]) if many else at, found)
 
 
 def gathered(data: Bytes, at: Ints, length: int) -> Bytes:
@@ -78,24 +82,26 @@ def gathered(data: Bytes, at: Ints, length: int) -> Bytes:
     return everywhere[at].view(np.uint8).reshape(-1, length)
 
 
-def _must_be_same(
-    footer: bytes, start: int, end: int, chunk: dict[int, Field], meta: dict[int, Field]
-) -> Bytes:
-    """Return which bits of each byte of a chunk's description others have, too."""
+def must_be_same(data: bytes, start: int, end: int, others: Iterable[Field]) -> Bytes:
+    """Return which bits are the same where some fields have other values of as many bytes.
+
+    Args:
+        data: What holds the fields.
+        start: The first byte that matters.
+        end: Behind the last one.
+        others: The fields: numbers and binary ones.
+    """
     found = np.full(end - start, _SAME, np.uint8)
-    numbers = [field for place, field in chunk.items() if place != _META]
-    numbers += [field for place, field in meta.items() if place in _NUMBERS]
-    if _STATISTICS in meta:
-        numbers += fields_of(footer, meta[_STATISTICS].start)[0].values()
-    for kind, first, stop in numbers:
+    for kind, first, stop in others:
         if I16 <= kind <= I64:
             found[first - start : stop - start] = _DIGIT
         elif kind == BINARY:
-            found[varint(footer, first)[1] - start : stop - start] = _ANY
+            found[varint(data, first)[1] - start : stop - start] = _ANY
     return found
 
 
-def _fit(rows: Bytes, model: Bytes, must: Bytes) -> npt.NDArray[np.bool_]:
+def fit(rows: Bytes, model: Bytes, must: Bytes) -> npt.NDArray[np.bool_]:
+    """Return which rows are like the model in the bits that must be the same."""
     return np.asarray(~((rows ^ model) & must).any(axis=1))
 
 
@@ -115,7 +121,7 @@ def _stand_at(data: Bytes, places: Ints, names: bytes, lengths: Ints) -> npt.NDA
     return np.logical_and.reduceat(data[at] == np.frombuffer(names, np.uint8), first)
 
 
-def _values(digits: Bytes) -> Ints:
+def values_of(digits: Bytes) -> Ints:
     """Return the signed numbers whose digits are the rows."""
     found = np.zeros(len(digits), np.uint64)
     for place in range(digits.shape[1]):

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import zstandard
 
 from polar_etl.headers import PageHeader, UnusualError, header_of
-from polar_etl.levels import split, valid_in
+from polar_etl.levels import split, valid_in_each
 from polar_etl.page_buffers import equal_levels
 from polar_etl.page_values import decompressor, is_intact, largest_page
-from polar_etl.sources.alike import gathered
-from polar_etl.thrift import as_number
+from polar_etl.sources.alike import fit, gathered, must_be_same, values_of
+from polar_etl.thrift import fields_of
 
 Array = npt.NDArray[np.generic]
 Bools = npt.NDArray[np.bool_]
@@ -24,8 +24,10 @@ Ints = npt.NDArray[np.int64]
 
 _JOINED = 1 << 18
 """Values that are copied so that they can be put between nulls at one go."""
-_MOST_DIGITS = 5
-"""Bytes of a 32-bit number in Thrift."""
+_MODELS = 8
+"""So many headers at most are each compared with all that are left: others are read one by one."""
+_SIZE, _STORED, _PAGE, _STATISTICS = 2, 3, 5, 5
+"""Fields of `PageHeader`, and of its `DataPageHeader`."""
 
 
 class Kind(NamedTuple):
@@ -66,7 +68,7 @@ def decode(chunks: Chunks) -> Iterator[Decoded]:
     raw, at, size, rows, kind = chunks
     levels = equal_levels(rows, b"\x01") if kind.nullable else b""
     most = len(levels) + rows * kind.stored.itemsize
-    begin, sizes = _contents(chunks, most)
+    begin, sizes = _contents(chunks)
     index = np.flatnonzero(sizes == most)
     holed, contents = [], []
     for pages in _alike(raw, begin[index], (at + size)[index], most):
@@ -98,13 +100,9 @@ def _with_nulls(
     """
     levels, there = zip(*map(split, contents), strict=True)
     try:
-        found = valid_in([(some, rows) for some in levels])
+        valid = valid_in_each(levels, rows)
     except UnusualError:
         return
-    valid = np.ones((len(contents), rows), np.bool_)
-    for row, some in zip(valid, found, strict=True):
-        if some is not None:
-            row[:] = some
     filled = np.count_nonzero(valid, axis=1).tolist()
     if [len(some) for some in there] != [many * stored.itemsize for many in filled]:
         return  # another number of values, or levels that reach beyond the page
@@ -116,65 +114,73 @@ def _with_nulls(
     yield Decoded(list(which), values, valid)
 
 
-def _contents(chunks: Chunks, most: int) -> tuple[Ints, Ints]:
+def _contents(chunks: Chunks) -> tuple[Ints, Ints]:
     """Return where the contents of chunks begin, and their bytes once decompressed.
 
     Both are 0 where a chunk is not one usual page.
-
-    Args:
-        chunks: The chunks.
-        most: Bytes of a decompressed page without nulls.
     """
     begin, sizes = np.zeros((2, len(chunks.at)), np.int64)
-    first = _header(chunks, 0)
-    if first and first.checksum is None and first.size == most:
-        begin = _like_the_first(chunks, first)
-        sizes[begin > 0] = most
-    for index in np.flatnonzero(begin == 0).tolist():
-        if header := _header(chunks, index):
-            begin[index], sizes[index] = chunks.at[index] + header.length, header.size
+    left = np.arange(len(chunks.at))
+    models = 0
+    while len(left):
+        index, left = int(left[0]), left[1:]
+        header = _header(chunks, index)
+        if header is None:
+            continue
+        begin[index], sizes[index] = chunks.at[index] + header.length, header.size
+        if header.checksum is None and len(left) and models < _MODELS:
+            models += 1
+            size = _size_like(chunks, index, header.length, left)
+            begin[left] = np.where(size, chunks.at[left] + header.length, 0)
+            sizes[left], left = size, left[size == 0]
     return begin, sizes
 
 
-def _like_the_first(chunks: Chunks, header: PageHeader) -> Ints:
-    """Return where contents begin behind headers that differ in nothing but the bytes stored."""
-    raw, at, size, _, _ = chunks
-    first = bytes(raw[at[0] : at[0] + header.length])
-    head = b"\x15\x00\x15" + as_number(header.size) + b"\x15"
-    tail = first[len(head) + len(as_number(header.stored)) :]
-    begin = np.zeros(len(at), np.int64)
-    shortest = max(int(size.min()) - header.length - _MOST_DIGITS, 0)
-    for digits in range(len(as_number(shortest)), len(as_number(int(size.max()))) + 1):
-        length = len(head) + digits + len(tail)
-        number = 2 * (size - length)  # Thrift writes signed numbers so
-        fits = np.flatnonzero((number >> (7 * digits) == 0) & (number >> (7 * digits - 7) > 0))
-        expected = np.empty((len(fits), length), np.uint8)
-        expected[:, : len(head)] = np.frombuffer(head, np.uint8)
-        for digit in range(digits):
-            more = 128 if digit < digits - 1 else 0
-            expected[:, len(head) + digit] = (number[fits] >> (7 * digit)) & 127 | more
-        expected[:, length - len(tail) :] = np.frombuffer(tail, np.uint8)
-        found = gathered(raw, at[fits], length)
-        same = fits[(found == expected).all(axis=1)]
-        begin[same] = at[same] + length
-    return begin
+def _size_like(chunks: Chunks, model: int, length: int, index: Ints) -> Ints:
+    """Return the bytes of the decompressed pages with headers like another one; 0 for the others.
+
+    Args:
+        chunks: The chunks.
+        model: Which of them is the other one.
+        length: Bytes of its header. It may differ in sizes and statistics.
+        index: Which chunks are looked at.
+    """
+    at = int(chunks.at[model])
+    header = chunks.raw[at : at + length]
+    raw = header.tobytes()
+    fields, _ = fields_of(raw, 0)
+    page, _ = fields_of(raw, fields[_PAGE].start)
+    others = [fields[_SIZE], fields[_STORED]]
+    if _STATISTICS in page:
+        others += fields_of(raw, page[_STATISTICS].start)[0].values()
+    found = gathered(chunks.raw, np.minimum(chunks.at[index], len(chunks.raw) - length), length)
+    size, stored = (values_of(found[:, field.start : field.stop]) for field in others[:2])
+    same = fit(found, header, must_be_same(raw, 0, length, others))
+    same &= (stored >= 0) & (stored == chunks.size[index] - length)
+    least, most = _sizes_of_pages(chunks)
+    return np.where(same & (least <= size) & (size <= most), size, 0)
+
+
+def _sizes_of_pages(chunks: Chunks) -> tuple[int, int]:
+    """Return the least and the most bytes of a decompressed page."""
+    rows, (stored, nullable) = chunks.rows, chunks.kind
+    if nullable:
+        return 4, largest_page(rows, stored.itemsize)
+    return rows * stored.itemsize, rows * stored.itemsize
 
 
 def _header(chunks: Chunks, index: int) -> PageHeader | None:
     """Return the header of a chunk if it is one usual page."""
-    rows, (stored, nullable) = chunks.rows, chunks.kind
     at, size = int(chunks.at[index]), int(chunks.size[index])
     chunk = chunks.raw[at : at + size].data
     try:
         header = header_of(chunk)
     except UnusualError:
         return None
-    expected = ("values", rows, size - header.length, None, True)
+    expected = ("values", chunks.rows, size - header.length, None, True)
     if (header.holds, header.rows, header.stored, header.levels, header.compressed) != expected:
         return None
-    least = most = rows * stored.itemsize
-    if nullable:
-        least, most = 4, largest_page(rows, stored.itemsize)
+    least, most = _sizes_of_pages(chunks)
     if not least <= header.size <= most:
         return None
     return header if is_intact(header, chunk[header.length :]) else None

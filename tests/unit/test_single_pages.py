@@ -211,10 +211,31 @@ def test_a_file_that_breaks_off_gives_nothing(path):
     assert opened.check(0, 100) == {}
 
 
-def test_headers_that_differ_only_in_what_is_stored_are_not_read_one_by_one(path, monkeypatch):
-    opened = Opened(path, table(60, 100, nullable=False), write_statistics=False)
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+def test_headers_that_differ_in_numbers_only_are_not_read_one_by_one(
+    path, monkeypatch, share, statistics
+):
+    random = np.random.default_rng(0)
+    columns = {
+        f"c{i}": pa.array(random.standard_normal(400), mask=random.random(400) < share)
+        for i in range(200)
+    }
+    opened = Opened(path, pa.table(columns), write_statistics=statistics)
     read = []
     original = page_batches.header_of
     monkeypatch.setattr(page_batches, "header_of", lambda raw: read.append(1) or original(raw))
-    assert len(opened.check(0, 100)) == 60
-    assert len(read) == len(KINDS)
+    assert len(opened.check(0, 400)) == 200
+    assert len(read) <= 8  # for as many lengths of them, in 800 chunks
+
+
+@pytest.mark.parametrize("place", range(30))
+@pytest.mark.parametrize("value", [0x00, 0x7F, 0x80, 0xFF])
+def test_a_damaged_header_among_many_gives_no_wrong_values(path, place, value):
+    opened = Opened(path, holed(40, 100, 0.1), row_group_size=50)
+    start, _, _ = opened.layout.span(0, 21)
+    raw = bytearray(path.read_bytes())
+    raw[start + place] = value
+    path.write_bytes(raw)
+    opened.open()
+    opened.check(0, 100)
