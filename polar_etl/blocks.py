@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from polar_etl.columns import Piece, fill, missing, places, present
+from polar_etl.columns import Piece, fill, places, present, validities
 from polar_etl.double import add, times
 from polar_etl.moments import NO_ROW, Moments
 from polar_etl.scratch import TILE_VALUES, scratch_floats, tile_arithmetic
@@ -38,6 +38,8 @@ _CANCELLED = 2.0**-16
 """Share of the largest value below which a sum is taken anew: it is what values that cancel leave,
 and few of its digits may be right."""
 _LARGE, _SMALL = 2.0**450, 2.0**-400
+_FAR = 2.0**1000
+"""Farther from zero than any value that these sums are taken of."""
 
 
 def block_rows(columns: int) -> int:
@@ -99,10 +101,10 @@ def _observe_blocks(
         rows = (at.stop - at.start) * length
         tile, rest = tiles[:, : len(some) * rows].reshape(2, -1, length)
         fill(tile.reshape(-1, rows), some, first)
-        nulls = missing(some, first, rows)
-        if nulls is not None:
-            nulls = nulls.reshape(tile.shape)
-        sums.reduce(low * blocks + at.start, tile, rest, nulls)
+        there = validities(some, first, rows)
+        if there is not None:
+            there = there.reshape(tile.shape)
+        sums.reduce(low * blocks + at.start, tile, rest, there)
     for index in np.flatnonzero(sums.irregular()).tolist():
         column, block = divmod(index, blocks)
         begin = start + block * length
@@ -156,7 +158,7 @@ class _Sums:
         }
 
     def reduce(
-        self, first: int, values: Floats, scratch: Floats, nulls: Bools | None = None
+        self, first: int, values: Floats, scratch: Floats, there: Bools | None = None
     ) -> None:
         """Reduce the rows of `values`, shape `(k, n)`, into the places from `first` on.
 
@@ -164,21 +166,21 @@ class _Sums:
             first: The first place.
             values: Overwritten.
             scratch: Shaped like `values`; overwritten.
-            nulls: Which values are none; None if all are values. A row of values has the same
+            there: Which are values, and not nulls; None if all are. A row of values has the same
                 bits either way.
         """
         at = slice(first, first + len(values))
         smallest, largest = self._min[at], self._max[at]
         high, low, centre = self._high[at], self._low[at], self._centre[at]
         n: Floats | float = float(values.shape[1])
-        if nulls is not None:
-            n = self._count(at, nulls)
-            _close(values, nulls)
+        if there is not None:
+            n = self._count(at, there)
+            values *= there
         np.minimum.reduce(values, axis=1, out=smallest)
         np.maximum.reduce(values, axis=1, out=largest)
+        if there is not None:
+            _leave_nulls_out(values, there, scratch, smallest, largest)
         bound, spread = np.maximum(-smallest, largest), largest - smallest
-        if nulls is not None:
-            np.putmask(values, nulls, 0.0)
         _sum(values, bound, scratch, high, low)
         np.add(high, low, out=centre)
         for row in np.flatnonzero(np.abs(centre) < bound * _CANCELLED).tolist():
@@ -190,31 +192,31 @@ class _Sums:
         centre += unit
         centre -= unit
         if self._short:
-            self._square_exactly(at, values, scratch, unit, nulls)
+            self._square_exactly(at, values, scratch, unit, there)
         else:
-            self._square(at, values, nulls)
-        if nulls is not None:
+            self._square(at, values, there)
+        if there is not None:
             nothing = self._ints["count"][at] == 0
             smallest[nothing], largest[nothing] = np.inf, -np.inf
 
-    def _count(self, at: slice, nulls: Bools) -> Floats:
+    def _count(self, at: slice, there: Bools) -> Floats:
         """Note how many values and nulls there are; return how many values, and 1 for none."""
-        count = np.count_nonzero(nulls, axis=1)
-        self._ints["null_count"][at] = count
-        self._ints["count"][at] -= count
+        count = np.count_nonzero(there, axis=1)
+        self._ints["null_count"][at] = there.shape[1] - count
+        self._ints["count"][at] = count
         return np.asarray(np.maximum(self._ints["count"][at], 1), np.float64)
 
-    def _square(self, at: slice, values: Floats, nulls: Bools | None) -> None:
+    def _square(self, at: slice, values: Floats, there: Bools | None) -> None:
         """Add up the squared distances from the centre: roundings average out over many rows."""
         values -= self._centre[at, None]
-        if nulls is not None:
-            np.putmask(values, nulls, 0.0)
+        if there is not None:
+            values *= there
         np.square(values, out=values)
         starts = self._starts[: -(-values.shape[1] // _PARTIAL)]
         np.add.reduceat(values, starts, axis=1, out=self._squares[at, : len(starts)])
 
     def _square_exactly(
-        self, at: slice, values: Floats, scratch: Floats, unit: Floats, nulls: Bools | None
+        self, at: slice, values: Floats, scratch: Floats, unit: Floats, there: Bools | None
     ) -> None:
         """Add up the squared distances to about 2^-60, for rows too few to average roundings out.
 
@@ -225,8 +227,8 @@ class _Sums:
         leading -= unit[:, None]
         values -= leading
         leading -= self._centre[at, None]
-        if nulls is not None:
-            np.putmask(leading, nulls, 0.0)
+        if there is not None:
+            leading *= there
         np.einsum("ij,ij->i", leading, leading, out=self._squares[at, 0])
         leading += leading
         leading += values
@@ -297,11 +299,35 @@ class _Sums:
         }
 
 
-def _close(values: Floats, nulls: Bools) -> None:
-    """Write one of its values over each null of a row, shape `(k, n)`; 0 if it holds none."""
-    one = values[np.arange(len(values)), nulls.argmin(axis=1)]
-    one[nulls.all(axis=1)] = 0.0
-    np.copyto(values, one[:, None], where=nulls)
+def _leave_nulls_out(
+    values: Floats, there: Bools, scratch: Floats, smallest: Floats, largest: Floats
+) -> None:
+    """Correct what was found to be the least and the greatest of each row; both 0 if there is none.
+
+    A mask that stops at each null takes several times as long as arithmetic on all values.
+
+    Args:
+        values: Shape `(k, n)`; 0 where a null is, unless what stood there was no number: then it is
+            made 0.
+        there: Which are values, and not nulls.
+        scratch: Shaped like `values`; overwritten.
+        smallest: Shape `(k,)`; corrected.
+        largest: Shape `(k,)`; corrected.
+    """
+    for row in np.flatnonzero(~np.isfinite(largest - smallest)).tolist():
+        np.putmask(values[row], ~there[row], 0.0)
+        smallest[row], largest[row] = values[row].min(), values[row].max()
+    if not ((smallest >= 0) | (largest <= 0)).any():  # a 0 of a null is neither
+        return
+    nulls = ~there
+    np.multiply(nulls, _FAR, out=scratch)
+    np.add(values, scratch, out=scratch)
+    np.minimum.reduce(scratch, axis=1, out=smallest)
+    np.multiply(nulls, -_FAR, out=scratch)
+    np.add(values, scratch, out=scratch)
+    np.maximum.reduce(scratch, axis=1, out=largest)
+    nothing = nulls.all(axis=1)
+    smallest[nothing] = largest[nothing] = 0.0
 
 
 def _sum(values: Floats, bound: Floats, scratch: Floats, high: Floats, low: Floats) -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 Floats = npt.NDArray[np.float64]
+Array = npt.NDArray[np.generic]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 Answer = TypeVar("Answer")
@@ -95,6 +96,11 @@ def word_type(kind: pa.DataType) -> pa.DataType | None:
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
         return pa.binary()
     return None
+
+
+_HOLED = 1 / 10
+"""Share of nulls from which on it takes less time to look for the values first, which is the same
+for any of them, than to go by a mask, which stops at each null (measured)."""
 
 
 class Bitmap(NamedTuple):
@@ -253,19 +259,35 @@ def fill(tile: Floats, columns: Sequence[Sequence[Piece]], first: int) -> None:
             place += len(some)
 
 
-def missing(columns: Sequence[Sequence[Piece]], first: int, rows: int) -> Bools | None:
-    """Return which of the rows `first` … `first + rows` are null, shape `(columns, rows)`.
+def put_where(room: Array, there: Bools, values: Array) -> None:
+    """Write values to where they are there.
 
-    None if none of them can be.
+    Args:
+        room: Any shape, contiguous.
+        there: In the same shape, contiguous: where a value belongs.
+        values: As many as are there.
+
+    Raises:
+        ValueError: There is another number of values.
+    """
+    many_nulls = there.size - len(values) > _HOLED * there.size
+    which = there.reshape(-1)
+    room.reshape(-1)[np.flatnonzero(which) if many_nulls else which] = values
+
+
+def validities(columns: Sequence[Sequence[Piece]], first: int, rows: int) -> Bools | None:
+    """Return which of the rows `first` … `first + rows` hold a value, shape `(columns, rows)`.
+
+    None if all of them do.
     """
     found = [validity(pieces, first, rows) for pieces in columns]
     if all(valid is None for valid in found):
         return None
-    nulls = np.zeros((len(columns), rows), np.bool_)
-    for row, valid in zip(nulls, found, strict=True):
+    there = np.ones((len(columns), rows), np.bool_)
+    for row, valid in zip(there, found, strict=True):
         if valid is not None:
-            np.logical_not(valid, out=row)
-    return nulls
+            row[:] = valid
+    return there
 
 
 def validity(pieces: Sequence[Piece], first: int, rows: int) -> Bools | None:

@@ -185,9 +185,10 @@ def _plain(page: Page, valid: Bools | None, *, nullable: bool) -> Bytes:
         return page.memory[room:]
     there = None if valid is None else valid[page.first : page.first + rows]
     filled = rows if there is None else int(np.count_nonzero(there))
-    if filled < rows:
+    if there is not None and filled < rows:
         values = page.values
-        values[:filled] = values[there]
+        # The places take one time however the nulls lie; a mask stops at each of them.
+        values[:filled] = values.take(np.flatnonzero(there))
     levels = levels_of(rows, there, filled)
     start = room - len(levels)
     page.memory[start:room] = levels

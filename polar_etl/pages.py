@@ -14,7 +14,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from polar_etl.columns import Bitmap, Piece
+from polar_etl.columns import Bitmap, Piece, put_where
 from polar_etl.headers import HEADER, PageHeader, UnusualError, header_of, pages_like
 from polar_etl.page_values import (
     Chunk,
@@ -49,7 +49,7 @@ def _spread(values: Array, there: Bools | None) -> Piece:
     if there is None or len(values) == len(there):
         return Piece(values)
     spread = np.zeros(len(there), values.dtype)
-    spread[there] = values
+    put_where(spread, there, values)
     return Piece(spread, (Bitmap(np.packbits(there, bitorder="little")),))
 
 

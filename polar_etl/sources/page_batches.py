@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
+from polar_etl.columns import put_where
 from polar_etl.headers import PageHeader, UnusualError, header_of
 from polar_etl.levels import split, valid_in_each
 from polar_etl.page_buffers import equal_levels
@@ -110,7 +111,8 @@ def _with_nulls(
     many = max(_JOINED // rows, 1)
     for low in range(0, len(there), many):
         few = slice(low, low + many)
-        values[few][valid[few]] = np.concatenate([np.frombuffer(p, stored) for p in there[few]])
+        filled_in = np.concatenate([np.frombuffer(page, stored) for page in there[few]])
+        put_where(values[few], valid[few], filled_in)
     yield Decoded(list(which), values, valid)
 
 
