@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -160,12 +160,14 @@ def _places(table: Octets, runs: Sequence[_Run]) -> Iterator[Places]:
         rows = table[first : first + some]
         memory = scratch("places", kind.itemsize * len(rows) * length)
         found: Places = memory.view(kind).reshape(len(rows), length)
-        for run, (start, stop) in zip(runs, pairwise(bounds), strict=True):
-            room = found[:, start:stop]
-            if run.value is None:
-                _unpack(_bits(rows, run), width, room)
+        bounded = zip(runs, pairwise(bounds), strict=True)
+        for value, neighbours in groupby(bounded, key=lambda one: one[0].value):
+            these = list(neighbours)
+            (_, (start, _)), (_, (_, stop)) = these[0], these[-1]
+            if value is None:  # the last run is shorter than the others, but unpacked with them
+                _unpack([_bits(rows, run) for run, _ in these], width, found[:, start:stop])
             else:
-                room[...] = run.value
+                found[:, start:stop] = value
         yield from found
 
 
@@ -178,11 +180,16 @@ def _bits(table: Octets, run: _Run) -> Octets:
     return bits.reshape(len(table), run.many, run.stride)[:, :, len(run.heads) :]
 
 
-def _unpack(bits: Octets, width: int, room: Places) -> None:
-    """Write places of `width` bits each into `room`, shape `(pages, places)`."""
-    data = scratch("bits", bits.size + 8)  # windows of eight bytes reach beyond the last group
-    data[:-8].reshape(bits.shape)[...] = bits
+def _unpack(runs: Sequence[Octets], width: int, room: Places) -> None:
+    """Write places of `width` bits each, of neighbouring runs, into `room`: `(pages, places)`."""
     pages, groups = len(room), room.shape[1] // 8
+    data = scratch("bits", pages * groups * width + 8)  # windows reach beyond the last group
+    table = data[:-8].reshape(pages, -1)
+    done = 0
+    for bits in runs:
+        stop = done + bits.shape[1] * bits.shape[2]
+        table[:, done:stop].reshape(bits.shape)[...] = bits
+        done = stop
     if width > 16:
         _in_fours(data, width, room)
     else:
@@ -222,9 +229,7 @@ def _move_apart(fields: Fields, width: int, lane: int) -> None:
 def _in_fours(data: Octets, width: int, room: Places) -> None:
     """Write places of up to 25 bits: the first of each eight at one go, then the second."""
     pages, groups = len(room), room.shape[1] // 8
-    by_eight = np.lib.stride_tricks.as_strided(
-        room, (pages, groups, 8), (room.strides[0], 8 * room.itemsize, room.itemsize)
-    )
+    by_eight = room.reshape(pages, groups, 8)  # a view, as one axis becomes two
     for place in range(8):
         bit = place * width
         windows: Places = np.ndarray(
