@@ -23,7 +23,9 @@ Bools = npt.NDArray[np.bool_]
 Bytes = bytes | memoryview
 
 _FEW = 64
-"""Bytes of levels up to which they are read run by run, in Python."""
+"""Bytes of levels that are short: they are read run by run, in Python."""
+_ONE_BY_ONE = 64
+"""Pages with short levels that take Python less time than PyArrow, which is slow to begin."""
 _ONE_BYTE = 1 << 7
 """Numbers below are written in one byte."""
 _BOOLEAN = 0
@@ -49,7 +51,7 @@ def valid_in(pages: Sequence[tuple[Bytes, int]]) -> list[Bools | None]:
         UnusualError: They are damaged.
     """
     levels, rows = zip(*pages, strict=True) if pages else ((), ())
-    many = [at for at, some in enumerate(levels) if not _is_short(some)]
+    many = _in_many_runs(levels)
     stops = np.cumsum([rows[at] for at in many])
     read = np.split(_read_by_arrow([levels[at] for at in many], [rows[at] for at in many]), stops)
     by_arrow = dict(zip(many, read, strict=False))  # behind the last one nothing is left
@@ -70,7 +72,7 @@ def valid_in_each(levels: Sequence[Bytes], rows: int) -> Bools:
     Raises:
         UnusualError: They are damaged.
     """
-    many = [at for at, some in enumerate(levels) if not _is_short(some)]
+    many = _in_many_runs(levels)
     read = _read_by_arrow([levels[at] for at in many], [rows] * len(many)).reshape(-1, rows)
     if len(many) == len(levels):
         return read
@@ -81,10 +83,15 @@ def valid_in_each(levels: Sequence[Bytes], rows: int) -> Bools:
     return found
 
 
-def _is_short(levels: Bytes) -> bool:
-    """Tell whether levels are few runs, or one run of bits."""
-    if len(levels) <= _FEW:
-        return True
+def _in_many_runs(levels: Sequence[Bytes]) -> list[int]:
+    """Return which levels PyArrow is to read: those in many runs, and short ones of many pages."""
+    short = {at for at, some in enumerate(levels) if len(some) <= _FEW}
+    others = [at for at, some in enumerate(levels) if at not in short and not _is_one_run(some)]
+    return others if len(short) <= _ONE_BY_ONE else sorted(short.union(others))
+
+
+def _is_one_run(levels: Bytes) -> bool:
+    """Tell whether levels are one run of bits."""
     if levels[0] < _ONE_BYTE:
         return bool(levels[0] & 1) and 1 + (levels[0] >> 1) == len(levels)
     try:

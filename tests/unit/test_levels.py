@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from polar_etl.headers import UnusualError
-from polar_etl.levels import valid_in
+from polar_etl.levels import valid_in, valid_in_each
 from polar_etl.thrift import as_varint
 
 
@@ -42,9 +42,24 @@ def check(given_pages: list[tuple[bytes, list[bool]]]) -> None:
             assert valid.tolist() == there
 
 
-@given(st.lists(pages(), max_size=5))
-def test_any_runs_of_any_pages(some):
+@given(st.lists(pages(), max_size=5), st.sampled_from([1, 30]))
+def test_any_runs_of_any_pages(some, times):
+    check(some * times)
+
+
+@given(st.lists(runs, max_size=90))
+def test_many_short_pages(some):
     check(some)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 300, 5000])
+@pytest.mark.parametrize("many", [1, 3, 200])
+def test_pages_of_one_length_make_a_table(rows, many):
+    there = np.random.default_rng(rows).random((many, rows)) < 0.7
+    levels = [bits(np.packbits(row, bitorder="little").tobytes())[0] for row in there]
+    levels[0] = b"".join(repeated(1, there=bool(one))[0] for one in there[0])
+
+    np.testing.assert_array_equal(valid_in_each(levels, rows), there)
 
 
 @pytest.mark.parametrize("count", [1, 100, 1000])
