@@ -317,15 +317,18 @@ def _leave_nulls_out(
     for row in np.flatnonzero(~np.isfinite(largest - smallest)).tolist():
         np.putmask(values[row], ~there[row], 0.0)
         smallest[row], largest[row] = values[row].min(), values[row].max()
-    if not ((smallest >= 0) | (largest <= 0)).any():  # a 0 of a null is neither
+    positive, negative = (smallest >= 0).any(), (largest <= 0).any()
+    if not positive and not negative:  # a 0 of a null is neither the least nor the greatest
         return
     nulls = ~there
-    np.multiply(nulls, _FAR, out=scratch)
-    np.add(values, scratch, out=scratch)
-    np.minimum.reduce(scratch, axis=1, out=smallest)
-    np.multiply(nulls, -_FAR, out=scratch)
-    np.add(values, scratch, out=scratch)
-    np.maximum.reduce(scratch, axis=1, out=largest)
+    if positive:
+        np.multiply(nulls, _FAR, out=scratch)
+        np.add(values, scratch, out=scratch)
+        np.minimum.reduce(scratch, axis=1, out=smallest)
+    if negative:
+        np.multiply(nulls, -_FAR, out=scratch)
+        np.add(values, scratch, out=scratch)
+        np.maximum.reduce(scratch, axis=1, out=largest)
     nothing = nulls.all(axis=1)
     smallest[nothing] = largest[nothing] = 0.0
 
