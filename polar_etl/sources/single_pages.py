@@ -369,7 +369,9 @@ def _blocks(places: list[int], decoded: Sequence[Decoded], window: _Window) -> I
         for which, values, valid in decoded:
             yield _Block([places[number] for number in which], values, valid)
     elif decoded:
-        yield _put_together(places, decoded, window)
+        block = _put_together(places, decoded, window)
+        if block.places:
+            yield block
 
 
 def _put_together(places: list[int], decoded: Sequence[Decoded], window: _Window) -> _Block:

@@ -205,6 +205,18 @@ def test_damage_to_one_chunk_costs_no_other_its_right_values(path, place, checks
     assert found.keys() >= {0, 1, 3} or not checksums
 
 
+@pytest.mark.parametrize("columns", [1, 3])
+@pytest.mark.parametrize("group", [0, 1, 2])
+def test_damage_in_one_of_many_row_groups_costs_that_column_alone(path, group, columns):
+    opened = Opened(path, table(columns, 500), write_page_checksum=True)
+    _, stop, _ = opened.layout.span(group, 0)
+    raw = bytearray(path.read_bytes())
+    raw[stop - 1] ^= 0xFF
+    path.write_bytes(raw)
+    opened.open()
+    assert opened.check(0, 250).keys() == {*range(1, columns)}
+
+
 def test_a_file_that_breaks_off_gives_nothing(path):
     opened = Opened(path, table(4, 100))
     os.truncate(path, opened.layout.span(0, 2)[0] + 5)
