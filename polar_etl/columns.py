@@ -48,15 +48,13 @@ def listed(schema: pa.Schema) -> tuple[list[str], list[pa.DataType]]:
     return names, kinds
 
 
-def asked_once(ask: Callable[[pa.DataType], Answer], kinds: Sequence[pa.DataType]) -> list[Answer]:
+def asked_once(ask: Callable[[pa.DataType], Answer], kinds: Iterable[pa.DataType]) -> list[Answer]:
     """Return what `ask` says of each type: of all columns of one type of plain numbers, once.
 
     Example:
         >>> asked_once(str, [pa.int8(), pa.string(), pa.int8()])
         ['int8', 'string', 'int8']
     """
-    if kinds and plain_width(kinds[0]) and len({kind.id for kind in kinds}) == 1:
-        return [ask(kinds[0])] * len(kinds)  # as a rule, in wide tables
     known: dict[int, Answer] = {}
     answers = []
     for kind in kinds:
@@ -98,11 +96,6 @@ def word_type(kind: pa.DataType) -> pa.DataType | None:
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
         return pa.binary()
     return None
-
-
-_HOLED = 1 / 10
-"""Share of nulls from which on it takes less time to look for the values first, which is the same
-for any of them, than to go by a mask, which stops at each null (measured)."""
 
 
 class Bitmap(NamedTuple):
@@ -259,6 +252,11 @@ def fill(tile: Floats, columns: Sequence[Sequence[Piece]], first: int) -> None:
         for some in values:
             np.copyto(flat[place : place + len(some)], some, casting="unsafe")
             place += len(some)
+
+
+_HOLED = 1 / 10
+"""Share of nulls from which on it takes less time to look for the values first, which is the same
+for any of them, than to go by a mask, which stops at each null (measured)."""
 
 
 def put_where(room: Array, there: Bools, values: Array) -> None:

@@ -26,8 +26,6 @@ _FEW = 64
 """Bytes of levels that are short: they are read run by run, in Python."""
 _ONE_BY_ONE = 64
 """Pages with short levels that take Python less time than PyArrow, which is slow to begin."""
-_ONE_BYTE = 1 << 7
-"""Numbers below are written in one byte."""
 _BOOLEAN = 0
 """Number of Parquet's type."""
 _RUNS = 3
@@ -92,8 +90,6 @@ def _in_many_runs(levels: Sequence[Bytes]) -> list[int]:
 
 def _is_one_run(levels: Bytes) -> bool:
     """Tell whether levels are one run of bits."""
-    if levels[0] < _ONE_BYTE:
-        return bool(levels[0] & 1) and 1 + (levels[0] >> 1) == len(levels)
     try:
         head, at = thrift.varint(levels, 0)
     except ValueError:

@@ -71,25 +71,23 @@ def decode(chunks: Chunks) -> Iterator[Decoded]:
     most = len(levels) + rows * kind.stored.itemsize
     begin, sizes = _contents(chunks)
     index = np.flatnonzero(sizes == most)
-    holed, contents = [], []
+    holed: dict[int, memoryview] = {}
     for pages in _alike(raw, begin[index], (at + size)[index], most):
         these, index = index[: len(pages)], index[len(pages) :]
         usual = (pages[:, : len(levels)] == np.frombuffer(levels, np.uint8)).all(axis=1)
         values = pages[:, len(levels) :].view(kind.stored)
         yield Decoded(these[usual].tolist(), values if usual.all() else values[usual], None)
-        holed += these[~usual].tolist()
-        contents += [page.data for page in pages[~usual]]
+        holed |= zip(these[~usual].tolist(), (page.data for page in pages[~usual]), strict=True)
     index = np.flatnonzero((begin > 0) & (sizes != most))
-    contents += _unlike(raw, begin[index], (at + size)[index], sizes[index])
-    holed += index[: len(contents) - len(holed)].tolist()
+    if others := _unlike(raw, begin[index], (at + size)[index], sizes[index]):
+        holed |= zip(index.tolist(), others, strict=True)
     if kind.nullable and holed:
-        order = np.argsort(holed).tolist()
-        contents = [contents[at] for at in order]
-        yield from _with_nulls(sorted(holed), contents, rows, kind.stored)
+        which = sorted(holed)
+        yield from _with_nulls(which, [holed[at] for at in which], rows, kind.stored)
 
 
 def _with_nulls(
-    which: Sequence[int], contents: Sequence[memoryview], rows: int, stored: np.dtype[np.generic]
+    which: list[int], contents: Sequence[memoryview], rows: int, stored: np.dtype[np.generic]
 ) -> Iterator[Decoded]:
     """Yield the values of pages with nulls, unless a page is damaged.
 
@@ -113,7 +111,7 @@ def _with_nulls(
         few = slice(low, low + many)
         filled_in = np.concatenate([np.frombuffer(page, stored) for page in there[few]])
         put_where(values[few], valid[few], filled_in)
-    yield Decoded(list(which), values, valid)
+    yield Decoded(which, values, valid)
 
 
 def _contents(chunks: Chunks) -> tuple[Ints, Ints]:
