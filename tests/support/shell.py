@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import select
+import selectors
 import subprocess
 import sys
 import time
@@ -108,13 +108,14 @@ class Shell:
         assert process.stdout is not None
         descriptor, received = process.stdout.fileno(), bytearray()
         ends = time.monotonic() + deadline
-        while not received.endswith(b"\n"):
-            ready, _, _ = select.select([descriptor], [], [], max(ends - time.monotonic(), 0))
-            if not ready:
-                self.close()
-                raise AssertionError(f"no answer within {deadline} seconds")
-            chunk = os.read(descriptor, 1 << 20)
-            if not chunk:
-                return None
-            received += chunk
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_READ)
+            while not received.endswith(b"\n"):
+                if not selector.select(max(ends - time.monotonic(), 0)):
+                    self.close()
+                    raise AssertionError(f"no answer within {deadline} seconds")
+                chunk = os.read(descriptor, 1 << 20)
+                if not chunk:
+                    return None
+                received += chunk
         return bytes(received)

@@ -1,6 +1,7 @@
 """Column chunks of one page each: read many at a go, and left to others where they are unusual."""
 
 import os
+import weakref
 
 import numpy as np
 import pyarrow as pa
@@ -41,9 +42,10 @@ class Opened:
         with open(self.path, "rb") as file:
             layout = layout_of(footer_of(file), self.source.schema)
         groups = range(len(layout.rows)) if groups is None else groups
-        self.layout, self.file = layout, os.open(self.path, os.O_RDONLY)
+        self.layout, descriptor = layout, os.open(self.path, os.O_RDONLY)
         places = range(self.source.num_columns)
-        self.reader = SinglePages(layout, places, groups, self.file, keep=keep)
+        self.reader = SinglePages(layout, places, groups, descriptor, keep=keep)
+        weakref.finalize(self.reader, os.close, descriptor)
 
     def check(self, first: int, rows: int, places=None) -> dict:
         places = list(self.reader.kinds) if places is None else places
