@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, chain, pairwise
+from collections.abc import Collection, Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from polar_etl.columns import Bitmap, Piece
+from polar_etl.columns import Piece
 from polar_etl.headers import HEADER, UnusualError, header_of
-from polar_etl.pages import MOSTLY
 from polar_etl.scratch import scratch
 from polar_etl.sources.chunk_table import ZSTD
+from polar_etl.sources.column_blocks import Block, blocks_of, in_pieces, joined
 from polar_etl.sources.layout import Layout
-from polar_etl.sources.page_batches import Chunks, Decoded, Kind, decode
+from polar_etl.sources.page_batches import Chunks, Kind, decode
 
-Array = npt.NDArray[np.generic]
-Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
@@ -34,50 +32,6 @@ _MOST_CHUNKS = 1 << 12
 """Chunks that are decoded at one go: their headers take memory, too, however short they are."""
 _LONGEST = 1 << 20
 """Bytes of a chunk from which on what Python does for a page no longer matters."""
-
-
-class _Block(NamedTuple):
-    """Neighbouring rows of some columns of one kind."""
-
-    places: list[int]
-    values: Array
-    """Shape `(columns, rows)`."""
-    valid: Bools | None
-    """Which values are there, in the same shape; None if all are."""
-
-    @property
-    def rows(self) -> int:
-        """How many rows there are."""
-        return int(self.values.shape[1])
-
-    def between(self, low: int, high: int) -> _Block:
-        """Return some rows."""
-        valid = None if self.valid is None else self.valid[:, low:high]
-        return self._replace(values=self.values[:, low:high], valid=valid)
-
-    def alone(self, low: int, high: int) -> _Block:
-        """Return some rows, in memory of their own if many others would be held for them."""
-        found = self.between(low, high)
-        if MOSTLY * (high - low) >= self.rows:
-            return found
-        return found._replace(values=found.values.copy())
-
-    def only(self, places: Collection[int]) -> _Block:
-        """Return some of the columns."""
-        which = [at for at, place in enumerate(self.places) if place in places]
-        valid = None if self.valid is None else self.valid[which]
-        return _Block([self.places[at] for at in which], self.values[which], valid)
-
-    def pieces(self) -> Iterator[tuple[int, Piece]]:
-        """Yield the columns, and their rows."""
-        if self.valid is None or self.valid.all():
-            return zip(self.places, map(Piece, self.values), strict=True)
-        bits = np.packbits(self.valid, axis=1, bitorder="little")
-        are_whole = np.all(self.valid, axis=1).tolist()
-        bitmaps = [
-            () if whole else (Bitmap(some),) for some, whole in zip(bits, are_whole, strict=True)
-        ]
-        return zip(self.places, map(Piece, self.values, bitmaps), strict=True)
 
 
 class _Asked(NamedTuple):
@@ -114,13 +68,13 @@ class _Held(NamedTuple):
     group: int
     first: int
     """The first one within the row group."""
-    values: _Block
+    values: Block
     """Without telling which of them are there."""
     bits: Bytes | None
     """Which are, eight in a byte; None if all are."""
 
     @classmethod
-    def of(cls, group: int, first: int, block: _Block) -> _Held:
+    def of(cls, group: int, first: int, block: Block) -> _Held:
         """Return some rows to hold."""
         bits = None if block.valid is None else np.packbits(block.valid, axis=1)
         return cls(group, first, block._replace(valid=None), bits)
@@ -135,7 +89,7 @@ class _Held(NamedTuple):
         return self.of(self.group, self.first, self.block.only(places))
 
     @property
-    def block(self) -> _Block:
+    def block(self) -> Block:
         """The rows."""
         if self.bits is None:
             return self.values
@@ -219,9 +173,9 @@ class SinglePages:
             for window in stretches
         )
         if len(stretches) > 1 and rows < _SHORT * len(windows):
-            found = _joined(there, {place: self.kinds[place].stored for place in places}, rows)
+            found = joined(there, {place: self.kinds[place].stored for place in places}, rows)
         else:
-            found = _in_pieces(list(there))
+            found = in_pieces(list(there))
         for place in places:
             if place not in found:
                 del self.kinds[place]
@@ -257,7 +211,7 @@ class SinglePages:
 
     def _there(
         self, places: Sequence[int], window: _Window, held: Sequence[_Held], more: int
-    ) -> list[_Block]:
+    ) -> list[Block]:
         """Return some rows of some columns, as far as they are read here.
 
         Args:
@@ -304,7 +258,7 @@ class SinglePages:
                 self._hold(some.only({*some.values.places} - wanted))
         return found
 
-    def _decoded(self, places: Sequence[int], window: _Window) -> Iterator[_Block]:
+    def _decoded(self, places: Sequence[int], window: _Window) -> Iterator[Block]:
         """Yield whole row groups of some columns, as far as they are read here."""
         if not places:
             return
@@ -322,7 +276,7 @@ class SinglePages:
             begin, sizes = (array[:, some].T.reshape(-1) for array in (at, size))
             chunks = Chunks(raw, begin, sizes, window.length, kind)
             decoded = [some for some in decode(chunks) if some.which]
-            yield from _blocks(these, decoded, window)
+            yield from blocks_of(these, decoded, window.many)
 
     def _asked_for(self, places: Sequence[int]) -> _Asked:
         """Return what is the same for all row groups that these columns are asked for."""
@@ -350,123 +304,3 @@ class SinglePages:
                 return None
             done += len(room)
         return raw
-
-
-def _blocks(places: list[int], decoded: Sequence[Decoded], window: _Window) -> Iterator[_Block]:
-    """Yield those columns of which all chunks were decoded.
-
-    Args:
-        places: The columns.
-        decoded: Their chunks: all row groups of the first column, then those of the next.
-        window: Which row groups these are.
-    """
-    chunks = len(places) * window.many
-    if len(decoded) == 1 and len(decoded[0].which) == chunks:  # in order, then
-        _, values, valid = decoded[0]
-        valid = None if valid is None else valid.reshape(-1, window.rows)
-        yield _Block(places, values.reshape(-1, window.rows), valid)
-    elif window.many == 1:
-        for which, values, valid in decoded:
-            yield _Block([places[number] for number in which], values, valid)
-    elif decoded:
-        block = _put_together(places, decoded, window)
-        if block.places:
-            yield block
-
-
-def _put_together(places: list[int], decoded: Sequence[Decoded], window: _Window) -> _Block:
-    """Return those columns of which all chunks were decoded, in any order: see `_blocks`."""
-    values = np.empty((len(places) * window.many, window.length), decoded[0].values.dtype)
-    valid = None
-    if any(some.valid is not None for some in decoded):
-        valid = np.ones(values.shape, np.bool_)
-    missing = np.ones(len(values), np.bool_)
-    for which, some, there in decoded:
-        values[which], missing[which] = some, False
-        if valid is not None and there is not None:
-            valid[which] = there
-    block = _Block(
-        places,
-        values.reshape(-1, window.rows),
-        None if valid is None else valid.reshape(-1, window.rows),
-    )
-    if not missing.any():
-        return block
-    lacking = missing.reshape(-1, window.many).any(axis=1)
-    return block.only({places[at] for at in np.flatnonzero(~lacking).tolist()})
-
-
-def _joined(
-    windows: Iterable[Sequence[_Block]], kinds: Mapping[int, np.dtype[np.generic]], rows: int
-) -> dict[int, list[Piece]]:
-    """Return those columns that are there in all of some windows, each as one piece.
-
-    What there is to do for each piece would take longer than its values, if these were few.
-
-    Args:
-        windows: Neighbouring rows.
-        kinds: Dtype of each column.
-        rows: In all windows.
-    """
-    whole = {kind: _Whole(kind, some, rows) for kind, some in _by_kind(kinds).items()}
-    lacking: set[int] = set()
-    first = 0
-    for blocks in windows:
-        lacking.update(kinds.keys() - {*chain(*(block.places for block in blocks))})
-        for block in blocks:
-            whole[block.values.dtype].put(first, block)
-        first += blocks[0].rows if blocks else 0
-    pieces = chain.from_iterable(some.block().pieces() for some in whole.values())
-    return {place: [piece] for place, piece in pieces if place not in lacking}
-
-
-def _by_kind(kinds: Mapping[int, np.dtype[np.generic]]) -> dict[np.dtype[np.generic], list[int]]:
-    found: dict[np.dtype[np.generic], list[int]] = {}
-    for place, kind in kinds.items():
-        found.setdefault(kind, []).append(place)
-    return found
-
-
-class _Whole:
-    """Columns of one dtype that are put together.
-
-    Args:
-        kind: The dtype.
-        places: The columns.
-        rows: Of each.
-    """
-
-    def __init__(self, kind: np.dtype[np.generic], places: list[int], rows: int) -> None:
-        self._places = places
-        self._number = {place: at for at, place in enumerate(places)}
-        self._values = np.empty((len(places), rows), kind)
-        self._valid: Bools | None = None
-        """None as long as all are there."""
-
-    def put(self, first: int, block: _Block) -> None:
-        """Put rows of some of the columns to row `first` and behind."""
-        rows = slice(first, first + block.values.shape[1])
-        which: slice | list[int] = slice(None)
-        if block.places != self._places:
-            which = [self._number[place] for place in block.places]
-        self._values[which, rows] = block.values
-        if block.valid is not None:
-            self._there()[which, rows] = block.valid
-
-    def _there(self) -> Bools:
-        if self._valid is None:
-            self._valid = np.ones(self._values.shape, np.bool_)
-        return self._valid
-
-    def block(self) -> _Block:
-        """Return what was put here."""
-        return _Block(self._places, self._values, self._valid)
-
-
-def _in_pieces(windows: Sequence[Sequence[_Block]]) -> dict[int, list[Piece]]:
-    """Return those columns that are there in all of some windows, in as many pieces."""
-    found: dict[int, list[Piece]] = {}
-    for blocks in windows:
-        for place, piece in chain.from_iterable(block.pieces() for block in blocks):
-            found.setdefault(place, []).append(piece)
-    return {place: pieces for place, pieces in found.items() if len(pieces) == len(windows)}

@@ -40,7 +40,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["sources"],
     ["sources.schemas", "sources.alike"],
     ["sources.page_batches"],
-    ["sources.base", "sources.chunk_table"],
+    ["sources.base", "sources.chunk_table", "sources.column_blocks"],
     ["sources.layout"],
     ["sources.single_pages", "sources.samples"],
     ["sources.decoding", "sources.texts"],
