@@ -145,6 +145,13 @@ class Piece(NamedTuple):
         """Return the values `low` … `high`."""
         return Piece(self.values[low:high], tuple(bitmap.behind(low) for bitmap in self.bitmaps))
 
+    def alone(self) -> Piece:
+        """Return the same in memory of its own."""
+        if not self.bitmaps:
+            return Piece(self.values.copy())
+        bits = np.packbits(self.valid(0, len(self.values)), bitorder="little")
+        return Piece(self.values.copy(), (Bitmap(bits),))
+
 
 _MANY_CHUNKS = 3
 """So many cost more one by one than joining them does (measured)."""

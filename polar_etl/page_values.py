@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, groupby, islice
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import zstandard
 from zlib_ng import zlib_ng
 
 from polar_etl import thrift
+from polar_etl.columns import Piece
 from polar_etl.headers import PageHeader, UnusualError
-from polar_etl.levels import split, valid_in
 from polar_etl.page_buffers import equal_levels
-from polar_etl.runs import FEW_RUNS, RUNS_PER_VALUE, Places, places_in
-
-Array = npt.NDArray[np.generic]
-Bools = npt.NDArray[np.bool_]
+from polar_etl.page_files import PageRun, Stretch, decoded_runs
 
 _STORED = {
     kind.id: (physical, np.dtype(dtype))
@@ -62,50 +58,6 @@ class Chunk(NamedTuple):
     """Where the first page behind the dictionary stands; not beyond `start` if there is none."""
 
 
-class Page(NamedTuple):
-    """One page, decoded."""
-
-    rows: int
-    values: Array
-    """What is not null."""
-    valid: Bools | None
-    """Which rows are not null; None if all are."""
-
-
-def cut(page: Page, rows: int) -> tuple[Page, Page]:
-    """Return the first rows of a page, and the others."""
-    values, count, before, behind = page.values, rows, None, None
-    if page.valid is not None:
-        before, behind = page.valid[:rows], page.valid[rows:]
-        count = int(np.count_nonzero(before))
-    return Page(rows, values[:count], before), Page(page.rows - rows, values[count:], behind)
-
-
-def copied(page: Page) -> Page:
-    """Return a page in memory of its own."""
-    valid = None if page.valid is None else page.valid.copy()
-    return Page(page.rows, page.values.copy(), valid)
-
-
-class Dictionary:
-    """The dictionary of a column chunk, decoded or not.
-
-    Args:
-        place: Where its page stands.
-        header: Of the page.
-    """
-
-    def __init__(self, place: int, header: PageHeader) -> None:
-        self.place, self.header = place, header
-        self.values: Array | None = None
-        """What is in it; None while nobody needs it."""
-
-    def keep(self) -> None:
-        """Keep what is in it, and not what else was decompressed with it."""
-        if self.values is not None and self.values.base is not None:
-            self.values = self.values.copy()
-
-
 class StoredPages(NamedTuple):
     """A page as it stands in the file, or several of one chunk that are alike."""
 
@@ -113,53 +65,146 @@ class StoredPages(NamedTuple):
     header: PageHeader
     """Of each of them."""
     contents: tuple[memoryview, ...]
-    dictionary: Dictionary | None
-    """The one that it refers to, or is."""
+    whole: tuple[memoryview, ...]
+    """The same with their headers: all bytes, in as many pieces as they come in."""
+    dictionary: memoryview | Stretch | None
+    """The page that they refer to, header included."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of all of them."""
+        return self.header.rows * len(self.contents)
 
 
-def decoded_apart(stored: Sequence[list[StoredPages] | None]) -> list[list[Page] | None]:
-    """Return the pages of some columns; None for columns with a page that PyArrow must read."""
-    try:
-        pages = iter(decoded([page for some in stored for page in some or ()]))
-        return [
-            None if some is None else list(islice(pages, sum(map(_pages_of_rows, some))))
-            for some in stored
-        ]
-    except UnusualError:
-        if len(stored) == 1:
-            return [None]
-        return [found for some in stored for found in decoded_apart([some])]
+Run = list[StoredPages]
+"""Neighbouring pages of one chunk."""
 
 
-def _pages_of_rows(stored: StoredPages) -> int:
-    return 0 if stored.header.holds == "dictionary" else len(stored.contents)
+def decoded_apart(stored: Sequence[Run | None]) -> list[list[Piece] | None]:
+    """Return the values of pages of some columns; None for those that PyArrow must read.
 
-
-def decoded(pages: Sequence[StoredPages]) -> list[Page]:
-    """Return some pages, decompressed at one go; dictionaries among them are only decoded.
-
-    Raises:
-        UnusualError: PyArrow must read one of them.
+    What is plain is decompressed at one go, and the values stand there. What has nulls, or refers
+    to a dictionary, PyArrow decodes from a file of its own.
     """
-    opened = _opened(pages)
-    return [
-        Page(page.header.rows, values, valid)
-        for (page, valid, _, _), values in zip(opened, _looked_up(opened), strict=True)
-        if page.header.holds != "dictionary"
+    runs = [
+        (column, list(run))
+        for column, pages in enumerate(stored)
+        for _, run in groupby(pages or (), key=lambda page: page.chunk.start)
     ]
+    found: dict[int, list[Piece]] = {}
+    plain = [at for at, (_, run) in enumerate(runs) if all(map(_is_plain, run))]
+    done = _possible(_plain_values, [runs[at][1] for at in plain])
+    found = {at: pieces for at, pieces in zip(plain, done, strict=True) if pieces}
+    by_rows: dict[int, list[int]] = {}
+    for at, (_, run) in enumerate(runs):
+        if at not in found:
+            by_rows.setdefault(sum(page.rows for page in run), []).append(at)
+    for these in by_rows.values():
+        done = _possible(_decoded_by_arrow, [runs[at][1] for at in these])
+        found |= {at: pieces for at, pieces in zip(these, done, strict=True) if pieces}
+    columns: list[list[Piece] | None] = [None if pages is None else [] for pages in stored]
+    for at, (column, _) in enumerate(runs):
+        pieces = columns[column]
+        if pieces is not None:
+            columns[column] = pieces + found[at] if at in found else None
+    return columns
 
 
-def require_few_runs(pages: Sequence[StoredPages]) -> None:
-    """Check that pages of places can be decoded here, in so few runs that it is worth it.
+def _possible(
+    decode: Callable[[Sequence[Run]], list[list[Piece]]], runs: Sequence[Run]
+) -> list[list[Piece] | None]:
+    """Return what is decoded of some runs, all at one go if that is possible; None for others."""
+    if not runs:
+        return []
+    try:
+        return [*decode(runs)]
+    except UnusualError:
+        if len(runs) == 1:
+            return [None]
+        return [found for run in runs for found in _possible(decode, [run])]
+
+
+def _is_plain(page: StoredPages) -> bool:
+    """Tell whether pages hold a value for each row and nothing else, as far as their size tells."""
+    chunk, header = page.chunk, page.header
+    levels = header.levels
+    if levels is None:
+        levels = len(_no_nulls(page))
+    return header.holds == "values" and header.size == levels + header.rows * chunk.stored.itemsize
+
+
+def _no_nulls(page: StoredPages) -> bytes:
+    """Return the levels before compressed values if none of them is null."""
+    if page.header.levels is not None or not page.chunk.nullable:
+        return b""
+    return equal_levels(page.header.rows, b"\x01")
+
+
+def _plain_values(runs: Sequence[Run]) -> list[list[Piece]]:
+    """Return the values of pages that are plain.
 
     Raises:
-        UnusualError: PyArrow must read one of them, or there is none.
+        UnusualError: One of them is not, or damaged.
     """
-    places = [page for page in pages if page.header.holds == "places"]
-    if not places:
-        raise UnusualError("there are no places")
-    for _ in _places_of(_opened(places), FEW_RUNS):
-        pass
+    packed = [item for run in runs for page in run for item in _packed(page)]
+    done = iter(_decompressed(packed))
+    return [[piece for page in run for piece in _values(page, done)] for run in runs]
+
+
+def _packed(page: StoredPages) -> Iterator[tuple[str, memoryview, int]]:
+    """Yield (codec, bytes, decompressed size) of what is compressed of each page."""
+    chunk, header, contents, _, _ = page
+    _require_possible(page)
+    if not is_intact(header, contents[0]):
+        raise UnusualError("its checksum is wrong")
+    apart = header.levels or 0
+    codec = chunk.codec if header.compressed else "UNCOMPRESSED"
+    for content in contents:
+        yield codec, content[apart:], header.size - apart
+
+
+def _values(page: StoredPages, done: Iterator[memoryview]) -> Iterator[Piece]:
+    """Yield the values of pages, decompressed."""
+    levels, stored = _no_nulls(page), page.chunk.stored
+    for content in islice(done, len(page.contents)):
+        if content[: len(levels)] != levels:
+            raise UnusualError("there are nulls")
+        yield Piece(np.frombuffer(content, stored, page.header.rows, len(levels)))
+
+
+def _decoded_by_arrow(runs: Sequence[Run]) -> list[list[Piece]]:
+    """Return the values of runs of as many rows each, with gaps where nulls are.
+
+    Raises:
+        UnusualError: One of them is damaged.
+    """
+    for page in chain.from_iterable(runs):
+        _require_possible(page)
+    files = [_page_run(run) for run in runs]
+    return [[piece] for piece in decoded_runs(files, sum(page.rows for page in runs[0]))]
+
+
+def _page_run(run: Run) -> PageRun:
+    chunk = run[0].chunk
+    dictionary = next((page.dictionary for page in run if page.dictionary is not None), b"")
+    pages = [piece for page in run for piece in page.whole]
+    return PageRun(chunk.stored, chunk.nullable, chunk.codec, dictionary, pages)
+
+
+def _require_possible(page: StoredPages) -> None:
+    """Check that pages claim no more memory than they can need.
+
+    Raises:
+        UnusualError: They do.
+    """
+    chunk, header = page.chunk, page.header
+    # A run of places for each value would take 5 bytes.
+    width = chunk.stored.itemsize if header.holds == "values" else 5
+    apart = header.levels or 0
+    if not 0 <= apart <= header.size <= largest_page(header.rows, width) or apart > header.stored:
+        raise UnusualError("its size is impossible")
+    if chunk.codec == "UNCOMPRESSED" and header.size != header.stored:
+        raise UnusualError("its size is impossible")
 
 
 def largest_page(rows: int, width: int) -> int:
@@ -173,118 +218,6 @@ def largest_page(rows: int, width: int) -> int:
 def is_intact(header: PageHeader, content: memoryview) -> bool:
     """Tell whether the bytes of a page have the checksum that its header tells of, if it does."""
     return header.checksum is None or zlib_ng.crc32(content) == header.checksum & 0xFFFFFFFF
-
-
-def _opened(pages: Sequence[StoredPages]) -> list[_Opened]:
-    """Return some pages, decompressed at one go."""
-    packed: list[tuple[str, memoryview, int]] = []
-    for chunk, header, contents, _ in pages:
-        content = contents[0]
-        if not is_intact(header, content):
-            raise UnusualError("its checksum is wrong")
-        # A run of places for each value would take 5 bytes.
-        width = chunk.stored.itemsize if header.holds == "values" else 5
-        most = largest_page(header.rows, width)
-        if header.holds == "dictionary":
-            most = min(header.rows, chunk.rows) * chunk.stored.itemsize
-        apart = header.levels or 0
-        if not 0 <= apart <= header.size <= most or apart > len(content):
-            raise UnusualError("its size is impossible")
-        codec = chunk.codec if header.compressed else "UNCOMPRESSED"
-        packed.append((codec, content[apart:], header.size - apart))
-        packed += [(codec, more, header.size) for more in contents[1:]]
-    done = iter(_decompressed(packed))
-    parts = [
-        part for page in pages for part in _apart(page, list(islice(done, len(page.contents))))
-    ]
-    levels = [(part.levels, part.page.header.rows) for part in parts if part.levels is not None]
-    valid = iter(valid_in(levels))
-    return [_opened_with(part, None if part.levels is None else next(valid)) for part in parts]
-
-
-class _Part(NamedTuple):
-    """One page, decompressed."""
-
-    page: StoredPages
-    levels: memoryview | None
-    """None if all of its rows are there."""
-    content: memoryview
-    """What is not null."""
-
-
-class _Opened(NamedTuple):
-    """One page, decompressed."""
-
-    page: StoredPages
-    valid: Bools | None
-    """Which rows are not null; None if all are."""
-    content: memoryview
-    """What is not null."""
-    filled: int
-    """How many values that are."""
-
-
-def _apart(page: StoredPages, contents: Sequence[memoryview]) -> list[_Part]:
-    """Return pages that are alike, decompressed; those without nulls at a glance."""
-    if len(contents) > 1:
-        rows = page.header.rows
-        levels = equal_levels(rows, b"\x01") if page.chunk.nullable else b""
-        start, size = len(levels), len(levels) + rows * page.chunk.stored.itemsize
-        if all(len(content) == size and content[:start] == levels for content in contents):
-            return [_Part(page, None, content[start:]) for content in contents]
-    return [_without_levels(page, content) for content in contents]
-
-
-def _without_levels(page: StoredPages, content: memoryview) -> _Part:
-    chunk, header, stored, _ = page
-    if header.holds == "dictionary" or not chunk.nullable:
-        return _Part(page, None, content)
-    if header.levels is not None:
-        return _Part(page, memoryview(bytes(stored[0][: header.levels])), content)
-    full = equal_levels(header.rows, b"\x01")
-    if content[: len(full)] == full:
-        return _Part(page, None, content[len(full) :])
-    return _Part(page, *split(content))
-
-
-def _opened_with(part: _Part, valid: Bools | None) -> _Opened:
-    """Return a page whose levels are known, if it holds as many values as they say."""
-    page, _, content = part
-    chunk, header, _, _ = page
-    filled = header.rows if valid is None else int(np.count_nonzero(valid))
-    if header.holds != "places" and len(content) != chunk.stored.itemsize * filled:
-        raise UnusualError("it holds another number of values")
-    return _Opened(page, valid, content, filled)
-
-
-def _looked_up(pages: Sequence[_Opened]) -> list[Array]:
-    """Return the values of pages, with those of places looked up in their dictionaries."""
-    found: list[Array] = [np.empty(0)] * len(pages)
-    for at, (page, _, content, _) in enumerate(pages):
-        if page.header.holds != "places":
-            values = found[at] = np.frombuffer(content, page.chunk.stored)
-            if page.dictionary:
-                page.dictionary.values = values
-    for at, places in _places_of(pages, RUNS_PER_VALUE):
-        found[at] = _values_at(places, pages[at].page.dictionary)
-    return found
-
-
-def _places_of(pages: Sequence[_Opened], runs_per_value: float) -> Iterator[tuple[int, Places]]:
-    """Yield the places in those pages that do not hold values, with their numbers."""
-    numbers = [at for at, one in enumerate(pages) if one.page.header.holds == "places"]
-    stored = [(pages[at].content, pages[at].filled) for at in numbers]
-    for number, places in places_in(stored, runs_per_value):
-        yield numbers[number], places
-
-
-def _values_at(places: Places, dictionary: Dictionary | None) -> Array:
-    if dictionary is None or dictionary.values is None:
-        raise UnusualError("it refers to a dictionary that is not there")
-    try:
-        return dictionary.values.take(places)
-    except IndexError:
-        raise UnusualError("its dictionary holds fewer values") from None
 
 
 class _Local(threading.local):

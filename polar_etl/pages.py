@@ -11,32 +11,18 @@ import os
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-import numpy as np
-import numpy.typing as npt
-
-from polar_etl.columns import Bitmap, Piece, put_where
+from polar_etl.columns import Piece
 from polar_etl.headers import HEADER, PageHeader, UnusualError, header_of, pages_like
-from polar_etl.page_values import (
-    Chunk,
-    Dictionary,
-    Page,
-    StoredPages,
-    copied,
-    cut,
-    decoded,
-    decoded_apart,
-    require_few_runs,
-)
+from polar_etl.page_files import Stretch
+from polar_etl.page_values import Chunk, StoredPages, decoded_apart
 from polar_etl.scratch import scratch
 
-Array = npt.NDArray[np.generic]
 Span = tuple[int, int]
-Bools = npt.NDArray[np.bool_]
 
 _NOTHING = memoryview(b"")
 _LONGEST_USUAL = 96
 """Bytes of a usual header, at most."""
-_FETCHED = 1 << 20
+_FETCHED = 1 << 23
 """Bytes fetched at one go."""
 MOSTLY = 1.4
 """How many times what is wanted of a page all of it may be, if that is held as it is."""
@@ -44,23 +30,8 @@ _UNLIKE = 64
 """Pages are fetched with so small a part more, because they differ in length."""
 
 
-def _spread(values: Array, there: Bools | None) -> Piece:
-    """Return values as a piece, with a gap where none is there."""
-    if there is None or len(values) == len(there):
-        return Piece(values)
-    spread = np.zeros(len(there), values.dtype)
-    put_where(spread, there, values)
-    return Piece(spread, (Bitmap(np.packbits(there, bitorder="little")),))
-
-
-def _shares_memory(left: Page, pages: Sequence[Page]) -> bool:
-    """Tell whether what is left of some pages is part of a much larger piece of memory.
-
-    Args:
-        left: What is left of the last one.
-        pages: All of them.
-    """
-    return len(pages) > 1 or MOSTLY * left.rows < pages[-1].rows
+def _rows_of(pieces: Iterable[Piece]) -> int:
+    return sum(len(piece.values) for piece in pieces)
 
 
 class ColumnReader:
@@ -71,30 +42,19 @@ class ColumnReader:
         file: Descriptor of the file.
         keep: Whether what is left of a page is kept; otherwise it is decoded again when it is
             needed, which takes time instead of memory.
-        keep_dictionary: The same for the dictionary of a chunk.
     """
 
     __slots__ = (
-        *("_file", "_keep", "_keep_dictionary"),
-        *("_chunk", "_later", "_ahead", "_dictionary", "_by_places"),
-        *("_at", "_left", "_last", "_last_rows", "_again", "_usual", "_held"),
+        *("_file", "_keep"),
+        *("_chunk", "_later", "_ahead", "_dictionary"),
+        *("_at", "_left", "_last", "_last_rows", "_again", "_usual", "_held", "_shared"),
     )
     """There may be 100,000 of them."""
 
-    def __init__(
-        self,
-        chunks: Iterable[Chunk],
-        file: int,
-        *,
-        keep: bool = True,
-        keep_dictionary: bool = True,
-    ) -> None:
-        self._file = file
-        self._keep, self._keep_dictionary = keep, keep_dictionary
-        self._dictionary: Dictionary | None = None
-        """That of the chunk, once its header is read."""
-        self._by_places = False
-        """Whether the page that was read last refers to it."""
+    def __init__(self, chunks: Iterable[Chunk], file: int, *, keep: bool = True) -> None:
+        self._file, self._keep = file, keep
+        self._dictionary: Span | None = None
+        """Where that of the chunk stands, once its header is read."""
         self._last, self._last_rows = 0, 0
         """Where the page that was read last stands, and how many rows it has."""
         self._again = 0
@@ -104,8 +64,10 @@ class ColumnReader:
         """Chunks behind this one that were looked at."""
         self._chunk = next(self._later)
         self._at = self._chunk.start
-        self._held: list[Page] = []
+        self._held: list[Piece] = []
         """The next rows, as far as they are decoded already."""
+        self._shared = 0
+        """Rows of the memory that these are part of; 0 if they have memory of their own."""
         self._usual = 1
         """Rows of the page that was read last: most writers make all of them alike."""
         self._left = self._chunk.rows
@@ -113,22 +75,26 @@ class ColumnReader:
 
     def _there(self) -> int:
         """Return how many of the next rows are decoded already."""
-        return sum(page.rows for page in self._held)
+        return _rows_of(self._held)
 
     def _missing(self, rows: int, more: int) -> int:
         """Return how many rows are to be decoded so that the next ones are there.
 
-        Of what is not kept as a whole, those that are asked for later are decoded at the same go.
+        Of what is not kept as a whole those that are asked for later are decoded at the same go. A
+        dictionary is never kept.
         """
         missing = rows - self._there()
         if missing <= 0:
             return 0
         self._turn_chunk()
         missing += self._again
-        looked_up = self._chunk.data > self._chunk.start
-        if not self._keep or (looked_up and not self._keep_dictionary):
+        if self._reads_ahead():
             missing += max(min(more, self._left - missing), 0)
         return missing
+
+    def _reads_ahead(self) -> bool:
+        """Tell whether rows that are asked for later are decoded with those that are taken."""
+        return not self._keep or self._chunk.data > self._chunk.start
 
     def spans(self, rows: int, more: int = 0) -> list[Span]:
         """Return where in the file the next rows are likely to stand, chunk by chunk."""
@@ -174,11 +140,12 @@ class ColumnReader:
         """
         rows = self._missing(rows, more)
         found: list[StoredPages] = []
-        asked: Dictionary | None = None
+        dictionary: memoryview | Stretch | None = None
         pieces, piece, start = iter(fetched), _NOTHING, -1
         while rows > 0:
             if start < 0 or self._at == self._chunk.stop:
                 self._turn_chunk()
+                dictionary = None
                 piece, start = next(pieces, _NOTHING), self._at
                 if not piece:
                     _, stop = self._likely(start, self._chunk, self._left, rows)
@@ -187,17 +154,17 @@ class ColumnReader:
             whole = header.length + header.stored
             if len(raw) < whole:
                 raw = self._fetch(whole)
-            dictionary = self._referred_to(header)
-            if dictionary and dictionary.values is None and dictionary is not asked:
-                asked = dictionary
-                found.append(self._stored_dictionary(dictionary, piece, start))
+            if header.holds == "places" and dictionary is None:
+                dictionary = self._dictionary_page(piece, start)
             content = raw[header.length : whole]
             self._go_on(whole, header.rows)
             if self._left or header.rows > self._usual:  # the last page of a chunk may be short
                 self._usual = header.rows
             rows -= header.rows
+            first = self._at
             alike = self._alike(header, rows, piece, start)
-            found.append(StoredPages(self._chunk, header, (content, *alike), dictionary))
+            pages = raw[:whole], piece[first - start : self._at - start]
+            found.append(StoredPages(self._chunk, header, (content, *alike), pages, dictionary))
             rows -= len(alike) * header.rows
         return found
 
@@ -235,94 +202,76 @@ class ColumnReader:
             rows -= header.rows
         return found
 
-    def _referred_to(self, header: PageHeader) -> Dictionary | None:
-        """Return the dictionary that a page refers to, if it does."""
-        self._by_places = header.holds == "places"
-        if self._by_places and self._dictionary is None:
+    def _dictionary_page(self, fetched: memoryview, start: int) -> memoryview | Stretch:
+        """Return the page of the dictionary: among the bytes that were fetched from `start` on?
+
+        Raises:
+            UnusualError: There is none.
+        """
+        if self._dictionary is None:
             raise UnusualError("it refers to a dictionary that is not there")
-        return self._dictionary if self._by_places else None
+        first, stop = self._dictionary
+        if start <= first and stop - start <= len(fetched):
+            return fetched[first - start : stop - start]
+        return Stretch(self._file, first, stop)
 
-    def _stored_dictionary(
-        self, dictionary: Dictionary, fetched: memoryview, start: int
-    ) -> StoredPages:
-        """Return the page of a dictionary, from the bytes that were fetched from `start` on."""
-        header = dictionary.header
-        first = dictionary.place + header.length
-        content = fetched[first - start :][: header.stored] if first >= start else fetched[:0]
-        if len(content) < header.stored:
-            content = self._fetch(header.stored, first)
-        return StoredPages(self._chunk, header, (content,), dictionary)
-
-    def take(self, rows: int, pages: Sequence[Page], more: int = 0) -> list[Piece]:
+    def take(self, rows: int, pieces: Sequence[Piece], more: int = 0) -> list[Piece]:
         """Return the next rows, as they stand in what is held and in the pages behind it.
 
         Args:
             rows: How many.
-            pages: What `pages` found, decoded.
+            pieces: What `pages` found, decoded.
             more: How many will be taken soon after.
         """
-        if self._is_whole(rows, pages):
-            self._settle_dictionary()
-            return [Piece(pages[0].values)]
         held = self._held
-        held.extend(self._wanted(pages, rows + more))
+        if len(pieces) == 1 and len(pieces[0].values) == rows and not (held or self._again):
+            return [pieces[0]]
+        held.extend(self._wanted(pieces, rows + more))
+        if pieces:
+            self._shared = self._there()
         found, left = [], rows
         while left:
-            some = min(held[0].rows, left)
-            page, later = cut(held.pop(0), some)
-            found.append(_spread(page.values, page.valid))
-            if later.rows:
-                held.insert(0, later)
+            piece = held.pop(0)
+            length, some = len(piece.values), min(len(piece.values), left)
+            found.append(piece if some == length else piece.between(0, some))
+            if some < length:
+                held.insert(0, piece.between(some, length))
             left -= some
-        self._settle_dictionary()
-        if self._keep and held and pages and _shares_memory(held[-1], pages):
-            for at in range(-min(len(held), len(pages)), 0):
-                held[at] = copied(held[at])
+        if self._keep and not (more and self._reads_ahead()):
+            self._let_go()
         return found
 
-    def _wanted(self, pages: Sequence[Page], rows: int) -> list[Page]:
-        """Return what is taken or held of pages; what is not kept is decoded again.
+    def _let_go(self) -> None:
+        """Keep no more memory than what is held needs."""
+        if MOSTLY * self._there() < self._shared:
+            self._held = [piece.alone() for piece in self._held]
+        self._shared = 0
+
+    def _wanted(self, pieces: Sequence[Piece], rows: int) -> list[Piece]:
+        """Return what is taken or held of some values; what is not kept is decoded again.
 
         Args:
-            pages: The next ones, decoded.
+            pieces: The next ones, decoded.
             rows: How many rows are wanted, those that are held already among them.
         """
-        found = list(pages)
+        found = list(pieces)
         if not found:
             return found
         if self._again:
-            found[0] = cut(found[0], self._again)[1]
+            found[0] = found[0].between(self._again, len(found[0].values))
             self._again = 0
         if self._keep:
             return found
-        over = self._there() + sum(page.rows for page in found) - rows
+        over = self._there() + _rows_of(found) - rows
         if over > 0:
             last = found.pop()
-            if over < last.rows:
-                found.append(cut(last, last.rows - over)[0])
+            if over < len(last.values):
+                found.append(last.between(0, len(last.values) - over))
             self._at, self._again = self._last, self._last_rows - over
             self._left += self._last_rows
-        if MOSTLY * sum(page.rows for page in found) < sum(page.rows for page in pages):
-            found = [copied(page) for page in found]  # the others' memory is free then
+        if MOSTLY * _rows_of(found) < _rows_of(pieces):
+            found = [piece.alone() for piece in found]  # the others' memory is free then
         return found
-
-    def _is_whole(self, rows: int, pages: Sequence[Page]) -> bool:
-        """Tell whether the next rows are all of one page, and none is null."""
-        return (
-            len(pages) == 1
-            and pages[0].rows == rows
-            and pages[0].valid is None
-            and not (self._held or self._again)
-        )
-
-    def _settle_dictionary(self) -> None:
-        """Keep the dictionary if rows that are left need it and it may be, or let go of it."""
-        if not self._dictionary:
-            return
-        if self._by_places and self._left and self._keep_dictionary:
-            self._dictionary.keep()
-        else:
-            self._dictionary.values = None
 
     def skip(self, rows: int) -> None:
         """Leave out the next rows, without decompressing pages that hold no others.
@@ -342,7 +291,10 @@ class ColumnReader:
                     continue
                 left = rows
             some = min(left, rows)
-            self.take(some, decoded(self.pages(some)))
+            (pieces,) = decoded_apart([self.pages(some)])
+            if pieces is None:
+                raise UnusualError("its pages are damaged")
+            self.take(some, pieces)
             rows -= some
 
     def _turn_chunk(self) -> None:
@@ -356,7 +308,9 @@ class ColumnReader:
         raw, header = self._any_header(raw)
         if header.holds == "dictionary":
             whole = header.length + header.stored
-            self._dictionary = Dictionary(self._at, header)
+            if header.size > min(header.rows, self._chunk.rows) * self._chunk.stored.itemsize:
+                raise UnusualError("its dictionary claims too much")
+            self._dictionary = self._at, self._at + whole
             self._at += whole
             raw, header = self._any_header(raw[whole:])
         return raw, header
@@ -377,9 +331,9 @@ class ColumnReader:
             raise UnusualError("a page header is impossible")
         return raw, header
 
-    def _fetch(self, size: int, place: int | None = None) -> memoryview:
-        """Return bytes of the file, from the present place on if no other is given."""
-        found = os.pread(self._file, size, self._at if place is None else place)
+    def _fetch(self, size: int) -> memoryview:
+        """Return bytes of the file, from the present place on."""
+        found = os.pread(self._file, size, self._at)
         if len(found) != size:
             raise UnusualError("the file breaks off")
         return memoryview(found)
@@ -390,10 +344,8 @@ def is_usual(chunk: Chunk, file: int) -> bool:
     try:
         reader = ColumnReader([chunk], file)
         header = reader.peek()
-        if header.holds != "values":
-            require_few_runs(reader.pages(1))
-            return True
-        return chunk.nullable or header.size == header.rows * chunk.stored.itemsize
+        places = header.holds == "places"
+        return places or chunk.nullable or header.size == header.rows * chunk.stored.itemsize
     except UnusualError:
         return False
 
@@ -420,8 +372,8 @@ def read_together(
         except UnusualError:
             stored.append(None)
     return [
-        None if pages is None else reader.take(rows, pages, more)
-        for reader, pages in zip(readers, decoded_apart(stored), strict=True)
+        None if pieces is None else reader.take(rows, pieces, more)
+        for reader, pieces in zip(readers, decoded_apart(stored), strict=True)
     ]
 
 

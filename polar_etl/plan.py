@@ -349,8 +349,7 @@ def _decoding(shape: Shape, plan: Plan, window: int, more: int) -> int:
     cut = not shape.even_group or any(window % shape.even_group for window in windows)
     behind = max(_left_behind(shape, window) for window in windows)
     pages = int(min(plain * shape.page_bytes, behind * shape.row_bytes) * _KEPT)
-    kept = pages * (cut and reading.keep_pages)  # a dictionary is kept whole, for however few rows
-    kept += int(shape.number_dictionaries * _KEPT) * (cut and reading.keep_dictionaries)
+    kept = pages * (cut and reading.keep_pages)
     if not shape.even_group or window % shape.even_group:
         later = min(more, shape.largest_group, max(rows - window, 0))
         in_work = min(plan.threads / plan.shares, 1) if plan.parts_at_a_time > 1 else 1

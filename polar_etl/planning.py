@@ -44,9 +44,6 @@ _TOGETHER_LOOKED_UP = ((1.0, MANY_VALUES), (1.4, 1 << 18))
 """The same where there are dictionaries, and only so many at a time."""
 _PAGE_BYTES_TOGETHER = 8
 """Bytes for each of these values of pages, or dictionaries, that are decompressed at one go."""
-_LOOKED_UP = 1 << 18
-"""Rows of a batch of the first pass, at most, where dictionaries can be kept: as many values as fit
-into the dictionary of the most common writer, which goes on without one then."""
 _KEEPING = 0.87
 """Time that a run takes where the first pass keeps all numbers for the second."""
 _MOST_ABREAST = 32
@@ -152,7 +149,7 @@ def _ways(shape: Shape, slab: int, threads: int, *, forks: bool) -> list[tuple[f
         _TOGETHER_LOOKED_UP if shape.number_dictionaries else _TOGETHER,
     )
     ways = [
-        (work * read * again * calls, _Way(*how, Reading(*whole, *kept), *abreast, values))
+        (work * read * again * calls, _Way(*how, Reading(*whole, kept), *abreast, values))
         for (work, how), (read, whole), (again, kept, abreast), (calls, values) in choices
     ]
     return sorted(ways, key=itemgetter(0))
@@ -171,30 +168,26 @@ def _shares_of_work(threads: int, *, forks: bool) -> Iterator[tuple[float, tuple
         workers //= 2
 
 
-def _keeping(shape: Shape, slab: int) -> Iterator[tuple[float, tuple[bool, bool], tuple[int, int]]]:
-    """Yield (time taken, what is kept, slabs abreast and finer shares): see `Reading` and `_Way`.
+def _keeping(shape: Shape, slab: int) -> Iterator[tuple[float, bool, tuple[int, int]]]:
+    """Yield (time taken, whether pages are kept, slabs abreast and finer shares), see `_Way`.
 
     Times are those that were measured with pages that are 0.8 to 9 slabs long, and dictionaries as
     large as 2 to 15 slabs.
     """
-    yield 1.0, (True, True), (1, 1)
+    if not shape.number_dictionaries:
+        yield 1.0, True, (1, 1)
     width = max(shape.row_bytes // max(shape.columns, 1), 1)
     page = shape.page_bytes / (slab * width)
     slabs = ceil(shape.rows / slab)
     dictionary = shape.number_dictionaries / (slab * max(shape.row_bytes, 1))
-    looked_up = (True, False) if shape.number_dictionaries else (True,)
-    for pages, dictionaries in product((True, False), looked_up):
-        if pages and dictionaries:
-            continue
+    for pages in (True, False) if shape.number_dictionaries else (False,):
         for abreast, (finer, time) in product(_slabs_abreast(shape, slab), _FINER):
             if not pages:
                 values = _columns_together(shape, MANY_VALUES, abreast * slab) * slab
                 keeping_takes = 0.28 * min(max(page - 1, 0) / 5, 1)
                 again = 0.11 * page / abreast if abreast < slabs else 0
                 time *= (1 - keeping_takes + again) * (1 + _CALL / values)
-            if not dictionaries:
-                time *= 1.03 + 0.02 * dictionary / abreast
-            yield time, (pages, dictionaries), (abreast, finer)
+            yield time * (1 + 0.02 * dictionary / abreast), pages, (abreast, finer)
 
 
 def _slabs_abreast(shape: Shape, slab: int) -> list[int]:
@@ -259,11 +252,9 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     block = block_rows(shape.normalized)
     batch = max(min(slab_rows(shape.normalized_bytes), rows) // block, 1) * block
     whole = min(shape.largest_group, rows)
-    if not (way.reading.keep_pages and way.reading.keep_dictionaries):  # all is decoded once
+    if shape.number_dictionaries or not way.reading.keep_pages:  # all is decoded once
         most = _AT_STAKE // max(block * shape.normalized_bytes, 1)
         batch = max(batch, min(ceil(whole / block), most) * block)
-    elif shape.number_dictionaries:  # the more rows, the less often they are kept at all
-        batch = max(batch, min(whole, _LOOKED_UP) // block * block)
     ahead = _MOMENTS_AHEAD // max(moments_bytes(shape, batch), 1)
     decoded = min(way.abreast * slab, rows) if way.abreast > 1 else 0
     plan = Plan(

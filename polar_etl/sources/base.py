@@ -64,8 +64,6 @@ class Reading(NamedTuple):
     """Rows that PyArrow decodes at a time from inside larger row groups."""
     keep_pages: bool = True
     """Whether what is left of a page of plain numbers is kept, rather than decoded again."""
-    keep_dictionaries: bool = True
-    """The same for the dictionaries of numbers."""
 
 
 class Window(Protocol):

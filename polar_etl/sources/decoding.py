@@ -128,12 +128,7 @@ class FileColumns:
         if layout is None or not layout.holds_numbers(self._groups, place):
             return None
         chunks = (chunk for group in self._groups if (chunk := layout.chunk(group, place)))
-        return ColumnReader(
-            chunks,
-            self._descriptor,
-            keep=self._how.keep_pages,
-            keep_dictionary=self._how.keep_dictionaries,
-        )
+        return ColumnReader(chunks, self._descriptor, keep=self._how.keep_pages)
 
     def _from_arrow(self, places: list[int]) -> None:
         """Let PyArrow read these columns, from the present row on."""

@@ -47,13 +47,13 @@ def source(request, tmp_path_factory):
     return ParquetSource.open([str(path)])
 
 
-@given(st.data(), st.booleans(), st.booleans(), st.integers(1, ROWS), st.integers(0, ROWS))
-def test_any_windows_hold_the_rows_of_the_file(source, data, keep, keep_dictionaries, window, most):
+@given(st.data(), st.booleans(), st.integers(1, ROWS), st.integers(0, ROWS))
+def test_any_windows_hold_the_rows_of_the_file(source, data, keep, window, most):
     first = data.draw(st.integers(0, ROWS - 1))
     stop = data.draw(st.integers(first + 1, min(ROWS, first + 100 * window)))
     names = TABLE.schema.names
     found = {name: [] for name in names}
-    how = Reading(1 << 20, 300, keep, keep_dictionaries)
+    how = Reading(1 << 20, 300, keep)
     with closing(source.columns(names, first, stop, how)) as columns:
         for row in range(first, stop, window):
             rows = columns.next(min(window, stop - row), data.draw(st.integers(0, most)))

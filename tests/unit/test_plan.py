@@ -72,29 +72,25 @@ def test_what_shapes_the_output_depends_on_neither_limit_nor_threads(given):
     assert len(found) == 1
 
 
-def test_dictionaries_of_numbers_are_kept_only_where_there_is_room():
-    roomy, scarce = (plan(LOOKED_UP, limit=limit) for limit in (4 * 10**9, 512 * 10**6))
+def test_the_more_room_the_less_often_dictionaries_are_decoded():
+    limits = (250, 350, 450, 600)
+    found = [plan(LOOKED_UP, limit=limit * 10**6, threads=1) for limit in limits]
 
-    assert roomy.reading.keep_dictionaries
-    assert roomy.projected > 500 << 20
-    assert not scarce.reading.keep_dictionaries
-    assert scarce.batch_rows > roomy.batch_rows, "they are decoded less often then"
-    assert scarce.slab_rows == roomy.slab_rows
-
-
-def test_where_dictionaries_are_not_kept_more_room_lets_them_be_decoded_less_often():
-    found = [plan(LOOKED_UP, limit=limit * 10**6, threads=1) for limit in (250, 350, 450, 600)]
-
-    assert not any(one.reading.keep_dictionaries for one in found)
     abreast = [one.abreast for one in found]
     assert abreast == sorted(abreast)
     assert abreast[0] < abreast[-1]
 
 
-def test_dictionaries_of_row_groups_that_end_with_a_slab_are_not_kept():
+def test_the_first_pass_decodes_a_dictionary_once():
+    found = plan(LOOKED_UP, limit=512 * 10**6)
+
+    assert found.batch_rows > plan(LOOKED_UP._replace(number_dictionaries=0)).batch_rows
+    assert found.batch_rows >= min(LOOKED_UP.largest_group, 1 << 18)
+
+
+def test_nothing_is_left_of_row_groups_that_end_with_a_slab():
     found = plan(SHAPES["very wide, dictionaries"])
 
-    assert found.reading.keep_dictionaries
     assert dict(found.bill)["decoding"] == 0
 
 
@@ -223,13 +219,6 @@ def test_slabs_are_of_moderate_size(size):
     assert 1 <= rows <= 1 << 20
     assert rows < 256 or rows % 256 == 0
     assert rows * size <= 1 << 30 or rows == 1
-
-
-def test_a_dictionary_is_billed_whole_for_however_few_rows_that_are_left():
-    few_left = shape(4_000, 6_000, 4_000, dictionary_bytes=16_000)
-    bill = dict(plan(few_left).bill)
-    assert plan(few_left).reading.keep_dictionaries
-    assert bill["decoding"] >= 6_000 * 16_000
 
 
 def test_pyarrow_is_billed_for_the_schema_that_it_keeps_for_each_share():
