@@ -32,6 +32,12 @@ _CODECS = {"UNCOMPRESSED": 0, "SNAPPY": 1, "GZIP": 2, "BROTLI": 4, "LZ4": 5, "ZS
 _ENCODINGS = (0, 3, 8)
 """Numbers of those that the pages may have: plain, runs, and places in a dictionary."""
 _NAME = b"\x01x"
+_CHUNK = (
+    b"\x26%(first)b\x1c"  # the chunk's offset, and its metadata: what is usual,
+    b"%(usual)b\x16%(rows)b\x16%(size)b\x16%(size)b"  # rows, and bytes before compression and after
+    b"\x26%(first)b%(dictionary)b\x00\x00"  # where the pages are, and the dictionary
+)
+"""A chunk as a footer describes it."""
 _FILE = 1 << 20
 """Bytes of the pages of several columns in one file."""
 
@@ -159,19 +165,14 @@ def _leaf(physical: int, width: int, nullable: bool) -> bytes:
 
 def _chunk(run: PageRun, start: int, rows: int) -> bytes:
     """Return what a footer says of a run of pages that begins at `start`."""
-    size = thrift.as_number(run.size)
-    first = thrift.as_number(start + len(run.dictionary))
-    meta = [
-        (5, I64, thrift.often_number(rows)),
-        (6, I64, size),
-        (7, I64, size),
-        (9, I64, first),
-    ]
-    if run.dictionary:
-        meta.append((11, I64, thrift.as_number(start)))
-    usual = _usual_meta(_PHYSICAL[run.stored.str], _CODECS[run.codec])
-    whole = usual + thrift.as_struct(meta, behind=4)
-    return thrift.as_struct([(2, I64, first), (3, STRUCT, whole)])
+    dictionary = b"\x26%b" % thrift.as_number(start) if run.dictionary else b""
+    return _CHUNK % {
+        b"usual": _usual_meta(_PHYSICAL[run.stored.str], _CODECS[run.codec]),
+        b"rows": thrift.often_number(rows),
+        b"size": thrift.as_number(run.size),
+        b"first": thrift.as_number(start + len(run.dictionary)),
+        b"dictionary": dictionary,
+    }
 
 
 @lru_cache
