@@ -39,16 +39,18 @@ allocators keep back."""
 _COLUMN_OBJECTS = 2_000
 """Bytes of Python objects for one column: its reader, its pieces, its statistics (measured: up to
 1.8 kB)."""
-_PLACE = 8
-"""Bytes of a place in a dictionary: as stored, and unpacked."""
-_LOOKED_UP = 2
-"""How often a dictionary is held while it is decoded: decompressed, and by itself."""
+_LOOKED_UP = 4
+"""How often a dictionary is held while each thread decodes one column after the other: as it stands
+in the file, in a file of its own, decompressed, and decoded."""
 _WORKER = 8 * MIB
 """Tiles and the compressor of one thread."""
 _SMALL_WORKER = 20 * MIB
 """The same where few values are worked on at a time: what lingers does not get smaller."""
 _FORKED = 24 * MIB
 """Bytes of the interpreter and its libraries that a forked process never touches (measured)."""
+_PAGE_FILES = 12 * MIB
+"""What a process takes to have pages decoded by PyArrow: its code, and what its allocator keeps
+(measured)."""
 _GROUP_COPIES = 4
 """How often the columns that are worked on together are held: as they stand in the file,
 decompressed, as pages, and compressed."""
@@ -75,8 +77,9 @@ _KEPT = 1.15
 to 1.08)."""
 _KEPT_PIECE = 400
 """Bytes of Python objects for the rows of a batch of a column that is kept."""
-_HELD = 1.4
-"""The same for rows that are decoded ahead: they come and go in pieces of many sizes."""
+_HELD, _HELD_AS_ONE = 1.4, 2.0
+"""The same for rows that are decoded ahead: they come and go in pieces of many sizes, and those of
+a page file go together, when others come already (measured: up to 1.9)."""
 _PAGE_OBJECTS = 1_300
 """Bytes of Python objects for a page of which rows are left over (measured)."""
 TEXT_COPIES = 8
@@ -170,6 +173,11 @@ class Shape(NamedTuple):
     def held_word_bytes(self) -> int:
         """Bytes of a row of columns of text, decoded."""
         return self.word_bytes + 5 * self.word_columns
+
+    @property
+    def has_page_files(self) -> bool:
+        """Whether pages are copied into files of their own, for PyArrow."""
+        return self.nulls or self.number_dictionaries > 0
 
     @property
     def own_lookup_bytes(self) -> int:
@@ -292,15 +300,17 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
     needed = sum(worked) + side_by_side
     lingering = int(_LINGERING * needed)
     footers = shape.footer_chunks * (_FOOTER_CHUNK if shape.arrow_columns else _LAYOUT_CHUNK)
+    by_arrow = _PAGE_FILES * shape.has_page_files
     forked = base - _FORKED + footers + statistics + staged  # which counts wherever it is seen
     described = at_a_time * ceil(min(plan.part_rows, rows) / plan.slab_rows)
     footers += described * shape.columns * _OUTPUT_CHUNK
     footers += min(plan.shares, shape.arrow_columns) * shape.columns * _SCHEMA_COLUMN
     opened = shape.footer_chunks * (_OPENING_CHUNK if shape.arrow_columns else _OPENING_CHUNK_ALONE)
+    compute = _COMPUTE * bool(shape.text_bytes)
     opening = opened + shape.columns * _OPENING_COLUMN - needed - lingering
     return (
-        ("interpreter and libraries", base + _RUNTIME + _COMPUTE * bool(shape.text_bytes)),
-        ("forked processes", (plan.processes - 1) * forked),
+        ("interpreter and libraries", base + _RUNTIME + by_arrow + compute),
+        ("forked processes", (plan.processes - 1) * (forked + by_arrow)),
         ("footers", max(footers, opening)),
         ("statistics", worked.statistics),
         ("decoding", worked.decoding),
@@ -353,7 +363,8 @@ def _decoding(shape: Shape, plan: Plan, window: int, more: int) -> int:
     if not shape.even_group or window % shape.even_group:
         later = min(more, shape.largest_group, max(rows - window, 0))
         in_work = min(plan.threads / plan.shares, 1) if plan.parts_at_a_time > 1 else 1
-        kept += int(later * shape.row_bytes * _HELD * in_work)
+        held_by = _HELD_AS_ONE if shape.has_page_files else _HELD
+        kept += int(later * shape.row_bytes * held_by * in_work)
     found = min(kept, shape.rows * shape.row_bytes)
     found += _PAGE_OBJECTS * plain * bool(kept)
     if not shape.arrow_columns:
@@ -444,20 +455,20 @@ def _working(shape: Shape, plan: Plan, slab: int, more: int) -> int:
     ahead = min(slab + more, max(shape.rows, slab))
     columns = decoded * max(ahead * width, shape.page_bytes)
     columns += (min(plan.threads * many, scalars) - decoded) * slab * width
-    looked_up = 0
-    if shape.number_dictionaries:
-        places = min(ahead, max(shape.largest_group, slab))
-        looked_up = decoded * (_LOOKED_UP * shape.own_lookup_bytes + _PLACE * places)
+    filed = 0
+    if shape.has_page_files:
+        filed = plan.threads * (_LOOKED_UP * shape.own_lookup_bytes + ahead * width)
     others = max(shape.passed_bytes - shape.text_bytes, 0)
     passed = slab * (others * _PASSED_COPIES + shape.vector_output_bytes)
     passed += _passed_text(shape, plan, slab) + shape.text_page * _LONG_PAGE
     passed += min(plan.threads, shape.word_columns) * _passed_words(shape, slab)
     passed += slab * shape.word_bytes * (slab * (shape.word_bytes + _SHORT_TEXT) > LETTERS)
     ours = shape.columns > shape.arrow_columns or shape.text_bytes or shape.word_columns
-    copies = _GROUP_COPIES - bool(looked_up) if ours else _ARROW_COPIES  # a file has it once
+    copies = _GROUP_COPIES if ours else _ARROW_COPIES
+    copies -= bool(shape.number_dictionaries and ours)  # a file has each value once
     copies += shape.nulls and bool(ours)  # values as they stand in the file, and between nulls
     worker = _WORKER if together.values >= MANY_VALUES else _SMALL_WORKER
-    return plan.threads * worker + copies * columns + looked_up + int(passed * _SLACK)
+    return plan.threads * worker + copies * columns + filed + int(passed * _SLACK)
 
 
 def _passed_words(shape: Shape, slab: int) -> int:
