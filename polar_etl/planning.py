@@ -40,8 +40,6 @@ _TOGETHER = ((1.0, MANY_VALUES), (1.08, 1 << 18))
 """Time taken, and values worked on at a time, from bytes to bytes: each call into another language
 waits for the interpreter, and the processor's caches are only so large (measured: 2^17 and 2^22 are
 slower)."""
-_TOGETHER_LOOKED_UP = ((1.0, MANY_VALUES), (1.4, 1 << 18))
-"""The same where there are dictionaries, and only so many at a time."""
 _PAGE_BYTES_TOGETHER = 8
 """Bytes for each of these values of pages, or dictionaries, that are decompressed at one go."""
 _KEEPING = 0.87
@@ -146,7 +144,7 @@ def _ways(shape: Shape, slab: int, threads: int, *, forks: bool) -> list[tuple[f
         _shares_of_work(threads, forks=forks),
         _readings(shape, slab),
         _keeping(shape, slab),
-        _TOGETHER_LOOKED_UP if shape.number_dictionaries else _TOGETHER,
+        _TOGETHER,
     )
     ways = [
         (work * read * again * calls, _Way(*how, Reading(*whole, kept), *abreast, values))
