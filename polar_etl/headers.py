@@ -9,10 +9,13 @@ from typing import Literal, NamedTuple
 
 from polar_etl import thrift
 
+Holds = Literal["values", "places", "others", "dictionary"]
+
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
-_PLAIN, _RLE = 0, 3
-_PLACES = (2, 8)
-"""Encodings of values by their places in a dictionary."""
+_RLE = 3
+_HOLDS: dict[int, Holds] = {0: "values", 2: "places", 8: "places", 5: "others", 9: "others"}
+"""What pages hold, by their encoding: plain values, places in a dictionary, and the encodings
+`DELTA_BINARY_PACKED` and `BYTE_STREAM_SPLIT`."""
 HEADER = 256
 """Bytes that hold a header, as a rule."""
 _LONGEST_HEADER = 1 << 16
@@ -24,9 +27,6 @@ _KINDS = {5: 2, 7: None, 8: 4}
 """Fields of `PageHeader` whose structs begin with the number of values, and where these tell the
 encoding: of data pages, version 1, of dictionaries, and of data pages, version 2."""
 _LONGEST_VALUE = 1 << 30
-
-
-Holds = Literal["values", "places", "dictionary"]
 
 
 class UnusualError(ValueError):
@@ -43,7 +43,8 @@ class PageHeader(NamedTuple):
     length: int
     """Bytes of the header itself."""
     holds: Holds
-    """Plain values, places of values in the chunk's dictionary, or the dictionary, itself plain."""
+    """Plain values, places of values in the chunk's dictionary, values in other encodings, or the
+    dictionary, itself plain."""
     rows: int
     """Values of a dictionary."""
     stored: int
@@ -65,7 +66,7 @@ STATISTICS = (
 """`Statistics` of a column of numbers, as a regular expression."""
 _V = rb"([\x80-\xff]{0,4}[\x00-\x7f])"
 _USUAL = re.compile(
-    rb"\x15\x00\x15%b\x15%b(?:\x15%b\x1c|\x2c)\x15%b\x15([\x00\x04\x10])\x15\x06\x15."
+    rb"\x15\x00\x15%b\x15%b(?:\x15%b\x1c|\x2c)\x15%b\x15([\x00\x04\x0a\x10\x12])\x15\x06\x15."
     rb"(?:\x1c%b)?\x00\x00" % (*((_V,) * 4), STATISTICS),
     re.DOTALL,
 )
@@ -85,11 +86,11 @@ def header_of(raw: memoryview) -> PageHeader:
         UnusualError: It is none.
     """
     usual = _USUAL.match(raw)
-    holds: Holds = "values"
+    holds: Holds = "dictionary"
     if usual is None:
-        usual, holds = _USUAL_DICTIONARY.match(raw), "dictionary"
-    elif usual[5] != b"\0":
-        holds = "places"
+        usual = _USUAL_DICTIONARY.match(raw)
+    else:
+        holds = _HOLDS[thrift.often(usual[5])]
     if usual is None:
         try:
             return _unusual_header(raw)
@@ -141,11 +142,11 @@ def _unusual_header(raw: memoryview) -> PageHeader:
     elif kind == _DATA and thrift.number(raw, inner[3]) != _RLE:
         raise UnusualError("its levels are encoded in another way")
     encoding = thrift.number(raw, inner[4 if kind == _DATA_V2 else 2])
-    if encoding not in (_PLAIN, *_PLACES):
-        raise UnusualError("its values are not plain")
+    if encoding not in _HOLDS:
+        raise UnusualError("its values are encoded in another way")
     return PageHeader(
         length=length,
-        holds="dictionary" if kind == _DICTIONARY else "places" if encoding else "values",
+        holds="dictionary" if kind == _DICTIONARY else _HOLDS[encoding],
         rows=thrift.number(raw, inner[1]),
         stored=found.get(3, -1),
         size=found.get(2, -1),

@@ -199,7 +199,7 @@ def _require_possible(page: StoredPages) -> None:
     """
     chunk, header = page.chunk, page.header
     # A run of places for each value would take 5 bytes.
-    width = chunk.stored.itemsize if header.holds == "values" else 5
+    width = 5 if header.holds == "places" else chunk.stored.itemsize
     apart = header.levels or 0
     if not 0 <= apart <= header.size <= largest_page(header.rows, width) or apart > header.stored:
         raise UnusualError("its size is impossible")

@@ -344,8 +344,8 @@ def is_usual(chunk: Chunk, file: int) -> bool:
     try:
         reader = ColumnReader([chunk], file)
         header = reader.peek()
-        places = header.holds == "places"
-        return places or chunk.nullable or header.size == header.rows * chunk.stored.itemsize
+        is_plain = header.holds == "values" and not chunk.nullable
+        return not is_plain or header.size == header.rows * chunk.stored.itemsize
     except UnusualError:
         return False
 

@@ -44,8 +44,8 @@ _BYTES = PHYSICAL.index("BYTE_ARRAY")
 ZSTD = 6
 CODECS = {0: "UNCOMPRESSED", 1: "SNAPPY", ZSTD: "ZSTD"}
 """By number in the footer: those that tell how large their contents are."""
-_NUMBERS = frozenset((0, 2, 3, 4, 8))
-"""Encodings of plain values, of places in a dictionary of such, and of levels."""
+_NUMBERS = frozenset((0, 2, 3, 4, 5, 8, 9))
+"""Encodings of numbers, and of levels."""
 WORDS = frozenset((2, 8))
 """Encodings of places in a dictionary."""
 _DATA_PAGES = frozenset((0, 3))

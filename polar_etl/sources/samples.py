@@ -160,10 +160,10 @@ def _largest(file: BinaryIO, chunks: Iterable[_Sampled]) -> PageSizes:
     for chunk in chunks:
         header = _page_header(file, chunk.data)
         page = max(page, _page_size(header, chunk.plain_size))
+        page = max(page, chunk.width * min(header.get(51, 0), chunk.values))
         if chunk.dictionary is None:
             nulls |= _has_nulls(header, chunk.width)
         else:
-            page = max(page, chunk.width * min(header.get(51, 0), chunk.values))
             looked_up = _page_header(file, chunk.dictionary)
             lookup = max(lookup, _page_size(looked_up, chunk.plain_size))
     return PageSizes(page, lookup, nulls)

@@ -22,6 +22,11 @@ KINDS = [
     *(pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()),
     *(pa.float16(), pa.float32(), pa.float64()),
 ]
+ENCODINGS: list[dict[str, object]] = [
+    {"use_dictionary": True},
+    {"use_dictionary": False},
+    {"use_dictionary": False, "column_encoding": "BYTE_STREAM_SPLIT"},
+]
 NULLS = [0.0, 0.02, 0.5, 1.0]
 
 
@@ -99,7 +104,7 @@ def pyarrow_files(draw: st.DrawFn, **how: object) -> tuple[pa.Table, bytes]:
     options = {
         "compression": draw(st.sampled_from(["none", "snappy", "zstd"])),
         "data_page_version": draw(st.sampled_from(["1.0", "2.0"])),
-        "use_dictionary": draw(st.booleans()),
+        **draw(st.sampled_from(ENCODINGS)),
         "dictionary_pagesize_limit": draw(st.sampled_from([16, 200, 1 << 20])),
         "write_page_checksum": draw(st.booleans()),
         "write_statistics": draw(st.booleans()),

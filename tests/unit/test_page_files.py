@@ -14,7 +14,7 @@ from polar_etl import page_files
 from polar_etl.columns import Piece
 from polar_etl.headers import UnusualError
 from polar_etl.page_files import PageRun, Stretch, decoded_runs
-from tests.unit.plain import KINDS, chunks, column, opened
+from tests.unit.plain import ENCODINGS, KINDS, chunks, column, opened
 
 
 def written(table: pa.Table, **how: object) -> bytes:
@@ -43,15 +43,26 @@ def same(piece: Piece, array: pa.ChunkedArray) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
-@pytest.mark.parametrize("dictionary", [True, False])
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
 @pytest.mark.parametrize("nulls", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
-def test_numbers_of_all_kinds(kind, codec, dictionary, nulls, version):
+def test_numbers_of_all_kinds(kind, codec, encoding, nulls, version):
     table = pa.table({"x": column(kind, 3_000, nulls, 1)})
-    how = {"compression": codec, "use_dictionary": dictionary, "data_page_version": version}
+    how = {"compression": codec, "data_page_version": version, **encoding}
     content = written(table, data_page_size=1 << 10, write_batch_size=100, **how)
 
     (piece,) = decoded_runs([whole(content, 0)], 3_000)
+
+    same(piece, table["x"])
+
+
+@pytest.mark.parametrize("kind", [pa.int32(), pa.int64()], ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 33, 3_000])
+def test_differences_in_bits(kind, rows):
+    table = pa.table({"x": column(kind, rows, 0.0, 1)})
+    content = written(table, use_dictionary=False, column_encoding="DELTA_BINARY_PACKED")
+
+    (piece,) = decoded_runs([whole(content, 0)], rows)
 
     same(piece, table["x"])
 
