@@ -28,9 +28,9 @@ Bytes = bytes | memoryview
 
 _PHYSICAL = {"|b1": 0, "<i4": 1, "<u4": 1, "<i8": 2, "<u8": 2, "<f4": 4, "<f8": 5, "<f2": 7}
 """Number of Parquet's type, by the dtype of its bytes."""
-_CODECS = {"UNCOMPRESSED": 0, "SNAPPY": 1, "GZIP": 2, "BROTLI": 4, "LZ4": 5, "ZSTD": 6}
+_CODECS = {"UNCOMPRESSED": 0, "SNAPPY": 1, "ZSTD": 6}
 _ENCODINGS = (0, 3, 8)
-"""Numbers of those that the pages may have: plain, runs, and places in a dictionary."""
+"""Numbers of the usual ones; PyArrow goes by what page headers say."""
 _NAME = b"\x01x"
 _CHUNK = (
     b"\x26%(first)b\x1c"  # the chunk's offset, and its metadata: what is usual,
@@ -119,8 +119,7 @@ def _piece(array: pa.Array, stored: np.dtype[np.generic]) -> Piece:
 
 def _file_of(runs: Sequence[PageRun], rows: int) -> npt.NDArray[np.uint8]:
     """Return a Parquet file whose columns are some runs: it is good until the next call."""
-    sizes = [run.size for run in runs]
-    starts = list(accumulate(sizes, initial=len(thrift.MAGIC)))
+    starts = list(accumulate((run.size for run in runs[:-1]), initial=len(thrift.MAGIC)))
     footer = _footer(runs, starts, rows)
     parts: list[Bytes | Stretch] = [thrift.MAGIC]
     for run in runs:
@@ -141,7 +140,7 @@ def _file_of(runs: Sequence[PageRun], rows: int) -> npt.NDArray[np.uint8]:
 def _footer(runs: Sequence[PageRun], starts: Sequence[int], rows: int) -> bytes:
     root = thrift.as_struct([(4, BINARY, _NAME), (5, I32, thrift.as_number(len(runs)))])
     leaves = [_leaf(_PHYSICAL[run.stored.str], run.stored.itemsize, run.nullable) for run in runs]
-    chunks = [_chunk(run, start, rows) for run, start in zip(runs, starts, strict=False)]
+    chunks = [_chunk(run, start, rows) for run, start in zip(runs, starts, strict=True)]
     many = thrift.as_number(rows)
     group = [(1, LIST, thrift.as_list(STRUCT, chunks)), (2, I64, b"\0"), (3, I64, many)]
     return thrift.as_struct(

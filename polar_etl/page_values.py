@@ -76,6 +76,8 @@ class StoredPages(NamedTuple):
         return self.header.rows * len(self.contents)
 
 
+_LENGTH = 4
+"""Bytes of the length of levels that are compressed with the values."""
 Run = list[StoredPages]
 """Neighbouring pages of one chunk."""
 
@@ -91,23 +93,27 @@ def decoded_apart(stored: Sequence[Run | None]) -> list[list[Piece] | None]:
         for column, pages in enumerate(stored)
         for _, run in groupby(pages or (), key=lambda page: page.chunk.start)
     ]
-    found: dict[int, list[Piece]] = {}
-    plain = [at for at, (_, run) in enumerate(runs) if all(map(_is_plain, run))]
-    done = _possible(_plain_values, [runs[at][1] for at in plain])
+    found = _decoded([run for _, run in runs])
+    columns: list[list[Piece] | None] = [None if pages is None else [] for pages in stored]
+    for (column, _), pieces in zip(runs, found, strict=True):
+        before = columns[column]
+        columns[column] = None if before is None or pieces is None else before + pieces
+    return columns
+
+
+def _decoded(runs: Sequence[Run]) -> list[list[Piece] | None]:
+    """Return the values of some runs, None for those that PyArrow must read."""
+    plain = [at for at, run in enumerate(runs) if all(map(_is_plain, run))]
+    done = _possible(_plain_values, [runs[at] for at in plain])
     found = {at: pieces for at, pieces in zip(plain, done, strict=True) if pieces}
     by_rows: dict[int, list[int]] = {}
-    for at, (_, run) in enumerate(runs):
+    for at, run in enumerate(runs):
         if at not in found:
             by_rows.setdefault(sum(page.rows for page in run), []).append(at)
     for these in by_rows.values():
-        done = _possible(_decoded_by_arrow, [runs[at][1] for at in these])
+        done = _possible(_decoded_by_arrow, [runs[at] for at in these])
         found |= {at: pieces for at, pieces in zip(these, done, strict=True) if pieces}
-    columns: list[list[Piece] | None] = [None if pages is None else [] for pages in stored]
-    for at, (column, _) in enumerate(runs):
-        pieces = columns[column]
-        if pieces is not None:
-            columns[column] = pieces + found[at] if at in found else None
-    return columns
+    return [found.get(at) for at in range(len(runs))]
 
 
 def _possible(
@@ -126,18 +132,16 @@ def _possible(
 
 def _is_plain(page: StoredPages) -> bool:
     """Tell whether pages hold a value for each row and nothing else, as far as their size tells."""
-    chunk, header = page.chunk, page.header
-    levels = header.levels
-    if levels is None:
-        levels = len(_no_nulls(page))
-    return header.holds == "values" and header.size == levels + header.rows * chunk.stored.itemsize
+    header, values = page.header, page.header.rows * page.chunk.stored.itemsize
+    return header.holds == "values" and header.size == len(_no_nulls(page)) + values
 
 
 def _no_nulls(page: StoredPages) -> bytes:
-    """Return the levels before compressed values if none of them is null."""
-    if page.header.levels is not None or not page.chunk.nullable:
+    """Return the levels before the values if none of these is null."""
+    if not page.chunk.nullable:
         return b""
-    return equal_levels(page.header.rows, b"\x01")
+    levels = equal_levels(page.header.rows, b"\x01")
+    return levels if page.header.levels is None else levels[_LENGTH:]
 
 
 def _plain_values(runs: Sequence[Run]) -> list[list[Piece]]:
@@ -158,6 +162,8 @@ def _packed(page: StoredPages) -> Iterator[tuple[str, memoryview, int]]:
     if not is_intact(header, contents[0]):
         raise UnusualError("its checksum is wrong")
     apart = header.levels or 0
+    if apart and contents[0][:apart] != _no_nulls(page):
+        raise UnusualError("there are nulls")
     codec = chunk.codec if header.compressed else "UNCOMPRESSED"
     for content in contents:
         yield codec, content[apart:], header.size - apart
@@ -165,11 +171,11 @@ def _packed(page: StoredPages) -> Iterator[tuple[str, memoryview, int]]:
 
 def _values(page: StoredPages, done: Iterator[memoryview]) -> Iterator[Piece]:
     """Yield the values of pages, decompressed."""
-    levels, stored = _no_nulls(page), page.chunk.stored
+    levels = b"" if page.header.levels else _no_nulls(page)
     for content in islice(done, len(page.contents)):
         if content[: len(levels)] != levels:
             raise UnusualError("there are nulls")
-        yield Piece(np.frombuffer(content, stored, page.header.rows, len(levels)))
+        yield Piece(np.frombuffer(content, page.chunk.stored, page.header.rows, len(levels)))
 
 
 def _decoded_by_arrow(runs: Sequence[Run]) -> list[list[Piece]]:

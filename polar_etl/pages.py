@@ -203,7 +203,7 @@ class ColumnReader:
         return found
 
     def _dictionary_page(self, fetched: memoryview, start: int) -> memoryview | Stretch:
-        """Return the page of the dictionary: among the bytes that were fetched from `start` on?
+        """Return the page of the dictionary: perhaps it was fetched, with what is at `start`.
 
         Raises:
             UnusualError: There is none.

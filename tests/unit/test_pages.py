@@ -400,6 +400,31 @@ def test_levels_that_are_no_runs_are_unusual(data):
     assert read_pages(content, (len(content), 100), nullable=True) is None
 
 
+def page_v2(rows: int, there: bytes, body: bytes) -> bytes:
+    """Return a page of the second version, whose levels stand before what is compressed."""
+    numbers = [rows, 0, rows, 0, len(there), 0]
+    inner = [(at + 1, thrift.I32, thrift.as_number(value)) for at, value in enumerate(numbers)]
+    size = thrift.as_number(len(there) + len(body))
+    outer = [(1, thrift.I32, thrift.as_number(3)), (2, thrift.I32, size), (3, thrift.I32, size)]
+    header = thrift.as_struct([*outer, (8, thrift.STRUCT, thrift.as_struct(inner))])
+    return header + there + body
+
+
+@pytest.mark.parametrize(
+    ("there", "values", "expected"),
+    [
+        (b"\x06\x01", (1, 2, 3), [1, 2, 3]),
+        (b"\x03\x05", (1, 2), [1, 0, 2]),
+        (b"\x03\x05", (1, 2, 3), [1, 0, 2]),
+        (b"\x06\x01", (1, 2), None),
+    ],
+)
+def test_levels_of_the_second_version(there, values, expected):
+    content = page_v2(3, there, doubles(*values))
+
+    assert read_pages(content, (len(content), 3), nullable=True) == expected
+
+
 def test_levels_in_many_runs():
     content = page(100, levels(b"\x02\x01\x02\x00" * 50) + doubles(*range(50)))
 
