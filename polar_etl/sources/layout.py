@@ -30,7 +30,7 @@ class Layout(NamedTuple):
     plain_size: Ints
     """Bytes of the chunks before compression, headers included."""
     codec: Ints
-    """Number of the codec; -1 where a chunk holds no numbers that are plain or looked up."""
+    """Number of the codec; -1 where a chunk holds no numbers, or these in a rare encoding."""
     words: npt.NDArray[np.bool_]
     """Whether all that a chunk of no numbers holds are places in its dictionary. Of other pages
     PyArrow makes words as well, but keeps all of them to the end of the row group."""

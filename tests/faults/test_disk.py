@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import shutil
@@ -47,13 +48,14 @@ def usual(tmp_path_factory):
 def fill(path) -> None:
     """Write to `path` until the disk is full."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
-    try:
-        while True:
+    failed = None
+    while failed is None:
+        try:
             os.write(descriptor, b"x" * 65536)
-    except OSError:
-        assert os.statvfs(path).f_bavail == 0
-    finally:
-        os.close(descriptor)
+        except OSError as error:
+            failed = error.errno
+    os.close(descriptor)
+    assert failed == errno.ENOSPC
 
 
 def resume_with(outcome: cli.Outcome, folder) -> cli.Outcome:

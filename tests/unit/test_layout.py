@@ -21,7 +21,10 @@ from tests.support.tables import mixed
 from tests.unit.plain import by_polars, by_pyarrow, footer_of, layout, polars_files, pyarrow_files
 
 CODECS = {"UNCOMPRESSED", "SNAPPY", "ZSTD"}
-READ = {"PLAIN", "RLE", "BIT_PACKED", "PLAIN_DICTIONARY", "RLE_DICTIONARY"}
+READ = {
+    *("PLAIN", "RLE", "BIT_PACKED", "PLAIN_DICTIONARY", "RLE_DICTIONARY"),
+    *("DELTA_BINARY_PACKED", "BYTE_STREAM_SPLIT"),
+}
 NUMBERS = (pa.types.is_integer, pa.types.is_floating)
 
 
