@@ -7,7 +7,6 @@ of some rows of some columns, are copied into memory as they stand, with a foote
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 
 from polar_etl import thrift
 from polar_etl.columns import Piece, bitmaps_of
+from polar_etl.fetching import Stretch
 from polar_etl.headers import UnusualError
 from polar_etl.scratch import scratch
 from polar_etl.thrift import BINARY, I32, I64, LIST, STRUCT
@@ -40,18 +40,6 @@ _CHUNK = (
 """A chunk as a footer describes it."""
 _FILE = 1 << 20
 """Bytes of the pages of several columns in one file."""
-
-
-class Stretch(NamedTuple):
-    """Bytes of a file that are not read yet."""
-
-    file: int
-    """Its descriptor."""
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
 
 
 class PageRun(NamedTuple):
@@ -131,7 +119,7 @@ def _file_of(runs: Sequence[PageRun], rows: int) -> npt.NDArray[np.uint8]:
         stop = done + len(part)
         if not isinstance(part, Stretch):
             room[done:stop] = part
-        elif os.preadv(part.file, [room[done:stop]], part.start) != len(part):
+        elif not part.read_into(room[done:stop]):
             raise UnusualError("the file breaks off")
         done = stop
     return file

@@ -14,9 +14,10 @@ from zlib_ng import zlib_ng
 
 from polar_etl import thrift
 from polar_etl.columns import Piece
+from polar_etl.fetching import Stretch
 from polar_etl.headers import PageHeader, UnusualError
 from polar_etl.page_buffers import equal_levels
-from polar_etl.page_files import PageRun, Stretch, decoded_runs
+from polar_etl.page_files import PageRun, decoded_runs
 
 _STORED = {
     kind.id: (physical, np.dtype(dtype))

@@ -12,12 +12,9 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from polar_etl.columns import Piece
+from polar_etl.fetching import Span, Stretch, fetched
 from polar_etl.headers import HEADER, PageHeader, UnusualError, header_of, pages_like
-from polar_etl.page_files import Stretch
 from polar_etl.page_values import Chunk, StoredPages, decoded_apart
-from polar_etl.scratch import scratch
-
-Span = tuple[int, int]
 
 _NOTHING = memoryview(b"")
 _LONGEST_USUAL = 96
@@ -129,19 +126,19 @@ class ColumnReader:
         return at, min(at + min(size + size // _UNLIKE, _FETCHED) + HEADER, chunk.stop)
 
     def pages(
-        self, rows: int, more: int = 0, fetched: Iterable[memoryview] = ()
+        self, rows: int, more: int = 0, raw_spans: Iterable[memoryview] = ()
     ) -> list[StoredPages]:
         """Return the pages that the next rows need besides those that are decoded.
 
         Args:
             rows: How many rows will be taken.
             more: How many will be taken soon after.
-            fetched: The bytes of `spans`, as far as they were fetched.
+            raw_spans: The bytes of `spans`, as far as they were fetched.
         """
         rows = self._missing(rows, more)
         found: list[StoredPages] = []
         dictionary: memoryview | Stretch | None = None
-        pieces, piece, start = iter(fetched), _NOTHING, -1
+        pieces, piece, start = iter(raw_spans), _NOTHING, -1
         while rows > 0:
             if start < 0 or self._at == self._chunk.stop:
                 self._turn_chunk()
@@ -202,8 +199,12 @@ class ColumnReader:
             rows -= header.rows
         return found
 
-    def _dictionary_page(self, fetched: memoryview, start: int) -> memoryview | Stretch:
-        """Return the page of the dictionary: perhaps it was fetched, with what is at `start`.
+    def _dictionary_page(self, piece: memoryview, start: int) -> memoryview | Stretch:
+        """Return the page of the dictionary, or where it stands if it was not fetched.
+
+        Args:
+            piece: Bytes that were fetched.
+            start: Where in the file they stand.
 
         Raises:
             UnusualError: There is none.
@@ -211,8 +212,8 @@ class ColumnReader:
         if self._dictionary is None:
             raise UnusualError("it refers to a dictionary that is not there")
         first, stop = self._dictionary
-        if start <= first and stop - start <= len(fetched):
-            return fetched[first - start : stop - start]
+        if start <= first and stop - start <= len(piece):
+            return piece[first - start : stop - start]
         return Stretch(self._file, first, stop)
 
     def take(self, rows: int, pieces: Sequence[Piece], more: int = 0) -> list[Piece]:
@@ -364,9 +365,9 @@ def read_together(
     Their bytes are fetched, and their pages decompressed, at one go: every call into another
     language lets another thread have the interpreter, and waiting for it costs more than a page.
     """
-    fetched = _fetched([reader.spans(rows, more) for reader in readers], file)
+    bytes_of = fetched([reader.spans(rows, more) for reader in readers], file)
     stored: list[list[StoredPages] | None] = []
-    for reader, raw in zip(readers, fetched, strict=True):
+    for reader, raw in zip(readers, bytes_of, strict=True):
         try:
             stored.append(reader.pages(rows, more, raw))
         except UnusualError:
@@ -375,33 +376,3 @@ def read_together(
         None if pieces is None else reader.take(rows, pieces, more)
         for reader, pieces in zip(readers, decoded_apart(stored), strict=True)
     ]
-
-
-def _fetched(wanted: Sequence[Sequence[Span]], file: int) -> list[list[memoryview]]:
-    """Return the bytes of some spans of a file for each of some columns.
-
-    They are good until the next call, and fewer where the file ends. Neighbours are read together:
-    the first spans of all columns, mostly, then the second ones.
-    """
-    most = max(map(len, wanted), default=0)
-    places = [
-        (*spans[turn], column)
-        for turn in range(most)
-        for column, spans in enumerate(wanted)
-        if turn < len(spans)
-    ]
-    buffer = scratch("fetched", sum(stop - start for start, stop, _ in places)).data
-    found: list[list[memoryview]] = [[] for _ in wanted]
-    first = 0
-    while first < len(places):
-        start, stop, _ = places[first]
-        behind = first + 1
-        while behind < len(places) and places[behind][0] == stop:
-            stop, behind = places[behind][1], behind + 1
-        there = buffer[: stop - start]
-        there = there[: os.preadv(file, [there], start)]
-        buffer = buffer[stop - start :]
-        for low, high, column in places[first:behind]:
-            found[column].append(there[low - start : high - start])
-        first = behind
-    return found

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from polar_etl import page_files
 from polar_etl.columns import Piece
+from polar_etl.fetching import Stretch
 from polar_etl.headers import UnusualError
-from polar_etl.page_files import PageRun, Stretch, decoded_runs
+from polar_etl.page_files import PageRun, decoded_runs
 from tests.unit.plain import ENCODINGS, KINDS, chunks, column, opened
 
 
