@@ -179,7 +179,9 @@ class _Sums:
         np.minimum.reduce(values, axis=1, out=smallest)
         np.maximum.reduce(values, axis=1, out=largest)
         if there is not None:
+            nothing = self._ints["count"][at] == 0
             _leave_nulls_out(values, there, scratch, smallest, largest)
+            smallest[nothing] = largest[nothing] = 0.0
         bound, spread = np.maximum(-smallest, largest), largest - smallest
         _sum(values, bound, scratch, high, low)
         np.add(high, low, out=centre)
@@ -196,7 +198,6 @@ class _Sums:
         else:
             self._square(at, values, there)
         if there is not None:
-            nothing = self._ints["count"][at] == 0
             smallest[nothing], largest[nothing] = np.inf, -np.inf
 
     def _count(self, at: slice, there: Bools) -> Floats:
@@ -302,7 +303,7 @@ class _Sums:
 def _leave_nulls_out(
     values: Floats, there: Bools, scratch: Floats, smallest: Floats, largest: Floats
 ) -> None:
-    """Correct what was found to be the least and the greatest of each row; both 0 if there is none.
+    """Correct what was found to be the least and the greatest of each row that has any values.
 
     A mask that stops at each null takes several times as long as arithmetic on all values.
 
@@ -329,8 +330,6 @@ def _leave_nulls_out(
         np.multiply(nulls, -_FAR, out=scratch)
         np.add(values, scratch, out=scratch)
         np.maximum.reduce(scratch, axis=1, out=largest)
-    nothing = nulls.all(axis=1)
-    smallest[nothing] = largest[nothing] = 0.0
 
 
 def _sum(values: Floats, bound: Floats, scratch: Floats, high: Floats, low: Floats) -> None:

@@ -73,11 +73,10 @@ def decode(chunks: Chunks) -> Iterator[Decoded]:
     levels = equal_levels(rows, b"\x01") if kind.nullable else b""
     most = len(levels) + rows * kind.stored.itemsize
     begin, sizes = _contents(chunks)
-    index = np.flatnonzero(sizes == most)
-    if kind.nullable and rows >= _LONG:
-        longer = np.flatnonzero((begin > 0) & (sizes != most))
-        begin[longer] = 0
-        yield from _by_arrow(chunks, longer)
+    index, others = np.flatnonzero(sizes == most), np.flatnonzero((begin > 0) & (sizes != most))
+    if rows >= _LONG:
+        yield from _by_arrow(chunks, others)
+        others = others[:0]
     holed: dict[int, memoryview] = {}
     for pages in _alike(raw, begin[index], (at + size)[index], most):
         these, index = index[: len(pages)], index[len(pages) :]
@@ -85,9 +84,8 @@ def decode(chunks: Chunks) -> Iterator[Decoded]:
         values = pages[:, len(levels) :].view(kind.stored)
         yield Decoded(these[usual].tolist(), values if usual.all() else values[usual], None)
         holed |= zip(these[~usual].tolist(), (page.data for page in pages[~usual]), strict=True)
-    index = np.flatnonzero((begin > 0) & (sizes != most))
-    if others := _unlike(raw, begin[index], (at + size)[index], sizes[index]):
-        holed |= zip(index.tolist(), others, strict=True)
+    if contents := _unlike(raw, begin[others], (at + size)[others], sizes[others]):
+        holed |= zip(others.tolist(), contents, strict=True)
     if kind.nullable and holed:
         which = sorted(holed)
         yield from _with_nulls(which, [holed[at] for at in which], rows, kind.stored)

@@ -159,8 +159,8 @@ def _largest(file: BinaryIO, chunks: Iterable[_Sampled]) -> PageSizes:
     page, lookup, nulls = 0, 0, False
     for chunk in chunks:
         header = _page_header(file, chunk.data)
-        page = max(page, _page_size(header, chunk.plain_size))
-        page = max(page, chunk.width * min(header.get(51, 0), chunk.values))
+        decoded = chunk.width * min(header.get(51, 0), chunk.values)
+        page = max(page, _page_size(header, chunk.plain_size), decoded)
         if chunk.dictionary is None:
             nulls |= _has_nulls(header, chunk.width)
         else:
