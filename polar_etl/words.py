@@ -20,6 +20,8 @@ _WORDS, _REPEATED = 1 << 20, 16
 of the text by so many."""
 _FEW_WORDS, _SAVED = 1 << 8, 2
 """More than so few words must be shorter than the text by so much, or are too many."""
+_LONG_WORD, _COPIED = 1 << 10, 1 << 14
+"""Letters that a word may have that is copied with others; letters that are copied at once."""
 
 
 def words_of(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.DictionaryArray:
@@ -138,12 +140,34 @@ def _taken(words: pa.Array, which: Ints) -> pa.Array:
     if len(which) == len(words) and (which == np.arange(len(words))).all():
         return words
     ends, letters = letters_of(words)
-    lengths = np.diff(ends)[which]
-    stops = np.cumsum(lengths)
-    places = np.repeat(ends[which] - (stops - lengths), lengths) + np.arange(lengths.sum())
-    offsets = np.concatenate([[0], stops]).astype(ends.dtype)
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(letters[places])]
+    starts, lengths = ends[which], np.diff(ends)[which]
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    found = np.empty(bounds[-1], np.uint8)
+    for first, stop in _at_once(lengths, bounds):
+        low, high = bounds[first], bounds[stop]
+        if stop == first + 1:
+            found[low:high] = letters[starts[first] : starts[first] + high - low]
+        else:
+            before = np.repeat(starts[first:stop] - bounds[first:stop], lengths[first:stop])
+            found[low:high] = letters[before + np.arange(low, high)]
+    buffers = [None, pa.py_buffer(bounds.astype(ends.dtype)), pa.py_buffer(found)]
     return pa.Array.from_buffers(words.type, len(which), buffers)
+
+
+def _at_once(lengths: npt.NDArray[np.signedinteger], bounds: Ints) -> Iterator[tuple[int, int]]:
+    """Yield words that are copied at once, first and stop: long ones each by itself.
+
+    To copy a letter by its place takes 24 bytes, so these are to be few.
+
+    Args:
+        lengths: Bytes of each word.
+        bounds: Bytes before each word, and all of them.
+    """
+    long = np.flatnonzero(lengths > _LONG_WORD)
+    steps = np.searchsorted(bounds, np.arange(_COPIED, bounds[-1], _COPIED), "right") - 1
+    return pairwise(
+        np.unique(np.concatenate([[0], steps, long, long + 1, [len(lengths)]])).tolist()
+    )
 
 
 def letters_of(text: pa.Array) -> tuple[npt.NDArray[np.signedinteger], npt.NDArray[np.uint8]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import duckdb
@@ -143,3 +144,31 @@ def test_words_of_thousands_of_short_row_groups_come_in_the_order_of_their_appea
 
     assert found.cast(pa.string()).equals(text)
     assert found.dictionary.equals(text.dictionary_encode().dictionary)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
+def test_words_are_taken_whatever_their_lengths(kind):
+    rng = np.random.default_rng(1)
+    lengths = rng.choice([0, 1, 7, 1_024, 1_025, 20_000], 500, p=[0.2, 0.3, 0.3, 0.08, 0.08, 0.04])
+    words = pa.array([f"{i}" + "x" * length for i, length in enumerate(lengths)]).cast(kind)
+    places = pa.array(rng.integers(100, 400, 3_000).astype(np.int32))
+    pieces = [pa.DictionaryArray.from_arrays(places, words)] * 2  # not in order, and not all used
+
+    found = passed_through("text", pa.chunked_array(pieces), kind)
+
+    assert found.cast(kind).equals(pa.concat_arrays([words.take(places)] * 2))
+
+
+def test_taking_some_of_the_words_takes_little_more_memory_than_they_have():
+    """Place by place a letter takes 24 bytes."""
+    words = pa.array([f"{i % 97:02}" * 2_500 + str(i) for i in range(1_000)])
+    text = pa.chunked_array([words.dictionary_encode()[300:], words.dictionary_encode()[:700]])
+    size = words.nbytes
+    tracemalloc.start()
+    try:
+        passed_through("text", text, pa.string())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 3 * size
