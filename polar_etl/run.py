@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from polar_etl.columns import by_column, word_type
 from polar_etl.direct import Staging
 from polar_etl.events import Listener
 from polar_etl.executors.forked import Work, Workers
-from polar_etl.executors.local import ordered_map
+from polar_etl.executors.local import ordered_map, worker_threads
 from polar_etl.features import Features
 from polar_etl.kept import KeepingColumns, Kept, KeptColumns
 from polar_etl.memory import PeakSampler
@@ -89,7 +90,7 @@ class Run:
             yield from ordered_map(
                 work.task,
                 work.items(),
-                threads=self.plan.threads,
+                threads=self._threads,
                 in_flight=work.in_flight,
                 lane=work.lane,
                 scarce=lambda: self.sampler.near,
@@ -101,10 +102,16 @@ class Run:
         return Workers(
             lambda job: job.begun(self),
             processes=self.plan.processes,
+            threads=self._threads,
             sampler=self.sampler,
             stay=self.plan.keeps,
             shared=self.staging.memory,
         )
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        """Those of this process that work on columns."""
+        return worker_threads(self.plan.threads if self.plan.processes == 1 else 1)
 
     @cached_property
     def staging(self) -> Staging:
@@ -117,9 +124,10 @@ class Run:
         return Kept()
 
     def close(self) -> None:
-        """End all other processes, and threads that write."""
+        """End all other processes, and threads."""
         if self.plan.processes > 1:
             self._workers.close()
+        self._threads.shutdown()
         self.staging.close()
 
     def portions(self, features: Features) -> list[Portion]:

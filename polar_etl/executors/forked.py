@@ -16,13 +16,14 @@ import signal
 import socket
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from functools import partial
 from math import ceil
 from typing import IO, Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from polar_etl.errors import RunFailedError
-from polar_etl.executors.local import ordered_map
+from polar_etl.executors.local import ordered_map, worker_threads
 from polar_etl.executors.transfer import Receiver, Sender, ended
 from polar_etl.memory import PeakSampler, give_back
 
@@ -53,6 +54,7 @@ class Workers(Generic[Job]):
     Args:
         begin: Returns the work that a job comes to, as a context; called in every process.
         processes: How many, this one among them; if the system allows no more, this one alone.
+        threads: The thread of this process that works on items; each child has one of its own.
         sampler: Watches the memory of the children, too.
         stay: Whether children do the next job, too, with all that they have in memory. Others are
             forked anew for each job, and know what this process knows by then.
@@ -64,11 +66,12 @@ class Workers(Generic[Job]):
         begin: Callable[[Job], AbstractContextManager[Work[Any, Any]]],
         *,
         processes: int,
+        threads: ThreadPoolExecutor,
         sampler: PeakSampler,
         stay: bool,
         shared: mmap.mmap,
     ) -> None:
-        self._begin, self._processes = begin, processes
+        self._begin, self._processes, self._threads = begin, processes, threads
         self._sampler, self._stay, self._shared = sampler, stay, shared
         self._children: list[_Child] = []
 
@@ -85,7 +88,7 @@ class Workers(Generic[Job]):
             with self._begin(job) as work:
                 self._hire(job, work)
                 processes = len(self._children) + 1
-                with closing(self._results(work, 0, processes)) as here:  # its threads come last
+                with closing(self._results(work, 0, processes, self._threads)) as here:
                     sources = [here, *(child.results() for child in self._children)]
                     yield from _in_order(work, sources)
             done = True
@@ -103,8 +106,9 @@ class Workers(Generic[Job]):
         give_back()  # what a child is born with counts twice
         try:
             for process in range(1, self._processes):
-                first = partial(self._results, work, process, self._processes)
-                later = partial(self._results_of, process)
+                threads = worker_threads(1)
+                first = partial(self._results, work, process, self._processes, threads)
+                later = partial(self._results_of, process, threads)
                 self._children.append(_Child(first, later, self._sampler, self._shared))
         except OSError:  # the system allows no more processes
             self.close()
@@ -115,22 +119,22 @@ class Workers(Generic[Job]):
             while self._children:
                 stack.callback(self._children.pop().end)
 
-    def _results_of(self, process: int, job: Job) -> Iterator[Any]:
+    def _results_of(self, process: int, threads: ThreadPoolExecutor, job: Job) -> Iterator[Any]:
         """Yield the results of a child's items of a job that it was sent."""
         with (
             self._begin(job) as work,
-            closing(self._results(work, process, self._processes)) as found,
+            closing(self._results(work, process, self._processes, threads)) as found,
         ):
             yield from found
 
     def _results(
-        self, work: Work[Item, Result], process: int, processes: int
+        self, work: Work[Item, Result], process: int, processes: int, threads: ThreadPoolExecutor
     ) -> Generator[Result, None, None]:
         own = (item for item in work.items() if work.lane(item) % processes == process)
         return ordered_map(
             work.task,
             own,
-            threads=1,
+            threads=threads,
             in_flight=ceil(work.in_flight / processes),
             scarce=lambda: self._sampler.near,
         )

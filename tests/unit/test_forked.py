@@ -15,6 +15,7 @@ import pytest
 from polar_etl.contents import Content, Readable
 from polar_etl.errors import InputError, RunFailedError
 from polar_etl.executors.forked import Work, Workers
+from polar_etl.executors.local import worker_threads
 from polar_etl.executors.transfer import Incoming
 from polar_etl.memory import PeakSampler
 
@@ -33,8 +34,14 @@ def workers(task, *, processes=3, in_flight=2, lanes=4, sampler=None, stay=False
             in_flight=in_flight * processes,
         )
 
-    sampler = sampler or PeakSampler(1 << 60)
-    return Workers(begin, processes=processes, sampler=sampler, stay=stay, shared=SHARED)
+    return Workers(
+        begin,
+        processes=processes,
+        threads=worker_threads(1),
+        sampler=sampler or PeakSampler(1 << 60),
+        stay=stay,
+        shared=SHARED,
+    )
 
 
 def mapped(task, count=20, **how):
@@ -415,7 +422,12 @@ def test_items_that_end_early_end_the_results():
         yield Work(lambda x: x, items, lane=lambda x: x % 2, in_flight=4)
 
     results = Workers(
-        begin, processes=2, sampler=PeakSampler(1 << 60), stay=False, shared=SHARED
+        begin,
+        processes=2,
+        threads=worker_threads(1),
+        sampler=PeakSampler(1 << 60),
+        stay=False,
+        shared=SHARED,
     ).map(None)
     for item in results:
         found.append(item)

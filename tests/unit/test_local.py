@@ -5,9 +5,16 @@ from contextlib import closing
 
 import pytest
 
-from polar_etl.executors.local import in_step, ordered_map
+from polar_etl.executors import local
+from polar_etl.executors.local import in_step, worker_threads
 
 PATIENCE = 60  # seconds; only a deadlock waits so long
+
+
+def ordered_map(task, items, *, threads, **how):
+    """Map with so many threads of its own."""
+    with worker_threads(threads) as workers:
+        yield from local.ordered_map(task, items, threads=workers, **how)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -183,15 +190,31 @@ def test_closing_waits_for_what_runs_and_draws_no_more():
         ended.append(item)
         return item
 
-    with closing(ordered_map(task, items(), threads=1, in_flight=4)) as results:
-        assert next(results) == 0
-        assert started.wait(PATIENCE)
-        assert ended == [0]
-        release.set()
+    with worker_threads(1) as threads:
+        with closing(local.ordered_map(task, items(), threads=threads, in_flight=4)) as results:
+            assert next(results) == 0
+            assert started.wait(PATIENCE)
+            assert ended == [0]
+            release.set()
+        assert began == ended
 
-    assert began == ended
     assert drawn == [0, 1, 2, 3]
     assert threading.active_count() == threads_before
+
+
+def test_what_one_map_has_left_in_its_threads_the_next_one_finds_there():
+    """As memory that they have freed, which allocators keep for each thread."""
+    own = threading.local()
+
+    def left_behind(item: int) -> object:
+        found, own.left = getattr(own, "left", None), item
+        return found
+
+    with worker_threads(1) as threads:
+        first = list(local.ordered_map(left_behind, [1, 2], threads=threads, in_flight=2))
+        second = list(local.ordered_map(left_behind, [3, 4], threads=threads, in_flight=2))
+
+    assert first + second == [None, 1, 2, 3]
 
 
 def test_no_items_give_no_results():
