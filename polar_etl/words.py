@@ -165,9 +165,8 @@ def _at_once(lengths: npt.NDArray[np.signedinteger], bounds: Ints) -> Iterator[t
     """
     long = np.flatnonzero(lengths > _LONG_WORD)
     steps = np.searchsorted(bounds, np.arange(_COPIED, bounds[-1], _COPIED), "right") - 1
-    return pairwise(
-        np.unique(np.concatenate([[0], steps, long, long + 1, [len(lengths)]])).tolist()
-    )
+    cuts = np.concatenate([steps, long, long + 1]).tolist()
+    return pairwise(sorted({0, *cuts, len(lengths)}))
 
 
 def letters_of(text: pa.Array) -> tuple[npt.NDArray[np.signedinteger], npt.NDArray[np.uint8]]:
