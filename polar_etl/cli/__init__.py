@@ -8,11 +8,12 @@ import sys
 from typing import NoReturn
 
 from polar_etl.cli.signals import signals
-from polar_etl.cli.startup import start_fast
+from polar_etl.cli.startup import start_fast, with_roomy_stack
 
 __all__ = ["main"]
 
 
+@with_roomy_stack
 def main() -> None:
     """Run the command line. Signals are heeded before anything large is imported."""
     signals.begin()
