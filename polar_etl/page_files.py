@@ -69,15 +69,26 @@ def decoded_runs(runs: Sequence[PageRun], rows: int) -> list[Piece]:
     Raises:
         UnusualError: PyArrow can't decode one of them.
     """
-    arrays: list[pa.Array] = []
+    pieces: list[Piece] = []
     first = size = 0
     for at, run in enumerate(runs):
         if size and size + run.size > _FILE:
-            arrays += decoded_arrays(runs[first:at], rows)
+            pieces += _decoded(runs[first:at], rows)
             first, size = at, 0
         size += run.size
-    arrays += decoded_arrays(runs[first:], rows)
-    return [_piece(array, run.stored) for array, run in zip(arrays, runs, strict=True)]
+    return pieces + _decoded(runs[first:], rows)
+
+
+def _decoded(runs: Sequence[PageRun], rows: int) -> list[Piece]:
+    """Return the numbers in some runs of pages from one file, see `decoded_runs`.
+
+    Those of short runs are copied out of PyArrow's memory: it does not use what hundreds of them
+    have left, side by side, for the next ones (jemalloc takes no part of what is 64 times as
+    large), so that its memory would grow with all that is decoded in a second.
+    """
+    arrays = decoded_arrays(runs, rows)
+    pieces = [_piece(array, run.stored) for array, run in zip(arrays, runs, strict=True)]
+    return [piece.alone() for piece in pieces] if len(pieces) > 1 else pieces
 
 
 def decoded_arrays(runs: Sequence[PageRun], rows: int) -> list[pa.Array]:
