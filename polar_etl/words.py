@@ -77,11 +77,20 @@ def _all_letters(text: pa.Array) -> int:
 
 def _pieces(text: pa.ChunkedArray) -> Iterator[pa.Array]:
     """Yield text in pieces of so many letters as are held at a time."""
-    ends = np.cumsum(np.concatenate([_letters(chunk) for chunk in text.iterchunks()]))
-    cuts = np.searchsorted(ends, np.arange(LETTERS, ends[-1], LETTERS), "right")
-    starts = np.unique(np.concatenate([[0], cuts])).tolist()
-    for first, stop in pairwise([*starts, len(text)]):
+    bounds = np.cumsum(np.concatenate([[0], *map(_letters, text.iterchunks())]))
+    for first, stop in pairwise(sorted({0, *_cuts(bounds, LETTERS), len(text)})):
         yield _in_one(text.slice(first, stop - first))
+
+
+def _cuts(bounds: Ints, most: int) -> list[int]:
+    """Return before which texts to cut: a piece has so many bytes, and one text more, at most.
+
+    Args:
+        bounds: Bytes before each text, and all of them.
+        most: Bytes of a piece.
+    """
+    found: list[int] = np.searchsorted(bounds, np.arange(most, bounds[-1], most), "right").tolist()
+    return [behind - 1 for behind in found]
 
 
 def _of_words(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
@@ -163,10 +172,9 @@ def _at_once(lengths: npt.NDArray[np.signedinteger], bounds: Ints) -> Iterator[t
         lengths: Bytes of each word.
         bounds: Bytes before each word, and all of them.
     """
-    long = np.flatnonzero(lengths > _LONG_WORD)
-    steps = np.searchsorted(bounds, np.arange(_COPIED, bounds[-1], _COPIED), "right") - 1
-    cuts = np.concatenate([steps, long, long + 1]).tolist()
-    return pairwise(sorted({0, *cuts, len(lengths)}))
+    long = np.flatnonzero(lengths > _LONG_WORD).tolist()
+    alone = (place for at in long for place in (at, at + 1))
+    return pairwise(sorted({0, *_cuts(bounds, _COPIED), *alone, len(lengths)}))
 
 
 def letters_of(text: pa.Array) -> tuple[npt.NDArray[np.signedinteger], npt.NDArray[np.uint8]]:
