@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import count, cycle, repeat
@@ -14,7 +14,7 @@ from polar_etl import shares
 from polar_etl.direct import Staging
 from polar_etl.durable import make_directory
 from polar_etl.errors import UsageError
-from polar_etl.executors.local import in_step, ordered_map, worker_threads
+from polar_etl.executors.local import Item, Result, in_step, ordered_map, worker_threads
 from polar_etl.features import Features
 from polar_etl.moments import Moments
 from polar_etl.parts import Receipt
@@ -32,17 +32,23 @@ def fit_stream(source: StreamSource, features: Features, plan: Plan) -> Moments:
     """Return the moments of `features` over the whole stream, as if it were one file."""
     moments = Moments.empty(len(features))
     some = [features.select(names) for names in _portions(features.columns, plan)]
-    with worker_threads(plan.threads) as threads:
-        results = ordered_map(
-            partial(_moments_of, width=len(features), together=plan.together),
-            _batches(cut(source.tables(), repeat(plan.batch_rows)), some),
-            threads=threads,
-            in_flight=plan.in_flight,
-        )
-        for beside in in_step(results, len(some)):
-            for blocks in zip(*beside, strict=True):
-                moments = moments.merge(Moments.beside(blocks))
+    results = _mapped(
+        partial(_moments_of, width=len(features), together=plan.together),
+        _batches(cut(source.tables(), repeat(plan.batch_rows)), some),
+        plan,
+    )
+    for beside in in_step(results, len(some)):
+        for blocks in zip(*beside, strict=True):
+            moments = moments.merge(Moments.beside(blocks))
     return moments
+
+
+def _mapped(
+    task: Callable[[Item], Result], items: Iterable[Item], plan: Plan
+) -> Generator[Result, None, None]:
+    """Yield `task(item)` for every item, see `ordered_map`, in threads of one pass."""
+    with worker_threads(plan.threads) as threads:
+        yield from ordered_map(task, items, threads=threads, in_flight=plan.in_flight)
 
 
 def _portions(columns: Sequence[str], plan: Plan) -> list[tuple[str, ...]]:
@@ -99,17 +105,10 @@ def write_stream(
         if replaces:
             make_directory(target.out)
         encoder = Encoder.of(source.schema, scaler, level)
+        results = _mapped(encoder.encode_slab, _slabs(source, plan), plan)
         try:
             with (
-                worker_threads(plan.threads) as threads,
-                closing(
-                    ordered_map(
-                        encoder.encode_slab,
-                        _slabs(source, plan),
-                        threads=threads,
-                        in_flight=plan.in_flight,
-                    )
-                ) as results,
+                closing(results),
                 closing(Staging()) as staging,
                 PartsWriter(target, encoder.form, staging) as writer,
             ):
