@@ -66,8 +66,9 @@ STATISTICS = (
 """`Statistics` of a column of numbers, as a regular expression."""
 _V = rb"([\x80-\xff]{0,4}[\x00-\x7f])"
 _USUAL = re.compile(
-    rb"\x15\x00\x15%b\x15%b(?:\x15%b\x1c|\x2c)\x15%b\x15([\x00\x04\x0a\x10\x12])\x15\x06\x15."
-    rb"(?:\x1c%b)?\x00\x00" % (*((_V,) * 4), STATISTICS),
+    rb"\x15\x00\x15%b\x15%b(?:\x15%b\x1c|\x2c)\x15%b\x15([%b])\x15\x06\x15."
+    rb"(?:\x1c%b)?\x00\x00"
+    % (*((_V,) * 4), re.escape(b"".join(map(thrift.as_number, _HOLDS))), STATISTICS),
     re.DOTALL,
 )
 """A header as most writers write it: sizes, checksum, rows, encoding; levels in runs."""
