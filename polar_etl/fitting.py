@@ -10,6 +10,7 @@ from typing import Self
 
 import numpy as np
 
+from polar_etl.batches import extents
 from polar_etl.errors import InputError, StateMismatchError, describe
 from polar_etl.events import BatchFinished, PassFinished, PassStarted
 from polar_etl.executors.forked import Work
@@ -17,6 +18,7 @@ from polar_etl.executors.local import in_step
 from polar_etl.features import Features
 from polar_etl.manifest import BatchRow, Manifest
 from polar_etl.moments import NO_ROW, Moments
+from polar_etl.pages import Ahead
 from polar_etl.passes import Batch, BatchMoments, collect_moments
 from polar_etl.run import Run, Share
 from polar_etl.sources.base import Source
@@ -81,20 +83,21 @@ def _batches(
     """Yield what is not yet covered, file by file, in batches of whole blocks, share by share."""
     some = [features.select(share.names) for share in shares]
     for index, file in enumerate(run.source.files):
-        for first in range(begun.get(index, 0), file.rows, run.plan.batch_rows):
+        covered = begun.get(index, 0)
+        for extent in extents(file.group_rows, covered, run.plan, len(features)):
             if run.stop.requested:
                 return
-            rows = min(run.plan.batch_rows, file.rows - first)
             for share, features_here in zip(shares, some, strict=True):
                 yield Batch(
                     file=index,
-                    first_row=first,
-                    rows=rows,
+                    first_row=extent.first,
+                    rows=extent.rows,
                     columns=share.columns,
                     features=features_here,
                     lane=share.lane,
                     width=len(features),
                     together=run.plan.together,
+                    ahead=Ahead(rest=extent.rest),
                 )
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from polar_etl.columns import Bitmap, Piece, validity
+from polar_etl.pages import NONE_AHEAD, Ahead
 from polar_etl.sources.base import Columns, Window
 
 Array = npt.NDArray[np.generic]
@@ -175,9 +176,9 @@ class KeepingColumns:
     def __init__(self, columns: Columns, kept: Kept) -> None:
         self._columns, self._kept = columns, kept
 
-    def next(self, rows: int, more: int = 0) -> Window:
+    def next(self, rows: int, ahead: Ahead = NONE_AHEAD) -> Window:
         """Return the next rows; the window before is gone then."""
-        return _KeepingWindow(self._columns.next(rows, more), self._kept)
+        return _KeepingWindow(self._columns.next(rows, ahead), self._kept)
 
     def close(self) -> None:
         """Let go of all files."""
@@ -196,9 +197,9 @@ class KeptColumns:
     def __init__(self, columns: Columns, kept: Kept, names: frozenset[str]) -> None:
         self._columns, self._kept, self._names = columns, kept, names
 
-    def next(self, rows: int, more: int = 0) -> Window:
+    def next(self, rows: int, ahead: Ahead = NONE_AHEAD) -> Window:
         """Return the next rows; the window before is gone then."""
-        return _KeptWindow(self._columns.next(rows, more), self._kept, self._names)
+        return _KeptWindow(self._columns.next(rows, ahead), self._kept, self._names)
 
     def close(self) -> None:
         """Let go of all files, and of what is kept."""

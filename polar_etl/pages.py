@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 from polar_etl.columns import Piece
 from polar_etl.fetching import Span, Stretch, fetched
@@ -25,6 +26,26 @@ MOSTLY = 1.4
 """How many times what is wanted of a page all of it may be, if that is held as it is."""
 _UNLIKE = 64
 """Pages are fetched with so small a part more, because they differ in length."""
+
+
+class Ahead(NamedTuple):
+    """Rows behind those that are taken, decoded at the same go where they would be decoded again.
+
+    They are held for whoever asks for them.
+    """
+
+    soon: int = 0
+    """Those that are taken next: they may share memory with the others."""
+    rest: int = 0
+    """Those behind them."""
+
+    @property
+    def rows(self) -> int:
+        """All of them."""
+        return self.soon + self.rest
+
+
+NONE_AHEAD = Ahead()
 
 
 def _rows_of(pieces: Iterable[Piece]) -> int:
@@ -74,28 +95,31 @@ class ColumnReader:
         """Return how many of the next rows are decoded already."""
         return _rows_of(self._held)
 
-    def _missing(self, rows: int, more: int) -> int:
+    def _missing(self, rows: int, ahead: Ahead) -> int:
         """Return how many rows are to be decoded so that the next ones are there.
 
-        Of what is not kept as a whole those that are asked for later are decoded at the same go. A
-        dictionary is never kept.
+        Those ahead count where they would be decoded again: where not all of a page is kept, or
+        there is a dictionary, which is never kept.
         """
         missing = rows - self._there()
         if missing <= 0:
             return 0
         self._turn_chunk()
         missing += self._again
+        left, at = self._left, 0
+        while missing > left and (chunk := self._behind(at)):
+            left, at = left + chunk.rows, at + 1
         if self._reads_ahead():
-            missing += max(min(more, self._left - missing), 0)
+            missing += max(min(ahead.rows, left - missing), 0)
         return missing
 
     def _reads_ahead(self) -> bool:
         """Tell whether rows that are asked for later are decoded with those that are taken."""
         return not self._keep or self._chunk.data > self._chunk.start
 
-    def spans(self, rows: int, more: int = 0) -> list[Span]:
+    def spans(self, rows: int, ahead: Ahead = NONE_AHEAD) -> list[Span]:
         """Return where in the file the next rows are likely to stand, chunk by chunk."""
-        rows = self._missing(rows, more)
+        rows = self._missing(rows, ahead)
         if not rows:
             return []
         found = [self._likely(self._at, self._chunk, self._left, rows)]
@@ -126,16 +150,16 @@ class ColumnReader:
         return at, min(at + min(size + size // _UNLIKE, _FETCHED) + HEADER, chunk.stop)
 
     def pages(
-        self, rows: int, more: int = 0, raw_spans: Iterable[memoryview] = ()
+        self, rows: int, ahead: Ahead = NONE_AHEAD, raw_spans: Iterable[memoryview] = ()
     ) -> list[StoredPages]:
         """Return the pages that the next rows need besides those that are decoded.
 
         Args:
             rows: How many rows will be taken.
-            more: How many will be taken soon after.
+            ahead: Which ones behind them may be decoded, too.
             raw_spans: The bytes of `spans`, as far as they were fetched.
         """
-        rows = self._missing(rows, more)
+        rows = self._missing(rows, ahead)
         found: list[StoredPages] = []
         dictionary: memoryview | Stretch | None = None
         pieces, piece, start = iter(raw_spans), _NOTHING, -1
@@ -216,18 +240,18 @@ class ColumnReader:
             return piece[first - start : stop - start]
         return Stretch(self._file, first, stop)
 
-    def take(self, rows: int, pieces: Sequence[Piece], more: int = 0) -> list[Piece]:
+    def take(self, rows: int, pieces: Sequence[Piece], ahead: Ahead = NONE_AHEAD) -> list[Piece]:
         """Return the next rows, as they stand in what is held and in the pages behind it.
 
         Args:
             rows: How many.
             pieces: What `pages` found, decoded.
-            more: How many will be taken soon after.
+            ahead: Which ones behind them are held.
         """
         held = self._held
         if len(pieces) == 1 and len(pieces[0].values) == rows and not (held or self._again):
             return [pieces[0]]
-        held.extend(self._wanted(pieces, rows + more))
+        held.extend(self._wanted(pieces, rows + ahead.rows))
         if pieces:
             self._shared = self._there()
         found, left = [], rows
@@ -238,7 +262,7 @@ class ColumnReader:
             if some < length:
                 held.insert(0, piece.between(some, length))
             left -= some
-        if self._keep and not (more and self._reads_ahead()):
+        if not (ahead.soon and self._reads_ahead()):
             self._let_go()
         return found
 
@@ -352,7 +376,7 @@ def is_usual(chunk: Chunk, file: int) -> bool:
 
 
 def read_together(
-    readers: Sequence[ColumnReader], rows: int, file: int, more: int = 0
+    readers: Sequence[ColumnReader], rows: int, file: int, ahead: Ahead = NONE_AHEAD
 ) -> list[list[Piece] | None]:
     """Return the next rows of some columns; None for those that PyArrow must read.
 
@@ -360,19 +384,19 @@ def read_together(
         readers: Of the columns.
         rows: How many are taken.
         file: Descriptor of the file.
-        more: How many will be taken soon after.
+        ahead: Which ones behind them may be decoded, too, and held.
 
     Their bytes are fetched, and their pages decompressed, at one go: every call into another
     language lets another thread have the interpreter, and waiting for it costs more than a page.
     """
-    bytes_of = fetched([reader.spans(rows, more) for reader in readers], file)
+    bytes_of = fetched([reader.spans(rows, ahead) for reader in readers], file)
     stored: list[list[StoredPages] | None] = []
     for reader, raw in zip(readers, bytes_of, strict=True):
         try:
-            stored.append(reader.pages(rows, more, raw))
+            stored.append(reader.pages(rows, ahead, raw))
         except UnusualError:
             stored.append(None)
     return [
-        None if pieces is None else reader.take(rows, pieces, more)
+        None if pieces is None else reader.take(rows, pieces, ahead)
         for reader, pieces in zip(readers, decoded_apart(stored), strict=True)
     ]

@@ -23,6 +23,7 @@ from polar_etl.encoding import PartFormat
 from polar_etl.errors import InputError, describe
 from polar_etl.features import Features, in_short_chunks, with_values
 from polar_etl.moments import Moments
+from polar_etl.pages import NONE_AHEAD, Ahead
 from polar_etl.plan import Together
 from polar_etl.repeats import repeats_in
 from polar_etl.scaler import Scaler, output_type
@@ -59,6 +60,8 @@ class Batch(NamedTuple):
     """Features in all shares."""
     together: Together
     """What is worked on at a time."""
+    ahead: Ahead = NONE_AHEAD
+    """Rows of the same columns that are decoded with these."""
 
 
 class BatchMoments(NamedTuple):
@@ -89,7 +92,7 @@ class BatchMoments(NamedTuple):
 def collect_moments(batch: Batch) -> BatchMoments:
     """Return the moments of every block of a batch."""
     started = time.perf_counter()
-    window = batch.columns.next(batch.rows)
+    window = batch.columns.next(batch.rows, batch.ahead)
     return BatchMoments(
         file=batch.file,
         first_row=batch.first_row,
@@ -141,8 +144,8 @@ class Slab(NamedTuple):
     """Whoever has this one has the next rows of these columns, too."""
     together: Together
     """What is worked on at a time."""
-    more: int = 0
-    """Rows of the same columns that come soon after."""
+    ahead: Ahead = NONE_AHEAD
+    """Rows of the same columns that are decoded with these."""
 
 
 class EncodedSlab(NamedTuple):
@@ -175,7 +178,7 @@ class Encoder:
     def encode_slab(self, slab: Slab) -> EncodedSlab:
         """Return a slab's columns as bytes."""
         started = time.perf_counter()
-        window = slab.columns.next(slab.place.rows, slab.more)
+        window = slab.columns.next(slab.place.rows, slab.ahead)
         encoded = self.encode(window, slab.names, slab.together)
         return EncodedSlab(slab.place, encoded, time.perf_counter() - started)
 

@@ -232,7 +232,10 @@ class Plan(NamedTuple):
     parts: int
     """Number of parts."""
     batch_rows: int
-    """Rows of a batch of the first pass: whole blocks."""
+    """Rows of a batch of the first pass, at most: whole blocks."""
+    batch_rest: int
+    """Rows left of a row group behind a batch that are decoded with it and held for the next one,
+    at most; where more are left, they are decoded again."""
     threads: int
     """Threads that decode and work on columns, in all processes."""
     processes: int
@@ -244,8 +247,11 @@ class Plan(NamedTuple):
     in_flight: int
     """Shares of slabs in flight: they are encoded, or wait to be written."""
     abreast: int
-    """Slabs whose shares are encoded before the next share is begun. What is not kept of a page or
-    a dictionary is decoded once for all of them."""
+    """Slabs, at most, whose shares are encoded before the next share is begun. What is not kept of
+    a page or a dictionary is decoded once for all of them."""
+    rest: int
+    """Rows left of a row group behind slabs abreast that are held for the next ones, as of a
+    batch."""
     together: Together
     """What a thread works on at a time."""
     reading: Reading
@@ -283,12 +289,16 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
     objects = max(shape.columns, shape.normalized) * _COLUMN_OBJECTS
     statistics = objects + shape.normalized * _STATISTICS
     held = statistics + plan.ahead * moments_bytes(shape, plan.batch_rows)
-    more = (plan.abreast - 1) * plan.slab_rows
+    more = (plan.abreast - 1) * plan.slab_rows + plan.rest
     passes = (
-        _Worked(held, _decoding(first, plan, plan.batch_rows, 0), _working(first, plan, batch, 0)),
         _Worked(
             held,
-            _decoding(shape, plan, plan.slab_rows, more),
+            _decoding(first, plan, plan.batch_rows, plan.batch_rest),
+            _working(first, plan, batch, plan.batch_rest),
+        ),
+        _Worked(
+            held,
+            _decoding(shape, plan, plan.slab_rows, _held_ahead(shape, plan)),
             _working(shape, plan, slab, more),
             _encoded(shape, plan, slab),
         ),
@@ -329,7 +339,8 @@ def moments_bytes(shape: Shape, batch: int) -> int:
 
 def kept_bytes(shape: Shape, plan: Plan) -> int:
     """Return the bytes of all numbers that the second pass needs, as the first one keeps them."""
-    pieces = ceil(shape.rows / plan.batch_rows) + shape.files
+    shortest = max(plan.batch_rows // 2, min(plan.batch_rows, block_rows(shape.normalized)))
+    pieces = ceil(shape.rows / shortest) + shape.files
     nulls = shape.kept_columns / 8
     size = shape.rows * (shape.kept_bytes + nulls) + pieces * shape.kept_columns * _KEPT_PIECE
     return int(size)
@@ -344,27 +355,34 @@ class _Worked(NamedTuple):
     encoded: int = 0
 
 
-def _decoding(shape: Shape, plan: Plan, window: int, more: int) -> int:
+def _held_ahead(shape: Shape, plan: Plan) -> float:
+    """Return the rows that the second pass holds decoded ahead, of all columns alike.
+
+    What slabs abreast need is held of those columns only that are worked on.
+    """
+    rows, group = max(shape.rows, 1), shape.even_group
+    if group and not plan.slab_rows % group:
+        return 0
+    more = min((plan.abreast - 1) * plan.slab_rows, shape.largest_group)
+    in_work = min(plan.threads / plan.shares, 1) if plan.parts_at_a_time > 1 else 1
+    return min(more, max(rows - plan.slab_rows, 0)) * in_work + plan.rest
+
+
+def _decoding(shape: Shape, plan: Plan, window: int, ahead: float) -> int:
     """Return what decoding takes, and what it leaves behind the present rows.
 
     Args:
         shape: What is decoded.
         plan: How.
         window: Rows that are decoded at a time in this pass.
-        more: Rows that are decoded ahead of those that come next, of what is not kept.
+        ahead: Rows of each column that are held decoded ahead of those that come next.
     """
     rows, reading = max(shape.rows, 1), plan.reading
-    windows = plan.batch_rows, plan.slab_rows
     plain = shape.columns - shape.arrow_columns
-    cut = not shape.even_group or any(window % shape.even_group for window in windows)
-    behind = max(_left_behind(shape, window) for window in windows)
+    behind = max(_behind_batch(shape, plan), _left_behind(shape, plan.slab_rows))
     pages = int(min(plain * shape.page_bytes, behind * shape.row_bytes) * _KEPT)
-    kept = pages * (cut and reading.keep_pages)
-    if not shape.even_group or window % shape.even_group:
-        later = min(more, shape.largest_group, max(rows - window, 0))
-        in_work = min(plan.threads / plan.shares, 1) if plan.parts_at_a_time > 1 else 1
-        held_by = _HELD_AS_ONE if shape.has_page_files else _HELD
-        kept += int(later * shape.row_bytes * held_by * in_work)
+    kept = pages * reading.keep_pages
+    kept += int(ahead * shape.row_bytes * (_HELD_AS_ONE if shape.has_page_files else _HELD))
     found = min(kept, shape.rows * shape.row_bytes)
     found += _PAGE_OBJECTS * plain * bool(kept)
     if not shape.arrow_columns:
@@ -391,6 +409,24 @@ def _decoding(shape: Shape, plan: Plan, window: int, more: int) -> int:
     found += int((held * others + shape.text_in(held)) * _SLACK)
     found += _DICTIONARIES * shape.dictionary_bytes
     return found + _vector_buffers(shape, decoded)
+
+
+def _behind_batch(shape: Shape, plan: Plan) -> int:
+    """Return the rows of a row group that may be left of a page behind a batch, at most."""
+    if plan.batch_rest and shape.largest_group <= plan.batch_rows:
+        return 0
+    return _left_behind(shape, plan.batch_rows)
+
+
+def rest_behind(shape: Shape, step: int) -> int:
+    """Return the rows of a row group behind the last of so many rows that it fills, at most.
+
+    Args:
+        shape: What is read.
+        step: Rows of a block, or a slab.
+    """
+    apart = gcd(shape.even_group, step) if shape.even_group else 1
+    return min(step - apart, max(shape.largest_group - 1, 0))
 
 
 def _left_behind(shape: Shape, window: int) -> int:

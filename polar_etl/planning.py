@@ -20,6 +20,7 @@ from polar_etl.plan import (
     bill_of,
     kept_bytes,
     moments_bytes,
+    rest_behind,
 )
 from polar_etl.slabs import slab_rows
 from polar_etl.sources.base import Reading
@@ -118,7 +119,7 @@ def _keeping_numbers(shape: Shape, plan: Plan, base: int, spare: int) -> Plan:
         return plan
     values = plan.together.values  # nothing is decoded again, so nothing need go abreast
     together = Together(values, _columns_together(shape, values, 0))
-    keeping = plan._replace(abreast=1, together=together, keeps=True)
+    keeping = plan._replace(abreast=1, rest=0, together=together, keeps=True)
     bill = (*bill_of(shape, keeping, base), ("numbers kept for the second pass", size))
     keeping = keeping._replace(bill=bill)
     return keeping if keeping.projected <= NEAR * plan.limit else plan
@@ -132,6 +133,8 @@ class _Way(NamedTuple):
     in_flight: int
     reading: Reading
     abreast: int
+    holds_rest: bool
+    """Whether what is left of a row group behind slabs abreast is held."""
     finer: int
     """How many times more shares there are than are needed."""
     values: int
@@ -166,35 +169,41 @@ def _shares_of_work(threads: int, *, forks: bool) -> Iterator[tuple[float, tuple
         workers //= 2
 
 
-def _keeping(shape: Shape, slab: int) -> Iterator[tuple[float, bool, tuple[int, int]]]:
-    """Yield (time taken, whether pages are kept, slabs abreast and finer shares), see `_Way`.
+def _keeping(shape: Shape, slab: int) -> Iterator[tuple[float, bool, tuple[int, bool, int]]]:
+    """Yield (time taken, whether pages are kept, how slabs go abreast), see `_Way`.
 
     Times are those that were measured with pages that are 0.8 to 9 slabs long, and dictionaries as
     large as 2 to 15 slabs.
     """
     if not shape.number_dictionaries:
-        yield 1.0, True, (1, 1)
+        yield 1.0, True, (1, False, 1)
     width = max(shape.row_bytes // max(shape.columns, 1), 1)
     page = shape.page_bytes / (slab * width)
     slabs = ceil(shape.rows / slab)
     dictionary = shape.number_dictionaries / (slab * max(shape.row_bytes, 1))
     for pages in (True, False) if shape.number_dictionaries else (False,):
-        for abreast, (finer, time) in product(_slabs_abreast(shape, slab), _FINER):
+        for (abreast, holds), (finer, time) in product(_slabs_abreast(shape, slab), _FINER):
+            turns = 0 if holds or abreast == slabs else 1 / abreast
             if not pages:
                 values = _columns_together(shape, MANY_VALUES, abreast * slab) * slab
                 keeping_takes = 0.28 * min(max(page - 1, 0) / 5, 1)
-                again = 0.11 * page / abreast if abreast < slabs else 0
-                time *= (1 - keeping_takes + again) * (1 + _CALL / values)
-            yield time * (1 + 0.02 * dictionary / abreast), pages, (abreast, finer)
+                time *= (1 - keeping_takes + 0.11 * page * turns) * (1 + _CALL / values)
+            yield time * (1 + 0.02 * dictionary * turns), pages, (abreast, holds, finer)
 
 
-def _slabs_abreast(shape: Shape, slab: int) -> list[int]:
-    """Return how many slabs may go abreast."""
+def _slabs_abreast(shape: Shape, slab: int) -> list[tuple[int, bool]]:
+    """Return how many slabs may go abreast, and whether what is left behind them is held.
+
+    It is little only where they may be as long as a row group.
+    """
     slabs = max(ceil(shape.rows / slab), 1)
     most = _AT_STAKE // (slab * max(shape.output_bytes, shape.row_bytes, 1))
     most = max(min(most, slabs, _MOST_ABREAST), 1)
     limits = [1 << by for by in range(most.bit_length())]
-    return sorted({_evenly(slabs, limit) for limit in [*limits, most]})
+    several = {_evenly(slabs, limit) for limit in [*limits, most]}
+    enough = ceil(shape.largest_group / slab)
+    holding = {max(many, enough) for many in several if enough <= most} - {slabs}
+    return [*product(sorted(several), [False]), *product(sorted(holding), [True])]
 
 
 def _evenly(many: int, most: int) -> int:
@@ -250,7 +259,8 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     block = block_rows(shape.normalized)
     batch = max(min(slab_rows(shape.normalized_bytes), rows) // block, 1) * block
     whole = min(shape.largest_group, rows)
-    if shape.number_dictionaries or not way.reading.keep_pages:  # all is decoded once
+    whole_groups = shape.number_dictionaries > 0 or not way.reading.keep_pages
+    if whole_groups:  # all is decoded once
         most = _AT_STAKE // max(block * shape.normalized_bytes, 1)
         batch = max(batch, min(ceil(whole / block), most) * block)
     ahead = _MOMENTS_AHEAD // max(moments_bytes(shape, batch), 1)
@@ -260,18 +270,24 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
         part_rows=part,
         parts=max(1, ceil(shape.rows / part)),
         batch_rows=batch,
+        batch_rest=rest_behind(shape, block) if whole_groups else 0,
         threads=threads,
         processes=min(way.processes, threads, shares),
         shares=shares,
         ahead=max(min(_AHEAD, ahead), 2),
         in_flight=in_flight,
         abreast=way.abreast,
+        rest=rest_behind(shape, slab) if way.holds_rest else 0,
         together=Together(way.values, _columns_together(shape, way.values, decoded)),
         reading=way.reading,
         bill=(),
         limit=limit,
     )
-    return plan._replace(bill=bill_of(shape, plan, base))
+    plan = plan._replace(bill=bill_of(shape, plan, base))
+    if plan.batch_rest and plan.projected > limit:
+        plan = plan._replace(batch_rest=0)
+        plan = plan._replace(bill=bill_of(shape, plan, base))
+    return plan
 
 
 def _refusal(smallest: Plan, limit: int) -> MemoryLimitError:

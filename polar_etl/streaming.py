@@ -17,6 +17,7 @@ from polar_etl.errors import UsageError
 from polar_etl.executors.local import Item, Result, in_step, ordered_map, worker_threads
 from polar_etl.features import Features
 from polar_etl.moments import Moments
+from polar_etl.pages import NONE_AHEAD, Ahead
 from polar_etl.parts import Receipt
 from polar_etl.passes import Encoder, Place, Slab, moments_of
 from polar_etl.plan import Plan, Together
@@ -146,7 +147,11 @@ class _Only(NamedTuple):
 
     table: pa.Table
 
-    def next(self, rows: int, more: int = 0) -> TableWindow:  # noqa: ARG002 - they are all there
+    def next(
+        self,
+        rows: int,  # noqa: ARG002 - they are all there
+        ahead: Ahead = NONE_AHEAD,  # noqa: ARG002
+    ) -> TableWindow:
         """Return the table."""
         return TableWindow(self.table)
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby, islice
 from typing import Any, NamedTuple, Self
 
+from polar_etl.batches import last_end
 from polar_etl.columns import listed
 from polar_etl.direct import Staging
 from polar_etl.encoding import PartFormat
@@ -19,6 +20,7 @@ from polar_etl.events import BatchFinished, PassFinished, PassStarted, Warned
 from polar_etl.executors.forked import Work
 from polar_etl.manifest import BatchRow, Manifest
 from polar_etl.memory import give_back
+from polar_etl.pages import Ahead
 from polar_etl.parts import MOST_PARTS, PartWriter, Receipt, digest_of, part_name
 from polar_etl.passes import EncodedSlab, Encoder, Place, Slab
 from polar_etl.plan import Plan
@@ -158,7 +160,7 @@ def _part_rows(plan: Plan, index: int, total: int) -> int:
 def _slabs(run: Run, shares: Sequence[Share], parts: Sequence[int]) -> Iterator[Slab]:
     """Yield the slabs of some parts, share by share."""
     since = 0
-    for place, more, turn in _turns(run.plan, parts, run.offsets[-1], len(shares)):
+    for place, ahead, turn in _turns(run, parts, len(shares)):
         if run.stop.requested:
             return
         for number in turn:
@@ -172,34 +174,42 @@ def _slabs(run: Run, shares: Sequence[Share], parts: Sequence[int]) -> Iterator[
                 names=shares[number].names,
                 lane=shares[number].lane,
                 together=run.plan.together,
-                more=more,
+                ahead=ahead,
             )
 
 
-def _turns(
-    plan: Plan, parts: Sequence[int], total: int, shares: int
-) -> Iterator[tuple[Place, int, range]]:
-    """Yield slabs, the rows behind each that go abreast with it, and which shares come next."""
+def _turns(run: Run, parts: Sequence[int], shares: int) -> Iterator[tuple[Place, Ahead, range]]:
+    """Yield slabs, the rows that are decoded with each, and which shares come next."""
+    plan = run.plan
     several = plan.threads if plan.parts_at_a_time > 1 else max(shares, 1)
-    for places in _abreast(plan, parts, total):
+    for places, rest in _abreast(run, parts):
         for low in range(0, shares, several):
-            more = sum(place.rows for place in places)
+            soon = sum(place.rows for place in places)
             for place in places:
-                more -= place.rows
-                yield place, more, range(low, min(low + several, shares))
+                soon -= place.rows
+                yield place, Ahead(soon, rest), range(low, min(low + several, shares))
 
 
-def _abreast(plan: Plan, parts: Sequence[int], total: int) -> Iterator[list[Place]]:
-    """Yield the slabs of some parts, those together that go abreast."""
-    held: list[Place] = []
+def _abreast(run: Run, parts: Sequence[int]) -> Iterator[tuple[list[Place], int]]:
+    """Yield the slabs of some parts, those together that go abreast, and the rows held behind."""
+    plan, total = run.plan, run.offsets[-1]
+    lengths = (rows for file in run.source.files for rows in file.group_rows)
+    ends = list(accumulate(lengths, initial=0))
+    later = _places(plan, parts, total)
+    first, places = parts[0] * plan.part_rows, list(islice(later, plan.abreast))
+    while places:
+        stops = list(accumulate((place.rows for place in places), initial=first))[1:]
+        first, rest = last_end(stops, ends, plan.rest)
+        many = stops.index(first) + 1
+        yield places[:many], rest
+        places = [*places[many:], *islice(later, many)]
+
+
+def _places(plan: Plan, parts: Sequence[int], total: int) -> Iterator[Place]:
+    """Yield the slabs of some parts."""
     for part in parts:
         for rows, last in slab_lengths(plan, _part_rows(plan, part, total)):
-            held.append(Place(part, rows, last, ends=False))
-            if len(held) == plan.abreast:
-                yield held
-                held = []
-    if held:
-        yield held
+            yield Place(part, rows, last, ends=False)
 
 
 def slab_lengths(plan: Plan, rows: int) -> Iterator[tuple[int, bool]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from math import ceil
 from typing import Any
 
 from polar_etl.api import Prepared
+from polar_etl.batches import extents
 from polar_etl.errors import describe
 from polar_etl.memory import format_size
 from polar_etl.plan import Plan
@@ -19,7 +19,8 @@ def moment_batches(ready: Prepared) -> int:
     """Return the batches of the first pass; there is none where nothing is normalized."""
     if not ready.settings.features:
         return 0
-    return sum(ceil(file.rows / ready.plan.batch_rows) for file in ready.source.files)
+    groups, many = [file.group_rows for file in ready.source.files], len(ready.settings.features)
+    return sum(1 for rows in groups for _ in extents(rows, 0, ready.plan, many))
 
 
 def plan_fields(ready: Prepared) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import pyarrow as pa
 
 from polar_etl.columns import Piece, pieces_of
+from polar_etl.pages import NONE_AHEAD, Ahead
 
 
 class SourceFile(NamedTuple):
@@ -98,13 +99,13 @@ class Window(Protocol):
 class Columns(Protocol):
     """Some columns of a range of rows, read in step, in one thread at a time."""
 
-    def next(self, rows: int, more: int = 0) -> Window:
+    def next(self, rows: int, ahead: Ahead = NONE_AHEAD) -> Window:
         """Return the next rows; the window before is gone then.
 
         Args:
             rows: How many.
-            more: How many will be asked for soon after: of what is decoded and not kept, so many
-                are held, rather than decoded again.
+            ahead: Which ones behind them are held, rather than decoded again, if they are decoded
+                with these and not kept.
 
         Raises:
             InputError: They can't be decoded.

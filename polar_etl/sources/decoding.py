@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from polar_etl.columns import Piece, array_of, pieces_of, validity, word_type
 from polar_etl.errors import InputError, PolarEtlError, RunFailedError, describe
 from polar_etl.headers import LongValueError, UnusualError
-from polar_etl.pages import ColumnReader, read_together
+from polar_etl.pages import NONE_AHEAD, Ahead, ColumnReader, read_together
 from polar_etl.sources.base import Cutter, Reading
 from polar_etl.sources.layout import Layout
 from polar_etl.sources.single_pages import SinglePages
@@ -90,7 +90,7 @@ class FileColumns:
         self._arrow: list[tuple[list[int], Cutter]] = []
         self._decoded: dict[int, pa.ChunkedArray] = {}
         self._whole_groups: pq.ParquetFile | None = None
-        self._rows = self._more = 0
+        self._rows, self._ahead = 0, NONE_AHEAD
         try:
             with explained(file.path):
                 self._single = self._single_pages(places)
@@ -139,12 +139,12 @@ class FileColumns:
             tables = _behind(self._row, self._tables(places))
             self._arrow.append((places, Cutter(tables)))
 
-    def advance(self, rows: int, more: int = 0) -> None:
-        """Go on to the next `rows` rows, which must be there; `more` are asked for soon after."""
+    def advance(self, rows: int, ahead: Ahead = NONE_AHEAD) -> None:
+        """Go on to the next `rows` rows, which must be there; `ahead` may be decoded with them."""
         if self._skip:
             self._skip_plain()
         self._row += self._rows
-        self._rows, self._more = rows, more
+        self._rows, self._ahead = rows, ahead
         with explained(self._file.path):
             self._decoded = {}
             for places, cutter in self._arrow:
@@ -183,7 +183,7 @@ class FileColumns:
             plain = [place for place in places if place in self._plain]
             if plain:
                 readers = [self._plain[place] for place in plain]
-                together = read_together(readers, self._rows, self._descriptor, self._more)
+                together = read_together(readers, self._rows, self._descriptor, self._ahead)
                 for place, pieces in zip(plain, together, strict=True):
                     if pieces is None:
                         self._give_up(place)
@@ -199,7 +199,7 @@ class FileColumns:
         single = [place for place in places if self._is_single(place)]
         if self._single is None or not single:
             return {}
-        found = self._single.pieces(single, self._row, self._rows, self._more)
+        found = self._single.pieces(single, self._row, self._rows, self._ahead)
         for place in single:
             if place not in found and (reader := self._reader(place)):
                 self._plain[place] = reader

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from polar_etl.columns import Piece, word_type
 from polar_etl.errors import InputError, describe
 from polar_etl.features import first_length, open_lists, require_lengths
+from polar_etl.pages import NONE_AHEAD, Ahead
 from polar_etl.sources.base import Columns, Reading, SourceFile, Window
 from polar_etl.sources.decoding import FileColumns, ParquetFile, explained, for_arrow
 from polar_etl.sources.footers import UNLIMITED, Room, footer_of, inspect, texts_of
@@ -191,7 +192,7 @@ class _Columns:
         self._left = 0
         """Rows that the last of them still has."""
 
-    def next(self, rows: int, more: int = 0) -> Window:
+    def next(self, rows: int, ahead: Ahead = NONE_AHEAD) -> Window:
         """Return the next rows; the window before is gone then."""
         for index, columns in self._open[: None if self._left == 0 else -1]:
             columns.close()
@@ -202,7 +203,7 @@ class _Columns:
             if not self._left:
                 self._open_next()
             some = min(rows - taken, self._left)
-            self._open[-1][1].advance(some, more)
+            self._open[-1][1].advance(some, ahead)
             self._left -= some
             taken += some
         parts = [columns for _, columns in self._open] if rows else []

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from polar_etl.columns import Piece
 from polar_etl.headers import HEADER, UnusualError, header_of
+from polar_etl.pages import NONE_AHEAD, Ahead
 from polar_etl.scratch import scratch
 from polar_etl.sources.chunk_table import ZSTD
 from polar_etl.sources.column_blocks import Block, blocks_of, in_pieces, joined
@@ -155,7 +156,7 @@ class SinglePages:
         return np.array([self._layout.leaves[place] for place in places], np.int64)
 
     def pieces(
-        self, places: Sequence[int], first: int, rows: int, more: int = 0
+        self, places: Sequence[int], first: int, rows: int, ahead: Ahead = NONE_AHEAD
     ) -> dict[int, list[Piece]]:
         """Return some rows of some columns; those that must be read in another way are left out.
 
@@ -163,13 +164,13 @@ class SinglePages:
             places: The columns, of those that are read here.
             first: The first row, counted from the start of the first row group.
             rows: How many there are. They stand behind those that were asked for before.
-            more: How many will be asked for soon after: these are held.
+            ahead: Which ones behind them are held, if they are decoded with them.
         """
         windows = list(self._windows(first, first + rows))
         held = self._held_of(places, windows[0])
         stretches = self._stretches(windows, _MOST_CHUNKS // max(len(places), 1), apart=bool(held))
         there = (
-            self._there(places, window, held if window is stretches[0] else [], more)
+            self._there(places, window, held if window is stretches[0] else [], ahead)
             for window in stretches
         )
         if len(stretches) > 1 and rows < _SHORT * len(windows):
@@ -210,7 +211,7 @@ class SinglePages:
         return found
 
     def _there(
-        self, places: Sequence[int], window: _Window, held: Sequence[_Held], more: int
+        self, places: Sequence[int], window: _Window, held: Sequence[_Held], ahead: Ahead
     ) -> list[Block]:
         """Return some rows of some columns, as far as they are read here.
 
@@ -218,25 +219,30 @@ class SinglePages:
             places: The columns.
             window: The rows.
             held: What holds these rows of some of the columns.
-            more: Rows behind these that are wanted soon.
+            ahead: Rows behind these that are held, if not all are.
         """
         later = window.rows - window.high
         if not self._keep:
-            later = min(later, more)
+            later = min(later, ahead.rows)
         last = window.rows - window.length  # what is held is of the last row group alone
         found = []
         for some in held:
             low, high = window.low - some.first, window.high - some.first
-            found.append(some.block.between(low, high))
-            if later:
+            block = some.block
+            found.append(block.between(low, high))
+            if later and (self._keep or ahead.soon):
                 self._hold(some)
+            elif later:
+                left = block.alone(high, high + later)
+                self._hold(_Held.of(some.group, window.high, left))
         known = {place for some in held for place in some.values.places}
         missing = [place for place in places if place not in known] if known else places
         for block in self._decoded(missing, window):
             wanted = block.alone(window.low, window.high + later)
             found.append(wanted.between(0, window.high - window.low))
             if later:
-                first = window.high if self._keep else max(window.low, last)
+                soon = ahead.soon and not self._keep  # so that nothing is copied meanwhile
+                first = max(window.low, last) if soon else window.high
                 left = wanted.alone(first - window.low, wanted.rows)
                 self._hold(_Held.of(window.group + window.many - 1, first - last, left))
         return found

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polar_etl.pages import Ahead
 from polar_etl.sources.base import Reading
 from polar_etl.sources.parquet import ParquetSource
 
@@ -56,7 +57,8 @@ def test_any_windows_hold_the_rows_of_the_file(source, data, keep, window, most)
     how = Reading(1 << 20, 300, keep)
     with closing(source.columns(names, first, stop, how)) as columns:
         for row in range(first, stop, window):
-            rows = columns.next(min(window, stop - row), data.draw(st.integers(0, most)))
+            ahead = Ahead(data.draw(st.integers(0, most)), data.draw(st.integers(0, most)))
+            rows = columns.next(min(window, stop - row), ahead)
             for name in names:
                 found[name] += rows.column(name).to_pylist()
     assert found == TABLE.slice(first, stop - first).to_pydict()

@@ -49,7 +49,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["sources.streams"],
     ["sources.discovery"],
     ["plan"],
-    ["planning"],
+    ["planning", "batches"],
     ["settings"],
     ["shapes"],
     ["selection"],

@@ -12,11 +12,12 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from polar_etl import pages, thrift
+from polar_etl.batches import last_end
 from polar_etl.columns import Piece, validity
 from polar_etl.errors import InputError
 from polar_etl.headers import LongValueError, UnusualError, pages_of
 from polar_etl.page_values import Chunk, stored_dtype
-from polar_etl.pages import ColumnReader, is_usual, read_together
+from polar_etl.pages import Ahead, ColumnReader, is_usual, read_together
 from polar_etl.sources.base import Reading
 from polar_etl.sources.parquet import ParquetSource
 from tests.unit.plain import (
@@ -550,12 +551,41 @@ def test_a_dictionary_is_read_once_for_windows_that_are_told_of(monkeypatch, abr
     with opened(sink.getvalue()) as file:
         reader = ColumnReader([chunk], file)
         later = [1_000 * (abreast - 1 - window % abreast) for window in range(10)]
-        found = [read_together([reader], 1_000, file, more) for more in later]
+        found = [read_together([reader], 1_000, file, Ahead(soon)) for soon in later]
 
     values = np.concatenate([piece.values for ((pieces,),) in zip(found) for piece in pieces])
     assert values.tolist() == table["x"].to_pylist()
     whole = [span for span in read if span[0] <= chunk.start + 50 and span[1] >= chunk.data - 50]
     assert len(whole) == times
+
+
+@pytest.mark.parametrize("dictionaries", [True, False])
+def test_a_row_group_is_decoded_once_if_the_rest_behind_each_window_is_held(
+    monkeypatch, dictionaries
+):
+    table = pa.table({"x": np.arange(10_000) % 97 * 1.5})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, use_dictionary=dictionaries, row_group_size=900)
+    ends = [*range(900, 10_000, 900), 10_000]
+    decoded, decode = [], pages.decoded_apart
+
+    def noting(stored):
+        decoded.extend(page.rows for run in stored for page in run or ())
+        return decode(stored)
+
+    monkeypatch.setattr(pages, "decoded_apart", noting)
+    first, found = 0, []
+    with opened(sink.getvalue()) as file:
+        reader = ColumnReader(chunks(sink.getvalue(), 0), file, keep=False)
+        while first < 10_000:
+            stop, rest = last_end(range(min(first + 256, 10_000), 10_001, 256)[:4], ends, 255)
+            ((piece, *others),) = read_together([reader], stop - first, file, Ahead(rest=rest))
+            found += [x for some in (piece, *others) for x in some.values.tolist()]
+            assert memory_of(piece.values) <= 8 * 900 + 100
+            first = stop
+
+    assert found == table["x"].to_pylist()
+    assert sum(decoded) == 10_000
 
 
 def memory_of(values: np.ndarray) -> int:
@@ -566,16 +596,16 @@ def memory_of(values: np.ndarray) -> int:
 
 
 @pytest.mark.parametrize("codec", ["none", "zstd"])
-@pytest.mark.parametrize(("more", "most"), [(0, 1_000), (3_000, 4_000), (9_000, 10_000)])
-def test_of_a_page_that_is_not_kept_no_more_is_held_than_is_wanted_soon(codec, more, most):
+@pytest.mark.parametrize(("soon", "most"), [(0, 1_000), (3_000, 4_000), (9_000, 10_000)])
+def test_of_a_page_that_is_not_kept_no_more_is_held_than_is_wanted_soon(codec, soon, most):
     table = pa.table({"x": np.random.default_rng(0).standard_normal(10_000)})
     sink = io.BytesIO()
     pq.write_table(table, sink, use_dictionary=False, compression=codec)
     with opened(sink.getvalue()) as file:
         reader = ColumnReader(chunks(sink.getvalue(), 0), file, keep=False)
         for first in range(0, 10_000, 1_000):
-            later = max(more - first, 0) if more < 9_000 else 9_000 - first
-            ((piece,),) = read_together([reader], 1_000, file, later)
+            later = max(soon - first, 0) if soon < 9_000 else 9_000 - first
+            ((piece,),) = read_together([reader], 1_000, file, Ahead(later))
             assert piece.values.tolist() == table["x"][first : first + 1_000].to_pylist()
             assert memory_of(piece.values) <= 8 * most + 100
 

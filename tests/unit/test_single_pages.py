@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polar_etl.pages import Ahead
 from polar_etl.sources import page_batches
 from polar_etl.sources.footers import footer_of
 from polar_etl.sources.layout import layout_of
@@ -103,19 +104,32 @@ def test_long_row_groups_are_not_copied_into_one_piece(path):
     assert len(opened.check(0, 30_000)[0]) == 2
 
 
-@pytest.mark.parametrize(("more", "most"), [(0, 100), (300, 400), (900, 1000)])
-def test_of_a_page_that_is_not_kept_no_more_is_held_than_is_wanted_soon(path, more, most):
+@pytest.mark.parametrize(("soon", "most"), [(0, 100), (300, 400), (900, 1000)])
+def test_of_a_page_that_is_not_kept_no_more_is_held_than_is_wanted_soon(path, soon, most):
     opened = Opened(path, table(3, 1000), keep=False, row_group_size=1000)
-    first = opened.reader.pieces([0, 1, 2], 0, 100, more)
+    first = opened.reader.pieces([0, 1, 2], 0, 100, Ahead(soon))
     held = values_held(opened)
     assert all(len(values) <= most for values in held)
-    assert len(held) == (3 if more else 0)
+    assert len(held) == (3 if soon else 0)
     for place, (piece,) in first.items():
         values = piece.values
         whole = values.base if isinstance(values.base, np.ndarray) else values
         assert whole.nbytes <= (most + 10) * values.itemsize
         expected = opened.source.column(place).slice(0, 100).to_numpy()
         np.testing.assert_array_equal(values, expected)
+
+
+def test_the_rest_of_a_page_is_held_without_the_rows_before_it(path):
+    opened = Opened(path, table(3, 1000), keep=False, row_group_size=1000)
+    for first, ahead in ((0, Ahead(300, 200)), (500, Ahead(0, 200))):
+        opened.reader.pieces([0, 1, 2], first, 300 if first else 500, ahead)
+    held = values_held(opened)
+
+    assert [len(values) for values in held] == [200] * 3
+    path.write_bytes(b"")  # what is held is not read again
+    found = opened.reader.pieces([0, 1, 2], 800, 200)
+    for place, (piece,) in found.items():
+        np.testing.assert_array_equal(piece.values, opened.source.column(place).slice(800))
 
 
 @given(st.data())
