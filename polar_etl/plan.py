@@ -426,7 +426,7 @@ def rest_behind(shape: Shape, step: int) -> int:
         step: Rows of a block, or a slab.
     """
     apart = gcd(shape.even_group, step) if shape.even_group else 1
-    return min(step - apart, max(shape.largest_group - 1, 0))
+    return max(min(step, shape.largest_group) - apart, 0)
 
 
 def _left_behind(shape: Shape, window: int) -> int:

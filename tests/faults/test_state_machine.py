@@ -106,9 +106,8 @@ class Outputs(RuleBasedStateMachine):
 
     @rule(event=st.integers(1, EVENTS), overwrite=st.booleans())
     def run_and_be_killed(self, event, overwrite):
-        if (
-            overwrite
-        ):  # until all of the input is read, the earlier output stays as it is, damage too
+        before = self.rows, self.finished
+        if overwrite:  # until all input is read, the earlier output stays as it is, damage too
             self.rows = []
         target = (str(self.source), str(self.out), event, overwrite)
         process = processes.Process(target=run_and_die, args=target)
@@ -124,7 +123,7 @@ class Outputs(RuleBasedStateMachine):
         known = {row[PART] for row in now}
         repaired = {name for name in self.damaged if self.is_whole(name)}
         self.damaged = {name for name in self.damaged - repaired if name in known}
-        self.finished, self.rows = False, now
+        self.finished, self.rows = (now, True) == before, now
         if len([row for row in now if row[PART]]) == PARTS and not self.damaged:
             self.finished = status_of(self.workspace).finished
 

@@ -8,7 +8,7 @@ import pytest
 from polar_etl.blocks import block_rows
 from polar_etl.errors import MemoryLimitError
 from polar_etl.memory import NEAR, parse_size
-from polar_etl.plan import Plan, Shape
+from polar_etl.plan import Plan, Shape, bill_of
 from polar_etl.planning import make_plan
 from polar_etl.slabs import slab_rows
 from tests.unit.shapes import shape
@@ -157,6 +157,28 @@ def test_short_row_groups_of_plain_numbers_need_no_more_memory_than_long_ones():
     found = [needed(rows) for rows in (10_000, 131_072, 10**6, 4_000_000)]
 
     assert max(found) == found[-1]
+
+
+def test_what_is_held_of_row_groups_that_end_within_slabs_is_billed():
+    given = shape(1_000_000, 200, 125_000, page_bytes=500_000)
+    found = plan(given, limit=5 * 10**8)
+    held = (
+        dict(found.bill)["decoding"]
+        - dict(bill_of(given, found._replace(rest=0), BASE))["decoding"]
+    )
+
+    assert 0 < found.rest < found.slab_rows
+    assert held >= found.rest * given.row_bytes
+
+
+@pytest.mark.parametrize(
+    ("group", "held"), [(16_384, 0), (131_072, 0), (125_000, 16_376), (122_880, 8_192), (999, 998)]
+)
+def test_of_row_groups_that_end_within_blocks_less_than_a_block_is_held(group, held):
+    given = shape(1_000_000, 200, group, dictionary_bytes=1 << 14)
+
+    assert block_rows(given.normalized) == 16_384
+    assert plan(given).batch_rest == held
 
 
 def test_values_between_nulls_are_billed_once_more():
