@@ -51,7 +51,11 @@ TABLES = {
     "nulls": Table(2_000_000, 100, 131_072, "float64", 0.05),
     "default": Table(1_500_000, 500, 1_048_576, by_default=True),
     "pages": Table(150_000, 800, 150_000),
+    "odd": Table(1_000_000, 200, 125_000),
+    "distinct": Table(1_000_000, 200, 125_000, by_default=True),
 }
+"""Row groups of the odd ones end in the midst of what is worked on at a time, and all values in
+the dictionaries of the distinct ones differ, which takes longest."""
 MIXED = "mixed"
 """What real tables are made of: codes, counts, measurements, words, and nulls among them."""
 _MIXED_ROWS, _MIXED_GROUP = 6_000_000, 1 << 20
