@@ -1,4 +1,4 @@
-"""Where the batches of the first pass end: with row groups, as far as blocks allow."""
+"""Where batches of the first pass, and slabs abreast, end: with row groups wherever they can."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def extents(
     ends = list(accumulate(group_rows))
     rows, block = sum(group_rows), block_rows(normalized)
     while covered < rows:
-        blocks = range(covered + block, min(covered + plan.batch_rows, rows - 1) + 1, block)
-        stops = blocks if rows - covered > plan.batch_rows else [rows]
+        longest = covered + plan.batch_rows
+        stops = range(covered + block, longest + 1, block) if longest < rows else [rows]
         stop, rest = last_end(stops, ends, plan.batch_rest)
         yield Extent(covered, stop - covered, rest)
         covered = stop
