@@ -143,7 +143,7 @@ def measure(columns: int, rows: int, repeat: int, seed: int) -> dict[str, Cost]:
     pages = how.apply(pieces, rows)[0].columns.pages(0)
     ours = np.concatenate([page.values for page in pages])
     np.testing.assert_allclose(ours, scaled.collect().to_series(0).to_numpy(), rtol=1e-6)
-    total = sum(float(block.sum[0]) for block in observe(pieces, rows, 0)) / rows
+    total = sum(float(block.sum[0]) for block in observe([pieces], columns, rows, 0)) / rows
     np.testing.assert_allclose(
         total, moments.collect().item(0, 0) / rows + how.mean[0], rtol=1e-9, atol=1e-9
     )
@@ -154,7 +154,7 @@ def measure(columns: int, rows: int, repeat: int, seed: int) -> dict[str, Cost]:
         return cost([job] * _CORES, values, repeat, threads)
 
     return {
-        "moments, NumPy tiles": several(lambda: observe(pieces, rows, 0), _CORES),
+        "moments, NumPy tiles": several(lambda: observe([pieces], columns, rows, 0), _CORES),
         "moments, Polars": several(moments.collect, 1),
         "scaled, NumPy tiles": several(lambda: how.apply(pieces, rows), _CORES),
         "scaled, Polars": several(scaled.collect, 1),

@@ -12,7 +12,7 @@ c)^2. The shift is of the block itself, so nothing cancels however far it lies f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ from polar_etl.slabs import slab_rows
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Columns = Sequence[Sequence[Piece]]
+"""Columns of numbers, each as its pieces."""
 
 _LONGEST_BLOCK = 1 << 14
 _SHORTEST_BLOCK = 1 << 8
@@ -60,65 +62,91 @@ def block_rows(columns: int) -> int:
 
 
 def observe(
-    columns: Sequence[Sequence[Piece]], rows: int, first_row: int, width: int | None = None
+    columns: Iterable[Columns], features: int, rows: int, first_row: int, width: int | None = None
 ) -> list[Moments]:
     """Return the moments of each block of a batch, in row order.
 
     Args:
-        columns: Normalized columns, each as its pieces, `rows` values long.
+        columns: Normalized columns, a few at a time, each as its pieces, `rows` values long.
+        features: How many there are of them.
         rows: Rows of the batch.
         first_row: Index within the file of the batch's first row: a multiple of the block's rows.
         width: How many normalized columns the table has, which decides how long a block is; None
             if these are all.
     """
-    length = block_rows(len(columns) if width is None else width)
+    length = block_rows(features if width is None else width)
     whole, tail = divmod(rows, length)
-    tiles = scratch_floats("moments", 2 * TILE_VALUES).reshape(2, -1)
-    found = []
-    with tile_arithmetic():
-        if whole:
-            found += _observe_blocks(tiles, columns, 0, whole, length, first_row)
-        if tail:
-            start = whole * length
-            found += _observe_blocks(tiles, columns, start, 1, tail, first_row, short=True)
-    return found
+    stretches = [_Stretch(features, 0, whole, length)] if whole else []
+    stretches += [_Stretch(features, whole * length, 1, tail, short=True)] if tail else []
+    done = 0
+    for few in columns:
+        with tile_arithmetic():
+            for stretch in stretches:
+                stretch.reduce(done, few, first_row)
+        done += len(few)
+        del few  # the next ones are decoded when these are gone
+    return [moments for stretch in stretches for moments in stretch.moments()]
 
 
-def _observe_blocks(
-    tiles: Floats,
-    columns: Sequence[Sequence[Piece]],
-    start: int,
-    blocks: int,
-    length: int,
-    first_row: int,
-    *,
-    short: bool = False,
-) -> list[Moments]:
-    """Return the moments of `blocks` blocks of `length` rows, from row `start` of the batch on."""
-    sums = _Sums(len(columns) * blocks, length, short=short)
-    for low, high, at in _tiles(len(columns), blocks, length):
-        some, first = columns[low:high], start + at.start * length
-        rows = (at.stop - at.start) * length
-        tile, rest = tiles[:, : len(some) * rows].reshape(2, -1, length)
-        fill(tile.reshape(-1, rows), some, first)
-        there = validities(some, first, rows)
-        if there is not None:
-            there = there.reshape(tile.shape)
-        sums.reduce(low * blocks + at.start, tile, rest, there)
-    for index in np.flatnonzero(sums.irregular()).tolist():
-        column, block = divmod(index, blocks)
-        begin = start + block * length
-        values = present(columns[column], begin, length)
-        infinite = sums.reduce_any(index, values, tiles[1, : len(values)])
-        if infinite is not None:
-            row = places(columns[column], begin, length)[infinite]
-            sums.infinite(index, first_row + begin + int(row))
-    table = sums.table()
-    by_block = {name: array.reshape(-1, blocks).T for name, array in table.items()}
-    return [
-        Moments(**{name: array[block] for name, array in by_block.items()})
-        for block in range(blocks)
-    ]
+class _Stretch:
+    """Neighbouring blocks of a batch, reduced a few columns at a time.
+
+    Args:
+        features: How many columns there are.
+        start: First row of the batch that belongs to them.
+        blocks: How many there are of each column.
+        length: Rows of each.
+        short: They are the rest of a file: few values, whose roundings don't average out.
+    """
+
+    def __init__(
+        self, features: int, start: int, blocks: int, length: int, *, short: bool = False
+    ) -> None:
+        self._start, self._blocks, self._length = start, blocks, length
+        self._sums = _Sums(features * blocks, length, short=short)
+
+    def reduce(self, done: int, columns: Columns, first_row: int) -> None:
+        """Reduce some columns.
+
+        Args:
+            done: How many were reduced before them.
+            columns: Each as its pieces, from the batch's first row on.
+            first_row: Index of that row within its file.
+        """
+        blocks, length, sums = self._blocks, self._length, self._sums
+        tiles = scratch_floats("moments", 2 * TILE_VALUES).reshape(2, -1)
+        at = slice(done * blocks, (done + len(columns)) * blocks)
+        squares = sums.squares(at)
+        for low, high, those in _tiles(len(columns), blocks, length):
+            some, first = columns[low:high], self._start + those.start * length
+            rows = (those.stop - those.start) * length
+            tile, rest = tiles[:, : len(some) * rows].reshape(2, -1, length)
+            fill(tile.reshape(-1, rows), some, first)
+            there = validities(some, first, rows)
+            if there is not None:
+                there = there.reshape(tile.shape)
+            place = low * blocks + those.start
+            sums.reduce(at.start + place, tile, rest, squares[place : place + len(tile)], there)
+        for place in np.flatnonzero(sums.irregular(at)).tolist():
+            column, block = divmod(place, blocks)
+            begin, index = self._start + block * length, at.start + place
+            values = present(columns[column], begin, length)
+            infinite = sums.reduce_any(index, values, tiles[1, : len(values)], squares[place])
+            if infinite is not None:
+                row = places(columns[column], begin, length)[infinite]
+                sums.infinite(index, first_row + begin + int(row))
+        sums.add_squares(at, squares)
+
+    def moments(self) -> Iterator[Moments]:
+        """Yield the moments of each block, once all columns are reduced."""
+        with tile_arithmetic():
+            table = self._sums.table()
+        by_block = {
+            name: np.ascontiguousarray(array.reshape(-1, self._blocks).T)
+            for name, array in table.items()
+        }
+        for block in range(self._blocks):
+            yield Moments(**{name: array[block] for name, array in by_block.items()})
 
 
 def _tiles(columns: int, blocks: int, length: int) -> Iterator[tuple[int, int, slice]]:
@@ -146,8 +174,8 @@ class _Sums:
         self._length = length
         self._short = short
         self._min, self._max, self._high, self._low, self._centre = np.zeros((5, blocks))
+        self._squares_high, self._squares_low = np.zeros((2, blocks))
         self._starts = np.arange(0, length, _PARTIAL)
-        self._squares = np.zeros((blocks, max(len(self._starts), 2)))
         self._ints = {
             "count": np.full(blocks, length),
             "null_count": np.zeros(blocks, np.int64),
@@ -157,8 +185,17 @@ class _Sums:
             "exponent": np.zeros(blocks, np.int64),
         }
 
+    def squares(self, at: slice) -> Floats:
+        """Return room for the partial sums of squares of some places, a row for each of them."""
+        return np.zeros((at.stop - at.start, max(len(self._starts), 2)))
+
     def reduce(
-        self, first: int, values: Floats, scratch: Floats, there: Bools | None = None
+        self,
+        first: int,
+        values: Floats,
+        scratch: Floats,
+        squares: Floats,
+        there: Bools | None = None,
     ) -> None:
         """Reduce the rows of `values`, shape `(k, n)`, into the places from `first` on.
 
@@ -166,6 +203,7 @@ class _Sums:
             first: The first place.
             values: Overwritten.
             scratch: Shaped like `values`; overwritten.
+            squares: Where the partial sums of their squares go, see `squares`.
             there: Which are values, and not nulls; None if all are. A row of values has the same
                 bits either way.
         """
@@ -194,9 +232,9 @@ class _Sums:
         centre += unit
         centre -= unit
         if self._short:
-            self._square_exactly(at, values, scratch, unit, there)
+            _square_exactly(values, self._centre[at], scratch, unit, there, squares)
         else:
-            self._square(at, values, there)
+            self._square(at, values, there, squares)
         if there is not None:
             smallest[nothing], largest[nothing] = np.inf, -np.inf
 
@@ -207,51 +245,40 @@ class _Sums:
         self._ints["count"][at] = count
         return np.asarray(np.maximum(self._ints["count"][at], 1), np.float64)
 
-    def _square(self, at: slice, values: Floats, there: Bools | None) -> None:
+    def _square(self, at: slice, values: Floats, there: Bools | None, squares: Floats) -> None:
         """Add up the squared distances from the centre: roundings average out over many rows."""
         values -= self._centre[at, None]
         if there is not None:
             values *= there
         np.square(values, out=values)
         starts = self._starts[: -(-values.shape[1] // _PARTIAL)]
-        np.add.reduceat(values, starts, axis=1, out=self._squares[at, : len(starts)])
+        np.add.reduceat(values, starts, axis=1, out=squares[:, : len(starts)])
 
-    def _square_exactly(
-        self, at: slice, values: Floats, scratch: Floats, unit: Floats, there: Bools | None
-    ) -> None:
-        """Add up the squared distances to about 2^-60, for rows too few to average roundings out.
+    def add_squares(self, at: slice, squares: Floats) -> None:
+        """Add up the partial sums of squares of some places."""
+        bound = squares.max(axis=1, initial=0.0)
+        scratch = np.empty_like(squares)
+        _sum(squares, bound, scratch, self._squares_high[at], self._squares_low[at])
 
-        A distance is a + b, where a is a whole multiple of `unit`'s last place with 19 bits, so
-        that the squares of a add without error; what is left is b (2 a + b).
-        """
-        leading = np.add(values, unit[:, None], out=scratch)
-        leading -= unit[:, None]
-        values -= leading
-        leading -= self._centre[at, None]
-        if there is not None:
-            leading *= there
-        np.einsum("ij,ij->i", leading, leading, out=self._squares[at, 0])
-        leading += leading
-        leading += values
-        leading *= values
-        np.add.reduce(leading, axis=1, out=self._squares[at, 1])
-
-    def irregular(self) -> npt.NDArray[np.bool_]:
-        """Tell which blocks hold NaN, infinities or extreme values."""
-        regular = np.asarray(_is_regular(np.maximum(-self._min, self._max)))
-        return ~regular & (self._ints["count"] > 0)
+    def irregular(self, at: slice) -> npt.NDArray[np.bool_]:
+        """Tell which of some blocks hold NaN, infinities or extreme values."""
+        regular = np.asarray(_is_regular(np.maximum(-self._min[at], self._max[at])))
+        return ~regular & (self._ints["count"][at] > 0)
 
     def infinite(self, index: int, row: int) -> None:
         """Note the row of the first infinity in the place `index`."""
         self._ints["first_inf"][index] = row
 
-    def reduce_any(self, index: int, values: Floats, scratch: Floats) -> int | None:
+    def reduce_any(
+        self, index: int, values: Floats, scratch: Floats, squares: Floats
+    ) -> int | None:
         """Reduce one block of any values into the place `index`.
 
         Args:
             index: The place.
             values: What is not null; overwritten.
             scratch: As long as `values`; overwritten.
+            squares: Where the partial sums of their squares go.
 
         Returns:
             Which of the values is the first infinity, None if there is none.
@@ -268,13 +295,13 @@ class _Sums:
             values = values[finite]
             smallest, largest = values.min(initial=np.inf), values.max(initial=-np.inf)
         ints["count"][index] = len(values)
-        self._squares[index] = 0.0
+        squares[:] = 0.0
         if len(values):
             bound = max(-smallest, largest)
             if not _is_regular(bound):
                 ints["exponent"][index] = np.frexp(bound)[1]
                 values = np.ldexp(values, -ints["exponent"][index])
-            self.reduce(index, values[None, :], scratch[None, : len(values)])
+            self.reduce(index, values[None, :], scratch[None, : len(values)], squares[None, :])
         else:
             self._high[index] = self._low[index] = self._centre[index] = 0.0
         self._min[index], self._max[index] = smallest, largest
@@ -285,10 +312,8 @@ class _Sums:
         n = self._ints["count"].astype(np.float64)
         total = add(self._high, self._low)
         beside = total.minus(times(self._centre, n))
-        high, low = np.empty((2, len(n)))
-        bound = self._squares.max(axis=1, initial=0.0)
-        _sum(self._squares, bound, np.empty_like(self._squares), high, low)
-        m2 = add(high, low).minus(beside.times(beside).over(np.maximum(n, 1.0)))
+        squares = add(self._squares_high, self._squares_low)
+        m2 = squares.minus(beside.times(beside).over(np.maximum(n, 1.0)))
         return {
             **self._ints,
             "min": self._min + 0.0,  # of two zeros the processor may take either: no sign then
@@ -298,6 +323,32 @@ class _Sums:
             "m2": m2.high,
             "m2_low": m2.low,
         }
+
+
+def _square_exactly(
+    values: Floats,
+    centre: Floats,
+    scratch: Floats,
+    unit: Floats,
+    there: Bools | None,
+    squares: Floats,
+) -> None:
+    """Add up the squared distances to about 2^-60, for rows too few to average roundings out.
+
+    A distance is a + b, where a is a whole multiple of `unit`'s last place with 19 bits, so that
+    the squares of a add without error; what is left is b (2 a + b).
+    """
+    leading = np.add(values, unit[:, None], out=scratch)
+    leading -= unit[:, None]
+    values -= leading
+    leading -= centre[:, None]
+    if there is not None:
+        leading *= there
+    np.einsum("ij,ij->i", leading, leading, out=squares[:, 0])
+    leading += leading
+    leading += values
+    leading *= values
+    np.add.reduce(leading, axis=1, out=squares[:, 1])
 
 
 def _leave_nulls_out(

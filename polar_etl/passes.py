@@ -114,11 +114,11 @@ def moments_of(
         width: How many features the table has.
         together: How much is worked on at a time.
     """
-    found = [
-        observe(features.select(few).pieces(window), window.rows, first_row, width)
+    columns = (
+        features.select(few).pieces(window)
         for few in groups_of(features.columns, window.rows, together)
-    ]
-    return [Moments.beside(blocks) for blocks in zip(*found, strict=True)]
+    )
+    return observe(columns, len(features), window.rows, first_row, width)
 
 
 class Place(NamedTuple):

@@ -90,7 +90,9 @@ def chunked(values: object, cuts: Sequence[int] = ()) -> pa.ChunkedArray:
 
 def blocks_of(*columns: pa.ChunkedArray, first_row: int = 0) -> list[Moments]:
     """Return the moments of every block of a batch of columns."""
-    return observe([pieces_of(column) for column in columns], len(columns[0]), first_row)
+    return observe(
+        [[pieces_of(column) for column in columns]], len(columns), len(columns[0]), first_row
+    )
 
 
 def moments_of(*columns: object) -> Moments:
