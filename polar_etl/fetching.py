@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from polar_etl.scratch import scratch
 
@@ -29,11 +30,27 @@ class Stretch:
         return os.preadv(self.file, [room], self.start) == len(self)
 
 
-def fetched(wanted: Sequence[Sequence[Span]], file: int) -> list[list[memoryview]]:
+class Fetched(NamedTuple):
+    """Bytes of spans of a file, good until the next ones are fetched."""
+
+    memory: memoryview
+    """All of them, with room before and behind."""
+    spans: list[list[memoryview]]
+    """Those of each column; fewer where the file ends."""
+
+
+def fetched(
+    wanted: Sequence[Sequence[Span]], file: int, *, before: int = 0, behind: int = 0
+) -> Fetched:
     """Return the bytes of some spans of a file for each of some columns.
 
-    They are good until the next call, and fewer where the file ends. Neighbours are read together:
-    the first spans of all columns, mostly, then the second ones.
+    Neighbours are read together: the first spans of all columns, mostly, then the second ones.
+
+    Args:
+        wanted: The spans of each column.
+        file: Descriptor of the file.
+        before: Bytes of room before all of them.
+        behind: Bytes of room behind all of them.
     """
     most = max(map(len, wanted), default=0)
     places = [
@@ -42,18 +59,20 @@ def fetched(wanted: Sequence[Sequence[Span]], file: int) -> list[list[memoryview
         for column, spans in enumerate(wanted)
         if turn < len(spans)
     ]
-    buffer = scratch("fetched", sum(stop - start for start, stop, _ in places)).data
+    size = sum(stop - start for start, stop, _ in places)
+    memory = scratch("fetched", before + size + behind).data
+    buffer = memory[before:]
     found: list[list[memoryview]] = [[] for _ in wanted]
     first = 0
     while first < len(places):
         start, stop, _ = places[first]
-        behind = first + 1
-        while behind < len(places) and places[behind][0] == stop:
-            stop, behind = places[behind][1], behind + 1
+        after = first + 1
+        while after < len(places) and places[after][0] == stop:
+            stop, after = places[after][1], after + 1
         there = buffer[: stop - start]
         there = there[: os.preadv(file, [there], start)]
         buffer = buffer[stop - start :]
-        for low, high, column in places[first:behind]:
+        for low, high, column in places[first:after]:
             found[column].append(there[low - start : high - start])
-        first = behind
-    return found
+        first = after
+    return Fetched(memory, found)

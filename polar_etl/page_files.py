@@ -2,7 +2,8 @@
 
 It puts values between nulls and looks up places in a dictionary in half of the time that NumPy
 takes, but takes a file as it is, or row groups as wholes. So pages that somebody else has chosen,
-of some rows of some columns, are copied into memory as they stand, with a footer behind them.
+of some rows of some columns, get a footer of their own: behind the memory that they were fetched
+into, or copied, if they do not stand there as they do in a file.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -40,6 +40,15 @@ _CHUNK = (
 """A chunk as a footer describes it."""
 _FILE = 1 << 20
 """Bytes of the pages of several columns in one file."""
+ROOM_BEFORE = len(thrift.MAGIC)
+"""Bytes before the first page: an offset of 0 says that there is none."""
+_ROOM, _ROOM_EACH = 128, 128
+"""Bytes of a footer, at most, besides those for each column."""
+
+
+def room_behind(columns: int) -> int:
+    """Return the bytes that the footer of so many columns takes at most."""
+    return _ROOM + columns * _ROOM_EACH
 
 
 class PageRun(NamedTuple):
@@ -60,11 +69,18 @@ class PageRun(NamedTuple):
         return len(self.dictionary) + sum(map(len, self.pages))
 
 
-def decoded_runs(runs: Sequence[PageRun], rows: int) -> list[Piece]:
+def decoded_runs(
+    runs: Sequence[PageRun], rows: int, memory: memoryview | None = None
+) -> list[Piece]:
     """Return the numbers in some runs of pages, each of so many rows.
 
     Long ones have a file each, which stays in the processor's cache; of short ones several have
     one, as each takes time to open.
+
+    Args:
+        runs: The pages.
+        rows: Of each run.
+        memory: What holds most of them, with `ROOM_BEFORE` and `room_behind`.
 
     Raises:
         UnusualError: PyArrow can't decode one of them.
@@ -73,32 +89,36 @@ def decoded_runs(runs: Sequence[PageRun], rows: int) -> list[Piece]:
     first = size = 0
     for at, run in enumerate(runs):
         if size and size + run.size > _FILE:
-            pieces += _decoded(runs[first:at], rows)
+            pieces += _decoded(runs[first:at], rows, memory)
             first, size = at, 0
         size += run.size
-    return pieces + _decoded(runs[first:], rows)
+    return pieces + _decoded(runs[first:], rows, memory)
 
 
-def _decoded(runs: Sequence[PageRun], rows: int) -> list[Piece]:
+def _decoded(runs: Sequence[PageRun], rows: int, memory: memoryview | None) -> list[Piece]:
     """Return the numbers in some runs of pages from one file, see `decoded_runs`.
 
     Those of short runs are copied out of PyArrow's memory: it does not use what hundreds of them
     have left, side by side, for the next ones (jemalloc takes no part of what is 64 times as
     large), so that its memory would grow with all that is decoded in a second.
     """
-    arrays = decoded_arrays(runs, rows)
+    arrays = decoded_arrays(runs, rows, memory)
     pieces = [_piece(array, run.stored) for array, run in zip(arrays, runs, strict=True)]
     return [piece.alone() for piece in pieces] if len(pieces) > 1 else pieces
 
 
-def decoded_arrays(runs: Sequence[PageRun], rows: int) -> list[pa.Array]:
+def decoded_arrays(
+    runs: Sequence[PageRun], rows: int, memory: memoryview | None = None
+) -> list[pa.Array]:
     """Return the values of some runs of pages, each of so many rows, from one file.
+
+    Args: see `decoded_runs`.
 
     Raises:
         UnusualError: PyArrow can't decode one of them.
     """
     try:
-        source = pa.BufferReader(pa.py_buffer(_file_of(runs, rows)))
+        source = pa.BufferReader(pa.py_buffer(_file_of(runs, rows, memory)))
         opened = pq.ParquetFile(source, pre_buffer=False, page_checksum_verification=True)
         columns = opened.reader.read_all(use_threads=False).columns
     except (pa.ArrowException, OSError) as error:
@@ -116,40 +136,72 @@ def _piece(array: pa.Array, stored: np.dtype[np.generic]) -> Piece:
     return Piece(values, bitmaps_of(array))
 
 
-def _file_of(runs: Sequence[PageRun], rows: int) -> npt.NDArray[np.uint8]:
+def _file_of(runs: Sequence[PageRun], rows: int, memory: memoryview | None) -> memoryview:
     """Return a Parquet file whose columns are some runs: it is good until the next call."""
-    starts = list(accumulate((run.size for run in runs[:-1]), initial=len(thrift.MAGIC)))
+    starts = _places_in(memory, runs) if memory else None
+    if memory is None or starts is None:
+        memory, starts = _copied(runs)
     footer = _footer(runs, starts, rows)
-    parts: list[Bytes | Stretch] = [thrift.MAGIC]
+    behind = footer + thrift.footer_end(len(footer))
+    place = len(memory) - room_behind(len(runs))
+    memory[place : place + len(behind)] = behind
+    return memory[: place + len(behind)]
+
+
+def _places_in(memory: memoryview, runs: Sequence[PageRun]) -> list[int] | None:
+    """Return where some runs begin in memory, None if one does not stand there as a whole."""
+    first = pa.py_buffer(memory).address
+    last = first + len(memory) - room_behind(len(runs))
+    starts = []
     for run in runs:
-        parts += run.dictionary, *run.pages
-    parts += footer, thrift.footer_end(len(footer))
-    file = scratch("page file", sum(map(len, parts)))
-    room, done = file.data, 0
-    for part in parts:
-        stop = done + len(part)
-        if not isinstance(part, Stretch):
-            room[done:stop] = part
-        elif not part.read_into(room[done:stop]):
-            raise UnusualError("the file breaks off")
-        done = stop
-    return file
+        start = at = -1
+        for piece in (run.dictionary, *run.pages):
+            if isinstance(piece, Stretch):
+                return None
+            if len(piece):
+                address = pa.py_buffer(piece).address
+                if start < 0:
+                    start = at = address
+                if at != address:
+                    return None
+                at += len(piece)
+        if not first < start <= at <= last:
+            return None
+        starts.append(start - first)
+    return starts
+
+
+def _copied(runs: Sequence[PageRun]) -> tuple[memoryview, list[int]]:
+    """Return memory that runs are copied to, with room for a footer, and where each begins."""
+    *starts, end = accumulate((run.size for run in runs), initial=ROOM_BEFORE)
+    memory = scratch("page file", end + room_behind(len(runs))).data
+    done = ROOM_BEFORE
+    for run in runs:
+        for piece in (run.dictionary, *run.pages):
+            stop = done + len(piece)
+            if not isinstance(piece, Stretch):
+                memory[done:stop] = piece
+            elif not piece.read_into(memory[done:stop]):
+                raise UnusualError("the file breaks off")
+            done = stop
+    return memory, starts
 
 
 def _footer(runs: Sequence[PageRun], starts: Sequence[int], rows: int) -> bytes:
-    root = thrift.as_struct([(4, BINARY, _NAME), (5, I32, thrift.as_number(len(runs)))])
     leaves = [_leaf(_PHYSICAL[run.stored.str], run.stored.itemsize, run.nullable) for run in runs]
     chunks = [_chunk(run, start, rows) for run, start in zip(runs, starts, strict=True)]
-    many = thrift.as_number(rows)
+    many = thrift.often_number(rows)
     group = [(1, LIST, thrift.as_list(STRUCT, chunks)), (2, I64, b"\0"), (3, I64, many)]
-    return thrift.as_struct(
-        [
-            (1, I32, thrift.as_number(1)),
-            (2, LIST, thrift.as_list(STRUCT, [root, *leaves])),
-            (3, I64, many),
-            (4, LIST, thrift.as_list(STRUCT, [thrift.as_struct(group)])),
-        ]
-    )
+    groups = thrift.as_list(STRUCT, [thrift.as_struct(group)])
+    return _schema(*leaves) + thrift.as_struct([(3, I64, many), (4, LIST, groups)], behind=2)
+
+
+@lru_cache
+def _schema(*leaves: bytes) -> bytes:
+    """Return the first fields of a footer: its version, and the columns."""
+    root = thrift.as_struct([(4, BINARY, _NAME), (5, I32, thrift.as_number(len(leaves)))])
+    schema = thrift.as_list(STRUCT, [root, *leaves])
+    return thrift.as_struct([(1, I32, thrift.as_number(1)), (2, LIST, schema)])[:-1]
 
 
 @lru_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain, groupby, islice
 from typing import NamedTuple
 
@@ -60,21 +61,22 @@ class Chunk(NamedTuple):
 
 
 class StoredPages(NamedTuple):
-    """A page as it stands in the file, or several of one chunk that are alike."""
+    """A page as it stands in the file, or several of one chunk.
+
+    Those that are plain are alike. If the first one is not, PyArrow decodes all of them.
+    """
 
     chunk: Chunk
     header: PageHeader
-    """Of each of them."""
+    """Of the first one."""
     contents: tuple[memoryview, ...]
+    """Without headers; of those that PyArrow decodes, the first one."""
     whole: tuple[memoryview, ...]
-    """The same with their headers: all bytes, in as many pieces as they come in."""
+    """All bytes, headers included, in as many pieces as they come in."""
+    rows: int
+    """Of all of them."""
     dictionary: memoryview | Stretch | None
     """The page that they refer to, header included."""
-
-    @property
-    def rows(self) -> int:
-        """Rows of all of them."""
-        return self.header.rows * len(self.contents)
 
 
 _LENGTH = 4
@@ -83,18 +85,24 @@ Run = list[StoredPages]
 """Neighbouring pages of one chunk."""
 
 
-def decoded_apart(stored: Sequence[Run | None]) -> list[list[Piece] | None]:
+def decoded_apart(
+    stored: Sequence[Run | None], memory: memoryview | None = None
+) -> list[list[Piece] | None]:
     """Return the values of pages of some columns; None for those that PyArrow must read.
 
     What is plain is decompressed at one go, and the values stand there. What has nulls, or refers
     to a dictionary, PyArrow decodes from a file of its own.
+
+    Args:
+        stored: The pages of each column.
+        memory: What holds most of them, see `page_files.decoded_runs`.
     """
     runs = [
         (column, list(run))
         for column, pages in enumerate(stored)
         for _, run in groupby(pages or (), key=lambda page: page.chunk.start)
     ]
-    found = _decoded([run for _, run in runs])
+    found = _decoded([run for _, run in runs], memory)
     columns: list[list[Piece] | None] = [None if pages is None else [] for pages in stored]
     for (column, _), pieces in zip(runs, found, strict=True):
         before = columns[column]
@@ -102,9 +110,9 @@ def decoded_apart(stored: Sequence[Run | None]) -> list[list[Piece] | None]:
     return columns
 
 
-def _decoded(runs: Sequence[Run]) -> list[list[Piece] | None]:
+def _decoded(runs: Sequence[Run], memory: memoryview | None) -> list[list[Piece] | None]:
     """Return the values of some runs, None for those that PyArrow must read."""
-    plain = [at for at, run in enumerate(runs) if all(map(_is_plain, run))]
+    plain = [at for at, run in enumerate(runs) if all(is_plain(p.chunk, p.header) for p in run)]
     done = _possible(_plain_values, [runs[at] for at in plain])
     found = {at: pieces for at, pieces in zip(plain, done, strict=True) if pieces}
     by_rows: dict[int, list[int]] = {}
@@ -112,7 +120,8 @@ def _decoded(runs: Sequence[Run]) -> list[list[Piece] | None]:
         if at not in found:
             by_rows.setdefault(sum(page.rows for page in run), []).append(at)
     for these in by_rows.values():
-        done = _possible(_decoded_by_arrow, [runs[at] for at in these])
+        by_arrow = partial(_decoded_by_arrow, memory=memory)
+        done = _possible(by_arrow, [runs[at] for at in these])
         found |= {at: pieces for at, pieces in zip(these, done, strict=True) if pieces}
     return [found.get(at) for at in range(len(runs))]
 
@@ -131,18 +140,18 @@ def _possible(
         return [found for run in runs for found in _possible(decode, [run])]
 
 
-def _is_plain(page: StoredPages) -> bool:
-    """Tell whether pages hold a value for each row and nothing else, as far as their size tells."""
-    header, values = page.header, page.header.rows * page.chunk.stored.itemsize
-    return header.holds == "values" and header.size == len(_no_nulls(page)) + values
+def is_plain(chunk: Chunk, header: PageHeader) -> bool:
+    """Tell whether a page holds a value for each row and nothing else, as far as its size tells."""
+    values = header.rows * chunk.stored.itemsize
+    return header.holds == "values" and header.size == len(_no_nulls(chunk, header)) + values
 
 
-def _no_nulls(page: StoredPages) -> bytes:
+def _no_nulls(chunk: Chunk, header: PageHeader) -> bytes:
     """Return the levels before the values if none of these is null."""
-    if not page.chunk.nullable:
+    if not chunk.nullable:
         return b""
-    levels = equal_levels(page.header.rows, b"\x01")
-    return levels if page.header.levels is None else levels[_LENGTH:]
+    levels = equal_levels(header.rows, b"\x01")
+    return levels if header.levels is None else levels[_LENGTH:]
 
 
 def _plain_values(runs: Sequence[Run]) -> list[list[Piece]]:
@@ -158,12 +167,12 @@ def _plain_values(runs: Sequence[Run]) -> list[list[Piece]]:
 
 def _packed(page: StoredPages) -> Iterator[tuple[str, memoryview, int]]:
     """Yield (codec, bytes, decompressed size) of what is compressed of each page."""
-    chunk, header, contents, _, _ = page
-    _require_possible(page)
+    chunk, header, contents = page[:3]
+    require_possible(chunk, header)
     if not is_intact(header, contents[0]):
         raise UnusualError("its checksum is wrong")
     apart = header.levels or 0
-    if apart and contents[0][:apart] != _no_nulls(page):
+    if apart and contents[0][:apart] != _no_nulls(chunk, header):
         raise UnusualError("there are nulls")
     codec = chunk.codec if header.compressed else "UNCOMPRESSED"
     for content in contents:
@@ -172,23 +181,23 @@ def _packed(page: StoredPages) -> Iterator[tuple[str, memoryview, int]]:
 
 def _values(page: StoredPages, done: Iterator[memoryview]) -> Iterator[Piece]:
     """Yield the values of pages, decompressed."""
-    levels = b"" if page.header.levels else _no_nulls(page)
+    levels = b"" if page.header.levels else _no_nulls(page.chunk, page.header)
     for content in islice(done, len(page.contents)):
         if content[: len(levels)] != levels:
             raise UnusualError("there are nulls")
         yield Piece(np.frombuffer(content, page.chunk.stored, page.header.rows, len(levels)))
 
 
-def _decoded_by_arrow(runs: Sequence[Run]) -> list[list[Piece]]:
+def _decoded_by_arrow(runs: Sequence[Run], memory: memoryview | None) -> list[list[Piece]]:
     """Return the values of runs of as many rows each, with gaps where nulls are.
 
     Raises:
         UnusualError: One of them is damaged.
     """
     for page in chain.from_iterable(runs):
-        _require_possible(page)
+        require_possible(page.chunk, page.header)
     files = [_page_run(run) for run in runs]
-    return [[piece] for piece in decoded_runs(files, sum(page.rows for page in runs[0]))]
+    return [[piece] for piece in decoded_runs(files, sum(page.rows for page in runs[0]), memory)]
 
 
 def _page_run(run: Run) -> PageRun:
@@ -198,13 +207,12 @@ def _page_run(run: Run) -> PageRun:
     return PageRun(chunk.stored, chunk.nullable, chunk.codec, dictionary, pages)
 
 
-def _require_possible(page: StoredPages) -> None:
-    """Check that pages claim no more memory than they can need.
+def require_possible(chunk: Chunk, header: PageHeader) -> None:
+    """Check that a page claims no more memory than it can need.
 
     Raises:
-        UnusualError: They do.
+        UnusualError: It does.
     """
-    chunk, header = page.chunk, page.header
     # A run of places for each value would take 5 bytes.
     width = 5 if header.holds == "places" else chunk.stored.itemsize
     apart = header.levels or 0

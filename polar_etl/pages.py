@@ -15,7 +15,8 @@ from typing import NamedTuple
 from polar_etl.columns import Piece
 from polar_etl.fetching import Span, Stretch, fetched
 from polar_etl.headers import HEADER, PageHeader, UnusualError, header_of, pages_like
-from polar_etl.page_values import Chunk, StoredPages, decoded_apart
+from polar_etl.page_files import ROOM_BEFORE, room_behind
+from polar_etl.page_values import Chunk, StoredPages, decoded_apart, is_plain, require_possible
 
 _NOTHING = memoryview(b"")
 _LONGEST_USUAL = 96
@@ -177,16 +178,19 @@ class ColumnReader:
                 raw = self._fetch(whole)
             if header.holds == "places" and dictionary is None:
                 dictionary = self._dictionary_page(piece, start)
-            content = raw[header.length : whole]
+            contents = [raw[header.length : whole]]
+            first, left = self._at, self._left
             self._go_on(whole, header.rows)
-            if self._left or header.rows > self._usual:  # the last page of a chunk may be short
-                self._usual = header.rows
-            rows -= header.rows
-            first = self._at
-            alike = self._alike(header, rows, piece, start)
-            pages = raw[:whole], piece[first - start : self._at - start]
-            found.append(StoredPages(self._chunk, header, (content, *alike), pages, dictionary))
-            rows -= len(alike) * header.rows
+            more = rows - header.rows
+            if is_plain(self._chunk, header):
+                contents += self._alike(header, more, piece, start)
+            else:
+                self._go_behind(more, piece, start)
+            done = left - self._left
+            pages = raw[:whole], piece[first + whole - start : self._at - start]
+            stored = StoredPages(self._chunk, header, tuple(contents), pages, done, dictionary)
+            found.append(stored)
+            rows -= done
         return found
 
     def peek(self) -> PageHeader:
@@ -198,6 +202,8 @@ class ColumnReader:
         self._last, self._last_rows = self._at, rows
         self._at += size
         self._left -= rows
+        if self._left or rows > self._usual:  # the last page of a chunk may be short
+            self._usual = rows
 
     def _alike(
         self, header: PageHeader, rows: int, piece: memoryview, start: int
@@ -211,8 +217,8 @@ class ColumnReader:
             start: Where in the file they stand.
         """
         found: list[memoryview] = []
-        plain = header.holds == "values" and header.compressed
-        if rows <= 0 or not plain or header.checksum is not None or header.levels is not None:
+        told = header.checksum is not None or header.levels is not None
+        if rows <= 0 or told or not header.compressed:
             return found
         for begin, end in pages_like(header, piece, self._at - start):
             last = start + end == self._chunk.stop
@@ -222,6 +228,24 @@ class ColumnReader:
             self._go_on(start + end - self._at, header.rows)
             rows -= header.rows
         return found
+
+    def _go_behind(self, rows: int, piece: memoryview, start: int) -> None:
+        """Go on behind pages that PyArrow decodes, as far as rows need and bytes allow.
+
+        Args:
+            rows: How many rows are needed.
+            piece: Bytes that were fetched.
+            start: Where in the file they stand.
+        """
+        rows = min(rows, self._left)
+        while rows > 0 and len(raw := piece[self._at - start :]) >= _LONGEST_USUAL:
+            _, header = self._any_header(raw)
+            require_possible(self._chunk, header)
+            whole = header.length + header.stored
+            if whole > len(raw) or header.holds == "dictionary":
+                return
+            self._go_on(whole, header.rows)
+            rows -= header.rows
 
     def _dictionary_page(self, piece: memoryview, start: int) -> memoryview | Stretch:
         """Return the page of the dictionary, or where it stands if it was not fetched.
@@ -389,7 +413,9 @@ def read_together(
     Their bytes are fetched, and their pages decompressed, at one go: every call into another
     language lets another thread have the interpreter, and waiting for it costs more than a page.
     """
-    bytes_of = fetched([reader.spans(rows, ahead) for reader in readers], file)
+    wanted = [reader.spans(rows, ahead) for reader in readers]
+    room = room_behind(sum(map(len, wanted)))
+    memory, bytes_of = fetched(wanted, file, before=ROOM_BEFORE, behind=room)
     stored: list[list[StoredPages] | None] = []
     for reader, raw in zip(readers, bytes_of, strict=True):
         try:
@@ -398,5 +424,5 @@ def read_together(
             stored.append(None)
     return [
         None if pieces is None else reader.take(rows, pieces, ahead)
-        for reader, pieces in zip(readers, decoded_apart(stored), strict=True)
+        for reader, pieces in zip(readers, decoded_apart(stored, memory), strict=True)
     ]

@@ -90,9 +90,9 @@ def test_long_columns_have_a_file_each(monkeypatch, most):
     asked = []
     original = page_files.decoded_arrays
 
-    def noting(runs, rows):
+    def noting(runs, rows, memory):
         asked.append(len(runs))
-        return original(runs, rows)
+        return original(runs, rows, memory)
 
     monkeypatch.setattr(page_files, "_FILE", most)
     monkeypatch.setattr(page_files, "decoded_arrays", noting)

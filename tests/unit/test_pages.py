@@ -569,9 +569,9 @@ def test_a_row_group_is_decoded_once_if_the_rest_behind_each_window_is_held(
     ends = [*range(900, 10_000, 900), 10_000]
     decoded, decode = [], pages.decoded_apart
 
-    def noting(stored):
+    def noting(stored, memory):
         decoded.extend(page.rows for run in stored for page in run or ())
-        return decode(stored)
+        return decode(stored, memory)
 
     monkeypatch.setattr(pages, "decoded_apart", noting)
     first, found = 0, []
