@@ -38,7 +38,7 @@ _CHUNK = (
     b"\x26%(first)b%(dictionary)b\x00\x00"  # where the pages are, and the dictionary
 )
 """A chunk as a footer describes it."""
-_FILE = 1 << 20
+_FILE = 1 << 19
 """Bytes of the pages of several columns in one file."""
 ROOM_BEFORE = len(thrift.MAGIC)
 """Bytes before the first page: an offset of 0 says that there is none."""

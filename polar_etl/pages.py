@@ -96,7 +96,7 @@ class ColumnReader:
         """Return how many of the next rows are decoded already."""
         return _rows_of(self._held)
 
-    def _missing(self, rows: int, ahead: Ahead) -> int:
+    def missing(self, rows: int, ahead: Ahead = NONE_AHEAD) -> int:
         """Return how many rows are to be decoded so that the next ones are there.
 
         Those ahead count where they would be decoded again: where not all of a page is kept, or
@@ -118,9 +118,8 @@ class ColumnReader:
         """Tell whether rows that are asked for later are decoded with those that are taken."""
         return not self._keep or self._chunk.data > self._chunk.start
 
-    def spans(self, rows: int, ahead: Ahead = NONE_AHEAD) -> list[Span]:
-        """Return where in the file the next rows are likely to stand, chunk by chunk."""
-        rows = self._missing(rows, ahead)
+    def spans(self, rows: int) -> list[Span]:
+        """Return where in the file so many missing rows are likely to stand, chunk by chunk."""
         if not rows:
             return []
         found = [self._likely(self._at, self._chunk, self._left, rows)]
@@ -150,17 +149,13 @@ class ColumnReader:
         size = dictionary + (chunk.stop - at - dictionary) * rows // left
         return at, min(at + min(size + size // _UNLIKE, _FETCHED) + HEADER, chunk.stop)
 
-    def pages(
-        self, rows: int, ahead: Ahead = NONE_AHEAD, raw_spans: Iterable[memoryview] = ()
-    ) -> list[StoredPages]:
-        """Return the pages that the next rows need besides those that are decoded.
+    def pages(self, rows: int, raw_spans: Iterable[memoryview] = ()) -> list[StoredPages]:
+        """Return the pages that hold so many missing rows.
 
         Args:
-            rows: How many rows will be taken.
-            ahead: Which ones behind them may be decoded, too.
+            rows: How many.
             raw_spans: The bytes of `spans`, as far as they were fetched.
         """
-        rows = self._missing(rows, ahead)
         found: list[StoredPages] = []
         dictionary: memoryview | Stretch | None = None
         pieces, piece, start = iter(raw_spans), _NOTHING, -1
@@ -340,7 +335,7 @@ class ColumnReader:
                     continue
                 left = rows
             some = min(left, rows)
-            (pieces,) = decoded_apart([self.pages(some)])
+            (pieces,) = decoded_apart([self.pages(self.missing(some))])
             if pieces is None:
                 raise UnusualError("its pages are damaged")
             self.take(some, pieces)
@@ -413,13 +408,14 @@ def read_together(
     Their bytes are fetched, and their pages decompressed, at one go: every call into another
     language lets another thread have the interpreter, and waiting for it costs more than a page.
     """
-    wanted = [reader.spans(rows, ahead) for reader in readers]
+    missing = [reader.missing(rows, ahead) for reader in readers]
+    wanted = [reader.spans(some) for reader, some in zip(readers, missing, strict=True)]
     room = room_behind(sum(map(len, wanted)))
     memory, bytes_of = fetched(wanted, file, before=ROOM_BEFORE, behind=room)
     stored: list[list[StoredPages] | None] = []
-    for reader, raw in zip(readers, bytes_of, strict=True):
+    for reader, some, raw in zip(readers, missing, bytes_of, strict=True):
         try:
-            stored.append(reader.pages(rows, ahead, raw))
+            stored.append(reader.pages(some, raw))
         except UnusualError:
             stored.append(None)
     return [
