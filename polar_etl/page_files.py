@@ -8,7 +8,7 @@ into, or copied, if they do not stand there as they do in a file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
@@ -39,16 +39,16 @@ _CHUNK = (
 )
 """A chunk as a footer describes it."""
 _FILE = 1 << 19
-"""Bytes of the pages of several columns in one file."""
+"""Bytes of several runs of pages in one file, as they are or decoded."""
 ROOM_BEFORE = len(thrift.MAGIC)
 """Bytes before the first page: an offset of 0 says that there is none."""
 _ROOM, _ROOM_EACH = 128, 128
-"""Bytes of a footer, at most, besides those for each column."""
+"""Bytes of a footer, at most, besides those for each run of pages."""
 
 
-def room_behind(columns: int) -> int:
-    """Return the bytes that the footer of so many columns takes at most."""
-    return _ROOM + columns * _ROOM_EACH
+def room_behind(runs: int) -> int:
+    """Return the bytes that a footer for so many runs of pages takes at most."""
+    return _ROOM + runs * _ROOM_EACH
 
 
 class PageRun(NamedTuple):
@@ -64,6 +64,11 @@ class PageRun(NamedTuple):
     pages: Sequence[Bytes]
 
     @property
+    def kind(self) -> tuple[object, ...]:
+        """What runs that have one file have in common."""
+        return self.stored, self.nullable, self.codec
+
+    @property
     def size(self) -> int:
         """Bytes of all pages."""
         return len(self.dictionary) + sum(map(len, self.pages))
@@ -75,7 +80,7 @@ def decoded_runs(
     """Return the numbers in some runs of pages, each of so many rows.
 
     Long ones have a file each, which stays in the processor's cache; of short ones several have
-    one, as each takes time to open.
+    one, as each takes time to open. They are row groups of one column: columns take time, too.
 
     Args:
         runs: The pages.
@@ -85,34 +90,49 @@ def decoded_runs(
     Raises:
         UnusualError: PyArrow can't decode one of them.
     """
-    pieces: list[Piece] = []
-    first = size = 0
+    found: dict[int, Piece] = {}
+    for which in _files(runs, rows):
+        array = decoded_array([runs[at] for at in which], rows, memory)
+        found |= zip(which, _pieces(array, runs[which[0]].stored, rows), strict=True)
+    return [found[at] for at in range(len(runs))]
+
+
+def _files(runs: Sequence[PageRun], rows: int) -> Iterator[list[int]]:
+    """Yield which runs have one file."""
+    begun: dict[tuple[object, ...], list[int]] = {}
+    sizes: dict[tuple[object, ...], int] = {}
     for at, run in enumerate(runs):
-        if size and size + run.size > _FILE:
-            pieces += _decoded(runs[first:at], rows, memory)
-            first, size = at, 0
-        size += run.size
-    return pieces + _decoded(runs[first:], rows, memory)
+        kind, size = run.kind, max(run.size, rows * run.stored.itemsize)
+        if kind in begun and sizes[kind] + size > _FILE:
+            yield begun.pop(kind)
+        sizes[kind] = sizes[kind] + size if kind in begun else size
+        begun.setdefault(kind, []).append(at)
+    yield from begun.values()
 
 
-def _decoded(runs: Sequence[PageRun], rows: int, memory: memoryview | None) -> list[Piece]:
-    """Return the numbers in some runs of pages from one file, see `decoded_runs`.
+def _pieces(array: pa.Array, stored: np.dtype[np.generic], rows: int) -> Iterator[Piece]:
+    """Return the numbers of an array, so many at a time."""
+    values = np.frombuffer(array.buffers()[1], stored, len(array), array.offset * stored.itemsize)
+    together = Piece(values, bitmaps_of(array))
+    starts = range(0, len(array), rows)
+    if len(starts) == 1:
+        return iter([together])
+    if not together.bitmaps:
+        return (Piece(values[start : start + rows]) for start in starts)
+    are_whole = np.all(together.valid(0, len(array)).reshape(-1, rows), axis=1).tolist()
+    return (
+        Piece(values[start : start + rows]) if whole else together.between(start, start + rows)
+        for start, whole in zip(starts, are_whole, strict=True)
+    )
 
-    Those of short runs are copied out of PyArrow's memory: it does not use what hundreds of them
-    have left, side by side, for the next ones (jemalloc takes no part of what is 64 times as
-    large), so that its memory would grow with all that is decoded in a second.
-    """
-    arrays = decoded_arrays(runs, rows, memory)
-    pieces = [_piece(array, run.stored) for array, run in zip(arrays, runs, strict=True)]
-    return [piece.alone() for piece in pieces] if len(pieces) > 1 else pieces
 
+def decoded_array(runs: Sequence[PageRun], rows: int, memory: memoryview | None = None) -> pa.Array:
+    """Return the values of some runs of pages of one kind, one behind the other.
 
-def decoded_arrays(
-    runs: Sequence[PageRun], rows: int, memory: memoryview | None = None
-) -> list[pa.Array]:
-    """Return the values of some runs of pages, each of so many rows, from one file.
-
-    Args: see `decoded_runs`.
+    Args:
+        runs: The pages.
+        rows: Of each run.
+        memory: See `decoded_runs`.
 
     Raises:
         UnusualError: PyArrow can't decode one of them.
@@ -120,24 +140,16 @@ def decoded_arrays(
     try:
         source = pa.BufferReader(pa.py_buffer(_file_of(runs, rows, memory)))
         opened = pq.ParquetFile(source, pre_buffer=False, page_checksum_verification=True)
-        columns = opened.reader.read_all(use_threads=False).columns
+        column = opened.reader.read_all(use_threads=False).column(0)
     except (pa.ArrowException, OSError) as error:
         raise UnusualError(str(error)) from None
-    if any(len(column) != rows for column in columns):
+    if len(column) != rows * len(runs):
         raise UnusualError("its pages break off")
-    return [
-        column.chunk(0) if column.num_chunks == 1 else column.combine_chunks() for column in columns
-    ]
-
-
-def _piece(array: pa.Array, stored: np.dtype[np.generic]) -> Piece:
-    place = array.offset * stored.itemsize
-    values = np.frombuffer(array.buffers()[1], stored, len(array), place)
-    return Piece(values, bitmaps_of(array))
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _file_of(runs: Sequence[PageRun], rows: int, memory: memoryview | None) -> memoryview:
-    """Return a Parquet file whose columns are some runs: it is good until the next call."""
+    """Return a Parquet file whose row groups are some runs: it is good until the next call."""
     starts = _places_in(memory, runs) if memory else None
     if memory is None or starts is None:
         memory, starts = _copied(runs)
@@ -188,23 +200,25 @@ def _copied(runs: Sequence[PageRun]) -> tuple[memoryview, list[int]]:
 
 
 def _footer(runs: Sequence[PageRun], starts: Sequence[int], rows: int) -> bytes:
-    leaves = [_leaf(_PHYSICAL[run.stored.str], run.stored.itemsize, run.nullable) for run in runs]
-    chunks = [_chunk(run, start, rows) for run, start in zip(runs, starts, strict=True)]
-    many = thrift.often_number(rows)
-    group = [(1, LIST, thrift.as_list(STRUCT, chunks)), (2, I64, b"\0"), (3, I64, many)]
-    groups = thrift.as_list(STRUCT, [thrift.as_struct(group)])
-    return _schema(*leaves) + thrift.as_struct([(3, I64, many), (4, LIST, groups)], behind=2)
+    first, many = runs[0], thrift.often_number(rows)
+    groups = [
+        b"\x19\x1c%b\x16\x00\x16%b\x00" % (_chunk(run, start, rows), many)  # with its one column
+        for run, start in zip(runs, starts, strict=True)
+    ]
+    all_rows = thrift.as_number(rows * len(runs))
+    fields = [(3, I64, all_rows), (4, LIST, thrift.as_list(STRUCT, groups))]
+    schema = _schema(_PHYSICAL[first.stored.str], first.stored.itemsize, first.nullable)
+    return schema + thrift.as_struct(fields, behind=2)
 
 
 @lru_cache
-def _schema(*leaves: bytes) -> bytes:
-    """Return the first fields of a footer: its version, and the columns."""
-    root = thrift.as_struct([(4, BINARY, _NAME), (5, I32, thrift.as_number(len(leaves)))])
-    schema = thrift.as_list(STRUCT, [root, *leaves])
+def _schema(physical: int, width: int, nullable: bool) -> bytes:
+    """Return the first fields of a footer: its version, and the column."""
+    root = thrift.as_struct([(4, BINARY, _NAME), (5, I32, thrift.as_number(1))])
+    schema = thrift.as_list(STRUCT, [root, _leaf(physical, width, nullable)])
     return thrift.as_struct([(1, I32, thrift.as_number(1)), (2, LIST, schema)])[:-1]
 
 
-@lru_cache
 def _leaf(physical: int, width: int, nullable: bool) -> bytes:
     """Return the schema element of a column."""
     kind, length = thrift.as_number(physical), thrift.as_number(width)

@@ -88,14 +88,14 @@ def test_long_columns_have_a_file_each(monkeypatch, most):
     table = pa.table({f"c{i}": column(pa.float64(), 100, 0.1, i) for i in range(10)})
     content = written(table)
     asked = []
-    original = page_files.decoded_arrays
+    original = page_files.decoded_array
 
     def noting(runs, rows, memory):
         asked.append(len(runs))
         return original(runs, rows, memory)
 
     monkeypatch.setattr(page_files, "_FILE", most)
-    monkeypatch.setattr(page_files, "decoded_arrays", noting)
+    monkeypatch.setattr(page_files, "decoded_array", noting)
     found = decoded_runs([whole(content, place) for place in range(10)], 100)
 
     for piece, name in zip(found, table.column_names, strict=True):
