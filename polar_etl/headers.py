@@ -16,6 +16,8 @@ _RLE = 3
 _HOLDS: dict[int, Holds] = {0: "values", 2: "places", 8: "places", 5: "others", 9: "others"}
 """What pages hold, by their encoding: plain values, places in a dictionary, and the encodings
 `DELTA_BINARY_PACKED` and `BYTE_STREAM_SPLIT`."""
+PLACES = [number for number, holds in _HOLDS.items() if holds == "places"]
+"""Numbers of the encodings of places in a dictionary."""
 HEADER = 256
 """Bytes that hold a header, as a rule."""
 _LONGEST_HEADER = 1 << 16

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polar_etl import thrift
-from polar_etl.page_files import PageRun, decoded_array
+from polar_etl.page_files import PageRun, RunKind, decoded_array
 from polar_etl.thrift import I32, STRUCT
 
 Bools = npt.NDArray[np.bool_]
@@ -42,7 +42,7 @@ def valid_in_each(levels: Sequence[Bytes], rows: int) -> Bools:
     pages: list[Bytes] = []
     for some in levels:
         pages += _header(len(some), rows), some
-    run = PageRun(np.dtype(np.bool_), False, "UNCOMPRESSED", b"", pages)
+    run = PageRun(RunKind(np.dtype(np.bool_), False, "UNCOMPRESSED"), b"", pages)
     array = decoded_array([run], rows * len(levels))
     bits = np.frombuffer(array.buffers()[1], np.uint8)
     found = np.unpackbits(bits, bitorder="little", count=array.offset + len(array))

@@ -32,12 +32,14 @@ _CODECS = {"UNCOMPRESSED": 0, "SNAPPY": 1, "ZSTD": 6}
 _ENCODINGS = (0, 3, 8)
 """Numbers of the usual ones; PyArrow goes by what page headers say."""
 _NAME = b"\x01x"
-_CHUNK = (
-    b"\x26%(first)b\x1c"  # the chunk's offset, and its metadata: what is usual,
-    b"%(usual)b\x16%(rows)b\x16%(size)b\x16%(size)b"  # rows, and bytes before compression and after
-    b"\x26%(first)b%(dictionary)b\x00\x00"  # where the pages are, and the dictionary
+_GROUP = (
+    b"\x19\x1c"  # of the columns there is one:
+    b"\x26%b\x1c"  # the chunk's offset, and its metadata: what is usual,
+    b"%b\x16%b\x16%b\x16%b"  # rows, and bytes before compression and after
+    b"\x26%b%b\x00\x00"  # where the pages are, and the dictionary
+    b"\x16\x00\x16%b\x00"  # the row group's bytes, which nobody asks for, and its rows
 )
-"""A chunk as a footer describes it."""
+"""A row group as a footer describes it."""
 _FILE = 1 << 19
 """Bytes of several runs of pages in one file, as they are or decoded."""
 ROOM_BEFORE = len(thrift.MAGIC)
@@ -51,22 +53,33 @@ def room_behind(runs: int) -> int:
     return _ROOM + runs * _ROOM_EACH
 
 
-class PageRun(NamedTuple):
-    """Neighbouring pages of a column chunk, as they stand in a file, headers included."""
+class RunKind(NamedTuple):
+    """What runs of pages that have one file have in common."""
 
     stored: np.dtype[np.generic]
     """Of the values."""
     nullable: bool
     codec: str
     """Name of the compression, as PyArrow has it."""
+
+
+class There(NamedTuple):
+    """Where a run of pages stands in memory."""
+
+    start: int
+    data: int
+    """Where the first page behind the dictionary begins; at `start` if there is no dictionary."""
+    size: int
+    """Bytes of all pages."""
+
+
+class PageRun(NamedTuple):
+    """Neighbouring pages of a column chunk, as they stand in a file, headers included."""
+
+    kind: RunKind
     dictionary: Bytes | Stretch
     """Its page; empty if none of the others refers to one."""
     pages: Sequence[Bytes]
-
-    @property
-    def kind(self) -> tuple[object, ...]:
-        """What runs that have one file have in common."""
-        return self.stored, self.nullable, self.codec
 
     @property
     def size(self) -> int:
@@ -93,16 +106,16 @@ def decoded_runs(
     found: dict[int, Piece] = {}
     for which in _files(runs, rows):
         array = decoded_array([runs[at] for at in which], rows, memory)
-        found |= zip(which, _pieces(array, runs[which[0]].stored, rows), strict=True)
+        found |= zip(which, _pieces(array, runs[which[0]].kind.stored, rows), strict=True)
     return [found[at] for at in range(len(runs))]
 
 
 def _files(runs: Sequence[PageRun], rows: int) -> Iterator[list[int]]:
     """Yield which runs have one file."""
-    begun: dict[tuple[object, ...], list[int]] = {}
-    sizes: dict[tuple[object, ...], int] = {}
+    begun: dict[RunKind, list[int]] = {}
+    sizes: dict[RunKind, int] = {}
     for at, run in enumerate(runs):
-        kind, size = run.kind, max(run.size, rows * run.stored.itemsize)
+        kind, size = run.kind, max(run.size, rows * run.kind.stored.itemsize)
         if kind in begun and sizes[kind] + size > _FILE:
             yield begun.pop(kind)
         sizes[kind] = sizes[kind] + size if kind in begun else size
@@ -137,8 +150,34 @@ def decoded_array(runs: Sequence[PageRun], rows: int, memory: memoryview | None 
     Raises:
         UnusualError: PyArrow can't decode one of them.
     """
+    starts = _places_in(memory, runs) if memory else None
+    if memory is None or starts is None:
+        memory, starts = _copied(runs)
+    there = [
+        There(start, start + len(run.dictionary), run.size)
+        for start, run in zip(starts, runs, strict=True)
+    ]
+    return decoded_there(memory, there, rows, runs[0].kind)
+
+
+def decoded_there(memory: memoryview, runs: Sequence[There], rows: int, kind: RunKind) -> pa.Array:
+    """Return the values of some runs of pages of one kind, one behind the other.
+
+    Args:
+        memory: What holds them, with `ROOM_BEFORE` and `room_behind`.
+        runs: Where they stand in it.
+        rows: Of each run.
+        kind: Of all of them.
+
+    Raises:
+        UnusualError: PyArrow can't decode one of them.
+    """
+    footer = _footer(runs, rows, kind)
+    behind = footer + thrift.footer_end(len(footer))
+    place = len(memory) - room_behind(len(runs))
+    memory[place : place + len(behind)] = behind
     try:
-        source = pa.BufferReader(pa.py_buffer(_file_of(runs, rows, memory)))
+        source = pa.BufferReader(pa.py_buffer(memory[: place + len(behind)]))
         opened = pq.ParquetFile(source, pre_buffer=False, page_checksum_verification=True)
         column = opened.reader.read_all(use_threads=False).column(0)
     except (pa.ArrowException, OSError) as error:
@@ -146,18 +185,6 @@ def decoded_array(runs: Sequence[PageRun], rows: int, memory: memoryview | None 
     if len(column) != rows * len(runs):
         raise UnusualError("its pages break off")
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
-def _file_of(runs: Sequence[PageRun], rows: int, memory: memoryview | None) -> memoryview:
-    """Return a Parquet file whose row groups are some runs: it is good until the next call."""
-    starts = _places_in(memory, runs) if memory else None
-    if memory is None or starts is None:
-        memory, starts = _copied(runs)
-    footer = _footer(runs, starts, rows)
-    behind = footer + thrift.footer_end(len(footer))
-    place = len(memory) - room_behind(len(runs))
-    memory[place : place + len(behind)] = behind
-    return memory[: place + len(behind)]
 
 
 def _places_in(memory: memoryview, runs: Sequence[PageRun]) -> list[int] | None:
@@ -199,44 +226,30 @@ def _copied(runs: Sequence[PageRun]) -> tuple[memoryview, list[int]]:
     return memory, starts
 
 
-def _footer(runs: Sequence[PageRun], starts: Sequence[int], rows: int) -> bytes:
-    first, many = runs[0], thrift.often_number(rows)
-    groups = [
-        b"\x19\x1c%b\x16\x00\x16%b\x00" % (_chunk(run, start, rows), many)  # with its one column
-        for run, start in zip(runs, starts, strict=True)
-    ]
+def _footer(runs: Sequence[There], rows: int, kind: RunKind) -> bytes:
+    """Return a footer of which each row group is a run."""
+    usual = _usual_meta(_PHYSICAL[kind.stored.str], _CODECS[kind.codec])
+    many = thrift.often_number(rows)
+    groups = []
+    for start, data, size in runs:
+        first, stored = thrift.as_number(data), thrift.often_number(size)
+        dictionary = b"\x26%b" % thrift.as_number(start) if data > start else b""
+        groups.append(_GROUP % (first, usual, many, stored, stored, first, dictionary, many))
     all_rows = thrift.as_number(rows * len(runs))
     fields = [(3, I64, all_rows), (4, LIST, thrift.as_list(STRUCT, groups))]
-    schema = _schema(_PHYSICAL[first.stored.str], first.stored.itemsize, first.nullable)
-    return schema + thrift.as_struct(fields, behind=2)
+    return _schema(kind) + thrift.as_struct(fields, behind=2)
 
 
 @lru_cache
-def _schema(physical: int, width: int, nullable: bool) -> bytes:
+def _schema(kind: RunKind) -> bytes:
     """Return the first fields of a footer: its version, and the column."""
+    physical, width = _PHYSICAL[kind.stored.str], kind.stored.itemsize
+    repetition = thrift.as_number(int(kind.nullable))
+    fields = [(1, I32, thrift.as_number(physical)), (2, I32, thrift.as_number(width))]
+    leaf = thrift.as_struct([*fields, (3, I32, repetition), (4, BINARY, _NAME)])
     root = thrift.as_struct([(4, BINARY, _NAME), (5, I32, thrift.as_number(1))])
-    schema = thrift.as_list(STRUCT, [root, _leaf(physical, width, nullable)])
+    schema = thrift.as_list(STRUCT, [root, leaf])
     return thrift.as_struct([(1, I32, thrift.as_number(1)), (2, LIST, schema)])[:-1]
-
-
-def _leaf(physical: int, width: int, nullable: bool) -> bytes:
-    """Return the schema element of a column."""
-    kind, length = thrift.as_number(physical), thrift.as_number(width)
-    repetition = thrift.as_number(int(nullable))
-    fields = [(1, I32, kind), (2, I32, length), (3, I32, repetition), (4, BINARY, _NAME)]
-    return thrift.as_struct(fields)
-
-
-def _chunk(run: PageRun, start: int, rows: int) -> bytes:
-    """Return what a footer says of a run of pages that begins at `start`."""
-    dictionary = b"\x26%b" % thrift.as_number(start) if run.dictionary else b""
-    return _CHUNK % {
-        b"usual": _usual_meta(_PHYSICAL[run.stored.str], _CODECS[run.codec]),
-        b"rows": thrift.often_number(rows),
-        b"size": thrift.as_number(run.size),
-        b"first": thrift.as_number(start + len(run.dictionary)),
-        b"dictionary": dictionary,
-    }
 
 
 @lru_cache

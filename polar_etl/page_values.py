@@ -18,7 +18,7 @@ from polar_etl.columns import Piece
 from polar_etl.fetching import Stretch
 from polar_etl.headers import PageHeader, UnusualError
 from polar_etl.page_buffers import equal_levels
-from polar_etl.page_files import PageRun, decoded_runs
+from polar_etl.page_files import PageRun, RunKind, decoded_runs
 
 _STORED = {
     kind.id: (physical, np.dtype(dtype))
@@ -204,7 +204,8 @@ def _page_run(run: Run) -> PageRun:
     chunk = run[0].chunk
     dictionary = next((page.dictionary for page in run if page.dictionary is not None), b"")
     pages = [piece for page in run for piece in page.whole]
-    return PageRun(chunk.stored, chunk.nullable, chunk.codec, dictionary, pages)
+    kind = RunKind(chunk.stored, chunk.nullable, chunk.codec)
+    return PageRun(kind, dictionary, pages)
 
 
 def require_possible(chunk: Chunk, header: PageHeader) -> None:

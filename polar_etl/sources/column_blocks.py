@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from polar_etl.columns import Bitmap, Piece
 from polar_etl.pages import MOSTLY
-from polar_etl.sources.page_batches import Decoded
+from polar_etl.sources.single_chunks import Decoded
 
 Array = npt.NDArray[np.generic]
 Bools = npt.NDArray[np.bool_]

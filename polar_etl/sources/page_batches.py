@@ -1,22 +1,21 @@
-"""Pages of many column chunks, one each, decompressed and decoded at one go."""
+"""Plain pages of many column chunks, one each, decompressed and decoded at one go."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
 from polar_etl.columns import put_where
 from polar_etl.headers import PageHeader, UnusualError, header_of
 from polar_etl.levels import split, valid_in_each
 from polar_etl.page_buffers import equal_levels
 from polar_etl.page_files import PageRun, decoded_runs
-from polar_etl.page_values import decompressor, is_intact, largest_page
+from polar_etl.page_values import is_intact, largest_page
 from polar_etl.sources.alike import fit, gathered, must_be_same, values_of
+from polar_etl.sources.single_chunks import Chunks, Decoded, bytes_of, decompressed
 from polar_etl.thrift import fields_of
 
 Array = npt.NDArray[np.generic]
@@ -34,42 +33,9 @@ _SIZE, _STORED, _PAGE, _STATISTICS = 2, 3, 5, 5
 """Fields of `PageHeader`, and of its `DataPageHeader`."""
 
 
-class Kind(NamedTuple):
-    """What columns have in common that are decoded together."""
-
-    stored: np.dtype[np.generic]
-    nullable: bool
-    """Whether levels stand before the values."""
-
-
-class Chunks(NamedTuple):
-    """Column chunks of one kind, as they stand in a row group."""
-
-    raw: Bytes
-    """Bytes that hold them."""
-    at: Ints
-    """Where in these each begins."""
-    size: Ints
-    """Bytes of each."""
-    rows: int
-    """Of each."""
-    kind: Kind
-
-
-class Decoded(NamedTuple):
-    """Values of some chunks; both arrays have shape `(chunks, rows)`."""
-
-    which: list[int]
-    """Which of them."""
-    values: Array
-    """Anything where a null is."""
-    valid: Bools | None
-    """Which values are there; None if all are."""
-
-
 def decode(chunks: Chunks) -> Iterator[Decoded]:
     """Yield those of some chunks that are usual pages: some of them at a time, in order."""
-    raw, at, size, rows, kind = chunks
+    raw, at, _, size, rows, kind = chunks
     levels = equal_levels(rows, b"\x01") if kind.nullable else b""
     most = len(levels) + rows * kind.stored.itemsize
     begin, sizes = _contents(chunks)
@@ -93,12 +59,12 @@ def decode(chunks: Chunks) -> Iterator[Decoded]:
 
 def _by_arrow(chunks: Chunks, which: Ints) -> Iterator[Decoded]:
     """Yield the values of long pages with nulls, as those of one column, unless one is damaged."""
-    raw, at, size, rows, kind = chunks
+    raw, at, _, size, rows, kind = chunks
     if not len(which):
         return
     spans = zip(at[which].tolist(), (at + size)[which].tolist(), strict=True)
     pages = [raw[start:stop].data for start, stop in spans]
-    run = PageRun(kind.stored, kind.nullable, "ZSTD", b"", pages)
+    run = PageRun(kind.run, b"", pages)
     try:
         (piece,) = decoded_runs([run], rows * len(pages))
     except UnusualError:
@@ -184,10 +150,8 @@ def _size_like(chunks: Chunks, model: int, length: int, index: Ints) -> Ints:
 
 def _sizes_of_pages(chunks: Chunks) -> tuple[int, int]:
     """Return the least and the most bytes of a decompressed page."""
-    rows, (stored, nullable) = chunks.rows, chunks.kind
-    if nullable:
-        return 4, largest_page(rows, stored.itemsize)
-    return rows * stored.itemsize, rows * stored.itemsize
+    rows, width = chunks.rows, chunks.kind.stored.itemsize
+    return (4, largest_page(rows, width)) if chunks.kind.nullable else (rows * width, rows * width)
 
 
 def _header(chunks: Chunks, index: int) -> PageHeader | None:
@@ -209,16 +173,16 @@ def _header(chunks: Chunks, index: int) -> PageHeader | None:
 
 def _alike(raw: Bytes, begin: Ints, end: Ints, size: int) -> Iterator[Bytes]:
     """Yield pages of one size, shape `(pages, size)`; none if one is damaged."""
-    found = _decompressed(raw, begin, end, np.full(len(begin), size))
+    found = decompressed(raw, begin, end, np.full(len(begin), size))
     first = 0
     while found and first < len(begin):
-        start = _bytes_of(found, first)
+        start = bytes_of(found, first)
         place = _address(start)
         # zstd may need several pieces of memory: in each, one page stands behind the other.
         behind = bisect_left(
             range(first, len(begin)),
             True,
-            key=lambda i: _address(_bytes_of(found, i)) - place != (i - first) * size,
+            key=lambda i: _address(bytes_of(found, i)) - place != (i - first) * size,
         )
         yield np.lib.stride_tricks.as_strided(start, (behind, size), (size, 1))
         first += behind
@@ -226,28 +190,8 @@ def _alike(raw: Bytes, begin: Ints, end: Ints, size: int) -> Iterator[Bytes]:
 
 def _unlike(raw: Bytes, begin: Ints, end: Ints, sizes: Ints) -> list[memoryview]:
     """Return pages of any size; none if one is damaged."""
-    found = _decompressed(raw, begin, end, sizes)
-    return [_bytes_of(found, at).data for at in range(len(begin))] if found else []
-
-
-def _decompressed(
-    raw: Bytes, begin: Ints, end: Ints, sizes: Ints
-) -> zstandard.BufferWithSegmentsCollection | None:
-    """Return the pages between `begin` and `end`; None if there is none, or one is damaged."""
-    if not len(begin):
-        return None
-    segments = np.stack([begin, end - begin], axis=1).astype(np.uint64).tobytes()
-    try:
-        return decompressor().multi_decompress_to_buffer(
-            zstandard.BufferWithSegments(raw.data, segments),
-            decompressed_sizes=sizes.astype(np.uint64).tobytes(),
-        )
-    except zstandard.ZstdError:
-        return None
-
-
-def _bytes_of(found: zstandard.BufferWithSegmentsCollection, index: int) -> Bytes:
-    return np.frombuffer(memoryview(found[index]), np.uint8)  # type: ignore[arg-type]  # it is one
+    found = decompressed(raw, begin, end, sizes)
+    return [bytes_of(found, at).data for at in range(len(begin))] if found else []
 
 
 def _address(array: Bytes) -> int:

@@ -1,4 +1,4 @@
-"""Column chunks of one page each: those of many columns are decoded at one go.
+"""Column chunks of one page each, dictionaries aside: those of many columns are decoded at one go.
 
 Wide tables hold little else, and going through them page by page takes as long as decompressing
 them does. What is unusual here is left to those who look at every page.
@@ -17,12 +17,15 @@ import numpy.typing as npt
 
 from polar_etl.columns import Piece
 from polar_etl.headers import HEADER, UnusualError, header_of
+from polar_etl.page_files import ROOM_BEFORE, RunKind, room_behind
 from polar_etl.pages import NONE_AHEAD, Ahead
 from polar_etl.scratch import scratch
-from polar_etl.sources.chunk_table import ZSTD
+from polar_etl.sources.chunk_files import decode_by_arrow
+from polar_etl.sources.chunk_table import CODECS, ZSTD
 from polar_etl.sources.column_blocks import Block, blocks_of, in_pieces, joined
 from polar_etl.sources.layout import Layout
-from polar_etl.sources.page_batches import Chunks, Kind, decode
+from polar_etl.sources.page_batches import decode
+from polar_etl.sources.single_chunks import Chunks, Kind
 
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -33,6 +36,8 @@ _MOST_CHUNKS = 1 << 12
 """Chunks that are decoded at one go: their headers take memory, too, however short they are."""
 _LONGEST = 1 << 20
 """Bytes of a chunk from which on what Python does for a page no longer matters."""
+_FILED = 1 << 13
+"""Rows of a row group from which on it does not, either, where PyArrow decodes the page."""
 
 
 class _Asked(NamedTuple):
@@ -132,25 +137,37 @@ class SinglePages:
 
     def _likely(self, places: Sequence[int]) -> dict[int, Kind]:
         """Return the columns that are likely to be as they must be, as far as one page tells."""
-        layout, wanted = self._layout, np.array(places, np.int64)
-        cells = np.array(self._groups, np.int64)[:, None], self._leaves(places)
-        starts, size = layout.start[cells], layout.stop[cells] - layout.start[cells]
-        good = (layout.codec[cells] == ZSTD) & (layout.data[cells] <= starts) & (size <= _LONGEST)
-        likely = wanted[good.all(axis=0)].tolist()
-        if not likely or not self._groups:
+        layout, groups = self._layout, self._groups
+        if not groups:
             return {}
-        start, stop, _ = layout.span(self._groups[0], layout.leaves[likely[0]])
+        cells = np.array(groups, np.int64)[:, None], self._leaves(places)
+        starts, codec = layout.start[cells], layout.codec[cells]
+        apart = layout.data[cells] > starts
+        good = (layout.stop[cells] - starts <= _LONGEST).all(axis=0)
+        plain = good & ((codec == ZSTD) & ~apart).all(axis=0)
+        filed = good & ~plain & (codec >= 0).all(axis=0) & (codec == codec[0]).all(axis=0)
+        filed &= max(layout.rows[group] for group in groups) < _FILED
+        found: dict[int, Kind] = {}
+        for likely, by_arrow in ((plain, False), (filed, True)):
+            which = np.flatnonzero(likely).tolist()
+            if not which or not self._is_single(places[which[0]]):
+                continue
+            for at in which:
+                place, stored = places[at], layout.stored[places[at]]
+                if stored is not None:
+                    run = RunKind(stored, layout.nullable[place], CODECS[int(codec[0, at])])
+                    found[place] = Kind(run, by_arrow)
+        return found
+
+    def _is_single(self, place: int) -> bool:
+        """Tell whether the first chunk of a column is one page besides a dictionary."""
+        layout, group, leaf = self._layout, self._groups[0], self._layout.leaves[place]
+        start = max(layout.start.item(group, leaf), layout.data.item(group, leaf))
         try:
             header = header_of(memoryview(os.pread(self._file, HEADER, start)))
         except UnusualError:
-            return {}
-        if header.length + header.stored != stop - start:
-            return {}
-        return {
-            place: Kind(stored, layout.nullable[place])
-            for place in likely
-            if (stored := layout.stored[place]) is not None
-        }
+            return False
+        return header.length + header.stored == layout.stop.item(group, leaf) - start
 
     def _leaves(self, places: Sequence[int]) -> Ints:
         return np.array([self._layout.leaves[place] for place in places], np.int64)
@@ -276,12 +293,14 @@ class SinglePages:
         raw = self._fetched(start.reshape(-1), size.reshape(-1))
         if raw is None:
             return
-        at = (np.cumsum(size) - size.reshape(-1)).reshape(size.shape)
+        at = ROOM_BEFORE + (np.cumsum(size) - size.reshape(-1)).reshape(size.shape)
+        data = at + layout.data[cells] - start
         for kind, (these, some) in asked.kinds.items():
             # The row groups of a column come one behind the other, as its rows do then.
-            begin, sizes = (array[:, some].T.reshape(-1) for array in (at, size))
-            chunks = Chunks(raw, begin, sizes, window.length, kind)
-            decoded = [some for some in decode(chunks) if some.which]
+            begin, first, sizes = (array[:, some].T.reshape(-1) for array in (at, data, size))
+            chunks = Chunks(raw, begin, first, sizes, window.length, kind)
+            found = decode_by_arrow(chunks) if kind.filed else decode(chunks)
+            decoded = [some for some in found if some.which]
             yield from blocks_of(these, decoded, window.many)
 
     def _asked_for(self, places: Sequence[int]) -> _Asked:
@@ -298,12 +317,12 @@ class SinglePages:
     def _fetched(self, start: Ints, size: Ints) -> Bytes | None:
         """Return the bytes of some chunks, one behind the other; None where the file breaks off.
 
-        They are good until the next call.
+        They are good until the next call, and have the room that page files need.
         """
-        raw = scratch("fetched", int(size.sum()))
+        raw = scratch("fetched", ROOM_BEFORE + int(size.sum()) + room_behind(len(size)))
         gaps = np.flatnonzero(start[1:] != start[:-1] + size[:-1]) + 1
-        ends = np.cumsum(size)
-        done = 0
+        ends = ROOM_BEFORE + np.cumsum(size)
+        done = ROOM_BEFORE
         for low, high in pairwise([0, *map(int, gaps), len(start)]):
             room = raw[done : int(ends[high - 1])].data
             if os.preadv(self._file, [room], int(start[low])) != len(room):

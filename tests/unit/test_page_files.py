@@ -14,7 +14,7 @@ from polar_etl import page_files
 from polar_etl.columns import Piece
 from polar_etl.fetching import Stretch
 from polar_etl.headers import UnusualError
-from polar_etl.page_files import PageRun, decoded_runs
+from polar_etl.page_files import PageRun, RunKind, decoded_runs
 from tests.unit.plain import ENCODINGS, KINDS, chunks, column, opened
 
 
@@ -32,7 +32,8 @@ def whole(content: bytes, place: int, *, from_file: int | None = None) -> PageRu
     if from_file is not None and len(dictionary):
         dictionary = Stretch(from_file, chunk.start, data)
     pages = [memoryview(content)[data : chunk.stop]]
-    return PageRun(chunk.stored, chunk.nullable, chunk.codec, dictionary, pages)
+    kind = RunKind(chunk.stored, chunk.nullable, chunk.codec)
+    return PageRun(kind, dictionary, pages)
 
 
 def same(piece: Piece, array: pa.ChunkedArray) -> None:
