@@ -53,9 +53,11 @@ TABLES = {
     "pages": Table(150_000, 800, 150_000),
     "odd": Table(1_000_000, 200, 125_000),
     "distinct": Table(1_000_000, 200, 125_000, by_default=True),
+    "short": Table(20_000, 10_000, 1_000, by_default=True),
 }
-"""Row groups of the odd ones end in the midst of what is worked on at a time, and all values in
-the dictionaries of the distinct ones differ, which takes longest."""
+"""Row groups of the odd ones end in the midst of what is worked on at a time; all values in the
+dictionaries of the distinct ones differ, which takes longest; and a short row group of many columns
+is all headers."""
 MIXED = "mixed"
 """What real tables are made of: codes, counts, measurements, words, and nulls among them."""
 _MIXED_ROWS, _MIXED_GROUP = 6_000_000, 1 << 20

@@ -48,7 +48,7 @@ _SMALL_WORKER = 20 * MIB
 """The same where few values are worked on at a time: what lingers does not get smaller."""
 _FORKED = 24 * MIB
 """Bytes of the interpreter and its libraries that a forked process never touches (measured)."""
-_PAGE_FILES = 12 * MIB
+_PAGE_FILES = 14 * MIB
 """What a process takes to have pages decoded by PyArrow: its code, and what its allocator keeps
 (measured)."""
 _GROUP_COPIES = 4

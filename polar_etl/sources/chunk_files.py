@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from polar_etl.columns import is_valid
 from polar_etl.headers import PLACES, UnusualError
@@ -21,6 +22,8 @@ from polar_etl.sources.usual_headers import DATA, DICTIONARY, Headers, header, h
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
+_FILE = 1 << 20
+"""Bytes of values that are decoded from one file."""
 _PLACE = 5
 """Bytes of a place in a dictionary, at most: a run for each value."""
 _PLAIN = 0
@@ -32,30 +35,47 @@ def decode_by_arrow(chunks: Chunks) -> Iterator[Decoded]:
     pages = _Pages.of(chunks)
     packed = pages.packed if chunks.kind.run.codec == "ZSTD" else np.zeros_like(pages.good)
     for which, unpack in ((pages.good & ~packed, False), (pages.good & packed, True)):
-        yield from _decoded(pages, np.flatnonzero(which), unpack=unpack)
+        index = np.flatnonzero(which)
+        if len(index):
+            yield _decoded(pages, index, unpack=unpack)
 
 
-def _decoded(pages: _Pages, index: Ints, *, unpack: bool) -> Iterator[Decoded]:
-    """Yield the values of some chunks: of all at one go, or else of half of them."""
-    if not len(index):
-        return
-    memory, _, _, _, rows, (kind, _) = pages.chunks
+def _decoded(pages: _Pages, index: Ints, *, unpack: bool) -> Decoded:
+    """Return the values of some chunks, those that are damaged aside.
+
+    Of a file for all of them, what PyArrow keeps for each row group would take as much memory.
+    """
+    rows, stored = pages.chunks.rows, pages.chunks.kind.stored
+    many = max(_FILE // (rows * stored.itemsize), 1)
+    values, valid = np.empty((len(index), rows), stored), None
+    found: list[int] = []
+    for first in range(0, len(index), many):
+        for which, array in _arrays(pages, index[first : first + many], unpack=unpack):
+            here = slice(len(found), len(found) + len(which))
+            place = array.offset * stored.itemsize
+            decoded = np.frombuffer(array.buffers()[1], stored, len(array), place)
+            values[here] = decoded.reshape(-1, rows)
+            if array.null_count:
+                valid = np.ones(values.shape, np.bool_) if valid is None else valid
+                valid[here] = is_valid(array).reshape(-1, rows)
+            found += which.tolist()
+    done = slice(0, len(found))
+    return Decoded(found, values[done], None if valid is None else valid[done])
+
+
+def _arrays(pages: _Pages, index: Ints, *, unpack: bool) -> Iterator[tuple[Ints, pa.Array]]:
+    """Yield which chunks are decoded, and their values: all at one go, or else half of them."""
+    memory, kind = pages.chunks.raw.data, pages.chunks.kind.run
     try:
+        there = memory, pages.there(index)
         if unpack:
-            there = pages.unpacked(index)
-            array = decoded_there(*there, rows, kind._replace(codec="UNCOMPRESSED"))
-        else:
-            array = decoded_there(memory.data, pages.there(index), rows, kind)
+            there, kind = pages.unpacked(index), kind._replace(codec="UNCOMPRESSED")
+        yield index, decoded_there(*there, pages.chunks.rows, kind)
     except UnusualError:
         half = len(index) // 2
         if half:
-            yield from _decoded(pages, index[:half], unpack=unpack)
-            yield from _decoded(pages, index[half:], unpack=unpack)
-        return
-    shape, first = (len(index), rows), array.offset * kind.stored.itemsize
-    values = np.frombuffer(array.buffers()[1], kind.stored, len(array), first)
-    valid = is_valid(array).reshape(shape) if array.null_count else None
-    yield Decoded(index.tolist(), values.reshape(shape), valid)
+            yield from _arrays(pages, index[:half], unpack=unpack)
+            yield from _arrays(pages, index[half:], unpack=unpack)
 
 
 class _Pages(NamedTuple):
