@@ -233,7 +233,7 @@ def test_a_page_that_claims_more_than_its_rows_need_is_left_out(path, how):
 
 @pytest.mark.parametrize("how", [{}, *BY_ARROW], ids=str)
 @pytest.mark.parametrize("nulls", [True, False])
-@pytest.mark.parametrize("place", range(40))
+@pytest.mark.parametrize("place", range(0, 40, 3))
 def test_damage_to_one_chunk_costs_no_other_its_right_values(path, place, nulls, how):
     source = holed(4, 100, 0.1) if nulls else table(4, 100)
     checksums = bool(how)  # without them, all of these bytes are those of a header
@@ -286,7 +286,7 @@ def test_headers_that_differ_in_numbers_only_are_not_read_one_by_one(
 
 
 @pytest.mark.parametrize("how", BY_ARROW, ids=str)
-@pytest.mark.parametrize("place", range(30))
+@pytest.mark.parametrize("place", range(0, 30, 2))
 @pytest.mark.parametrize("value", [0x00, 0x7F, 0x80, 0xFF])
 def test_a_damaged_header_among_many_gives_no_wrong_values(path, place, value, how):
     opened = Opened(path, holed(40, 100, 0.1), row_group_size=50, **how)
