@@ -177,7 +177,7 @@ class Shape(NamedTuple):
 
     @property
     def has_page_files(self) -> bool:
-        """Whether pages are copied into files of their own, for PyArrow."""
+        """Whether pages are files of their own, for PyArrow."""
         return self.nulls or self.number_dictionaries > 0
 
     @property
