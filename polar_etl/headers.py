@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from polar_etl import thrift
+from polar_etl.thrift import I32, STRUCT
 
 Holds = Literal["values", "places", "others", "dictionary"]
 
-_DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
-_RLE = 3
+DATA, DICTIONARY, _DATA_V2 = 0, 2, 3
+"""Types of pages: data of the first version, dictionaries, data of the second version."""
+PLAIN, RLE = 0, 3
+"""Numbers of the encodings of plain values, and of numbers in runs, as levels are."""
 _HOLDS: dict[int, Holds] = {0: "values", 2: "places", 8: "places", 5: "others", 9: "others"}
 """What pages hold, by their encoding: plain values, places in a dictionary, and the encodings
 `DELTA_BINARY_PACKED` and `BYTE_STREAM_SPLIT`."""
@@ -23,7 +27,7 @@ HEADER = 256
 _LONGEST_HEADER = 1 << 16
 _SHORT_OF = 100
 """Bytes by which old writers tell too little of a chunk: the dictionary page's header."""
-_STRUCTS = {_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}
+STRUCTS = {DATA: 5, DICTIONARY: 7, _DATA_V2: 8}
 """Fields of `PageHeader` that hold what is said of each kind of page."""
 _KINDS = {5: 2, 7: None, 8: 4}
 """Fields of `PageHeader` whose structs begin with the number of values, and where these tell the
@@ -133,23 +137,23 @@ def _unusual_header(raw: memoryview) -> PageHeader:
     outer, length = thrift.fields_of(raw)
     found = {place: thrift.number(raw, outer[place]) for place in (1, 2, 3, 4) if place in outer}
     kind = found.get(1)
-    if kind not in _STRUCTS or _STRUCTS[kind] not in outer:
+    if kind not in STRUCTS or STRUCTS[kind] not in outer:
         raise UnusualError("it is no page of numbers")
-    inner, _ = thrift.fields_of(raw, outer[_STRUCTS[kind]].start)
+    inner, _ = thrift.fields_of(raw, outer[STRUCTS[kind]].start)
     levels, compressed = None, True
     if kind == _DATA_V2:
         if thrift.number(raw, inner[6]):
             raise UnusualError("it has repetition levels")
         levels = thrift.number(raw, inner[5])
         compressed = 7 not in inner or inner[7].kind == thrift.TRUE
-    elif kind == _DATA and thrift.number(raw, inner[3]) != _RLE:
+    elif kind == DATA and thrift.number(raw, inner[3]) != RLE:
         raise UnusualError("its levels are encoded in another way")
     encoding = thrift.number(raw, inner[4 if kind == _DATA_V2 else 2])
     if encoding not in _HOLDS:
         raise UnusualError("its values are encoded in another way")
     return PageHeader(
         length=length,
-        holds="dictionary" if kind == _DICTIONARY else _HOLDS[encoding],
+        holds="dictionary" if kind == DICTIONARY else _HOLDS[encoding],
         rows=thrift.number(raw, inner[1]),
         stored=found.get(3, -1),
         size=found.get(2, -1),
@@ -157,6 +161,23 @@ def _unusual_header(raw: memoryview) -> PageHeader:
         levels=levels,
         compressed=compressed,
     )
+
+
+@lru_cache
+def plain_header(kind: int, size: int, values: int, encoding: int) -> bytes:
+    """Return the header of a page that is not compressed and has no checksum.
+
+    Args:
+        kind: `DATA` or `DICTIONARY`.
+        size: Bytes of the page.
+        values: How many it holds.
+        encoding: Number of their encoding.
+    """
+    told = [(1, I32, thrift.as_number(values)), (2, I32, thrift.as_number(encoding))]
+    levels = [(place, I32, thrift.as_number(RLE)) for place in (3, 4)] if kind == DATA else []
+    sizes = [(place, I32, thrift.as_number(size)) for place in (2, 3)]
+    page = (STRUCTS[kind], STRUCT, thrift.as_struct([*told, *levels]))
+    return thrift.as_struct([(1, I32, thrift.as_number(kind)), *sizes, page])
 
 
 class PageSizes(NamedTuple):

@@ -7,20 +7,15 @@ PyArrow reads levels as what they are in this way, too: the pages of a column of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from polar_etl import thrift
+from polar_etl.headers import DATA, RLE, plain_header
 from polar_etl.page_files import PageRun, RunKind, decoded_array
-from polar_etl.thrift import I32, STRUCT
 
 Bools = npt.NDArray[np.bool_]
 Bytes = bytes | memoryview
-
-_RUNS = 3
-"""Number of the encoding in runs."""
 
 
 def split(content: memoryview) -> tuple[memoryview, memoryview]:
@@ -41,17 +36,9 @@ def valid_in_each(levels: Sequence[Bytes], rows: int) -> Bools:
     """
     pages: list[Bytes] = []
     for some in levels:
-        pages += _header(len(some), rows), some
+        pages += plain_header(DATA, len(some), rows, RLE), some
     run = PageRun(RunKind(np.dtype(np.bool_), False, "UNCOMPRESSED"), b"", pages)
     array = decoded_array([run], rows * len(levels))
     bits = np.frombuffer(array.buffers()[1], np.uint8)
     found = np.unpackbits(bits, bitorder="little", count=array.offset + len(array))
     return found[array.offset :].view(np.bool_).reshape(-1, rows)
-
-
-@lru_cache
-def _header(size: int, rows: int) -> bytes:
-    runs = [(place, I32, thrift.as_number(_RUNS)) for place in (2, 3, 4)]
-    page = thrift.as_struct([(1, I32, thrift.as_number(rows)), *runs])
-    sizes = [(place, I32, thrift.as_number(size)) for place in (2, 3)]
-    return thrift.as_struct([(1, I32, thrift.as_number(0)), *sizes, (5, STRUCT, page)])

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from polar_etl.columns import is_valid
-from polar_etl.headers import PLACES, UnusualError
+from polar_etl.headers import DATA, DICTIONARY, PLACES, PLAIN, UnusualError, plain_header
 from polar_etl.page_files import ROOM_BEFORE, There, decoded_there, room_behind
 from polar_etl.page_values import largest_page
 from polar_etl.sources.single_chunks import Chunks, Decoded, decompressed
-from polar_etl.sources.usual_headers import DATA, DICTIONARY, Headers, header, headers_at
+from polar_etl.sources.usual_headers import Headers, headers_at
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
@@ -26,8 +26,6 @@ _FILE = 1 << 20
 """Bytes of values that are decoded from one file."""
 _PLACE = 5
 """Bytes of a place in a dictionary, at most: a run for each value."""
-_PLAIN = 0
-"""Number of the encoding of dictionaries."""
 
 
 def decode_by_arrow(chunks: Chunks) -> Iterator[Decoded]:
@@ -165,10 +163,10 @@ class _Pages(NamedTuple):
             start = end
             if told:
                 some = of_words.get(at, b"")
-                head = header(DICTIONARY, len(some), many, _PLAIN)
+                head = plain_header(DICTIONARY, len(some), many, PLAIN)
                 pieces += head, some
                 end += len(head) + len(some)
-            head = header(DATA, size, self.chunks.rows, encoding)
+            head = plain_header(DATA, size, self.chunks.rows, encoding)
             pieces += head, next(segments)
             runs.append(There(start, end, end - start + len(head) + size))
             end += len(head) + size

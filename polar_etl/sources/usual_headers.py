@@ -5,37 +5,24 @@ What a page claims must be known before PyArrow sees it, which takes as much mem
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from polar_etl import thrift
+from polar_etl.headers import STRUCTS
 from polar_etl.sources.alike import gathered
-from polar_etl.thrift import I32, STRUCT
+from polar_etl.thrift import STRUCT
 
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
-DATA, DICTIONARY = 0, 2
-"""Types of pages: of the first version, and dictionaries."""
 LONGEST = 40
 """Bytes that are looked at of each header, at most; statistics stand behind them."""
 _NUMBER = 0x15
 """Head of a number that is the next field of a Thrift struct."""
-_HEADS = {
-    (DATA, False): 0x2C,
-    (DATA, True): 0x1C,
-    (DICTIONARY, False): 0x4C,
-    (DICTIONARY, True): 0x3C,
-}
-"""Head of the struct that is there for each type, and whether a checksum stands before it."""
-_STRUCTS = {DATA: 5, DICTIONARY: 7}
-"""Field of a header with what is said of each type."""
-_RUNS = 3
-"""Number of the encoding of levels in runs."""
 _DIGITS = 5
 """Bytes of a 32-bit number, at most."""
 
@@ -62,7 +49,7 @@ def headers_at(raw: Bytes, at: Ints, kind: int) -> Headers:
     Args:
         raw: Bytes that hold them, `LONGEST` behind the start of each at least.
         at: Where each begins.
-        kind: `DATA` or `DICTIONARY`.
+        kind: `headers.DATA` or `headers.DICTIONARY`.
     """
     cursor = _Cursor(gathered(raw, at, LONGEST))
     cursor.expect(_NUMBER)
@@ -73,30 +60,14 @@ def headers_at(raw: Bytes, at: Ints, kind: int) -> Headers:
     stored = cursor.number()
     checked = cursor.head == _NUMBER
     cursor.skip_number(checked)
-    usual &= cursor.head == np.where(checked, _HEADS[kind, True], _HEADS[kind, False])
+    head, behind_checksum = (thrift.head(STRUCTS[kind], last, STRUCT)[0] for last in (3, 4))
+    usual &= cursor.head == np.where(checked, behind_checksum, head)
     cursor.step()
     cursor.expect(_NUMBER)
     values = cursor.number()
     cursor.expect(_NUMBER)
     encoding = cursor.number()
     return Headers(usual & cursor.good, size, stored, values, encoding, checked)
-
-
-@lru_cache
-def header(kind: int, size: int, values: int, encoding: int) -> bytes:
-    """Return the header of a page that is not compressed.
-
-    Args:
-        kind: `DATA` or `DICTIONARY`.
-        size: Bytes of the page.
-        values: How many it holds.
-        encoding: Number of their encoding.
-    """
-    told = [(1, I32, thrift.as_number(values)), (2, I32, thrift.as_number(encoding))]
-    levels = [(place, I32, thrift.as_number(_RUNS)) for place in (3, 4)] if kind == DATA else []
-    sizes = [(place, I32, thrift.as_number(size)) for place in (2, 3)]
-    page = (_STRUCTS[kind], STRUCT, thrift.as_struct([*told, *levels]))
-    return thrift.as_struct([(1, I32, thrift.as_number(kind)), *sizes, page])
 
 
 class _Cursor:
@@ -125,21 +96,22 @@ class _Cursor:
 
     def number(self) -> Ints:
         """Go on behind a number that is not negative, and return it."""
-        value, more = np.zeros(len(self._all), np.int64), np.ones(len(self._all), np.bool_)
-        for digit in range(_DIGITS):
-            byte = self.head
-            value |= np.where(more, (byte & 127) << (7 * digit), 0)
-            self.step(more)
-            more &= byte > 127
-        self.good &= ~more & (value & 1 == 0)
+        value = self._digits(np.ones(len(self._all), np.bool_))
+        self.good &= value & 1 == 0
         return value >> 1
 
     def skip_number(self, where: Bools) -> None:
         """Go on behind the head of a field and a number, in some rows."""
         self.step(where)
-        more = where.copy()
-        for _ in range(_DIGITS):
+        self._digits(where)
+
+    def _digits(self, where: Bools) -> Ints:
+        """Go on behind the digits of a number, in some rows, and return it as it is written."""
+        value, more = np.zeros(len(self._all), np.int64), where.copy()
+        for digit in range(_DIGITS):
             byte = self.head
+            value |= np.where(more, (byte & 127) << (7 * digit), 0)
             self.step(more)
             more &= byte > 127
         self.good &= ~more
+        return value

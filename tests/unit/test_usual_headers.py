@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polar_etl.headers import header_of
-from polar_etl.sources.usual_headers import DATA, DICTIONARY, LONGEST, header, headers_at
+from polar_etl.headers import DATA, DICTIONARY, header_of, plain_header
+from polar_etl.sources.usual_headers import LONGEST, headers_at
 from tests.unit.plain import chunks
 
 NUMBERS = st.integers(0, (1 << 31) - 1)
@@ -44,10 +44,10 @@ def test_they_say_what_is_read_one_by_one(checksums, rows):
 
 @given(st.sampled_from([DATA, DICTIONARY]), NUMBERS, NUMBERS, st.sampled_from([0, 2, 8]))
 def test_those_that_are_written_are_usual(kind, size, values, encoding):
-    raw = header(kind, size, values, encoding)
+    raw = plain_header(kind, size, values, encoding)
     found = headers_at(np.frombuffer(raw + bytes(LONGEST), np.uint8), np.zeros(1, np.int64), kind)
     assert [some.item() for some in found] == [True, size, size, values, encoding, False]
-    one = header_of(memoryview(header(kind, size, values, encoding if kind == DATA else 0)))
+    one = header_of(memoryview(plain_header(kind, size, values, encoding if kind == DATA else 0)))
     assert (one.size, one.stored, one.rows) == (size, size, values)
 
 
