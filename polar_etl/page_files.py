@@ -125,18 +125,29 @@ def _files(runs: Sequence[PageRun], rows: int) -> Iterator[list[int]]:
 
 def _pieces(array: pa.Array, stored: np.dtype[np.generic], rows: int) -> Iterator[Piece]:
     """Return the numbers of an array, so many at a time."""
-    values = np.frombuffer(array.buffers()[1], stored, len(array), array.offset * stored.itemsize)
-    together = Piece(values, bitmaps_of(array))
+    together = numbers_in(array, stored)
     starts = range(0, len(array), rows)
     if len(starts) == 1:
         return iter([together])
     if not together.bitmaps:
-        return (Piece(values[start : start + rows]) for start in starts)
+        return (Piece(together.values[start : start + rows]) for start in starts)
     are_whole = np.all(together.valid(0, len(array)).reshape(-1, rows), axis=1).tolist()
+    pieces = (together.between(start, start + rows) for start in starts)
     return (
-        Piece(values[start : start + rows]) if whole else together.between(start, start + rows)
-        for start, whole in zip(starts, are_whole, strict=True)
+        Piece(piece.values) if whole else piece
+        for piece, whole in zip(pieces, are_whole, strict=True)
     )
+
+
+def numbers_in(array: pa.Array, stored: np.dtype[np.generic]) -> Piece:
+    """Return the numbers of an array that was decoded from a page file.
+
+    Args:
+        array: The array.
+        stored: Dtype of the values in the file.
+    """
+    place = array.offset * stored.itemsize
+    return Piece(np.frombuffer(array.buffers()[1], stored, len(array), place), bitmaps_of(array))
 
 
 def decoded_array(runs: Sequence[PageRun], rows: int, memory: memoryview | None = None) -> pa.Array:

@@ -79,6 +79,8 @@ class StoredPages(NamedTuple):
     """The page that they refer to, header included."""
 
 
+PLACE = 5
+"""Bytes of a place in a dictionary, at most: a run for each value."""
 _LENGTH = 4
 """Bytes of the length of levels that are compressed with the values."""
 Run = list[StoredPages]
@@ -119,8 +121,8 @@ def _decoded(runs: Sequence[Run], memory: memoryview | None) -> list[list[Piece]
     for at, run in enumerate(runs):
         if at not in found:
             by_rows.setdefault(sum(page.rows for page in run), []).append(at)
+    by_arrow = partial(_decoded_by_arrow, memory=memory)
     for these in by_rows.values():
-        by_arrow = partial(_decoded_by_arrow, memory=memory)
         done = _possible(by_arrow, [runs[at] for at in these])
         found |= {at: pieces for at, pieces in zip(these, done, strict=True) if pieces}
     return [found.get(at) for at in range(len(runs))]
@@ -214,8 +216,7 @@ def require_possible(chunk: Chunk, header: PageHeader) -> None:
     Raises:
         UnusualError: It does.
     """
-    # A run of places for each value would take 5 bytes.
-    width = 5 if header.holds == "places" else chunk.stored.itemsize
+    width = PLACE if header.holds == "places" else chunk.stored.itemsize
     apart = header.levels or 0
     if not 0 <= apart <= header.size <= largest_page(header.rows, width) or apart > header.stored:
         raise UnusualError("its size is impossible")

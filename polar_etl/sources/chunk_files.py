@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from polar_etl.columns import is_valid
+from polar_etl.columns import Piece
 from polar_etl.headers import DATA, DICTIONARY, PLACES, PLAIN, UnusualError, plain_header
-from polar_etl.page_files import ROOM_BEFORE, There, decoded_there, room_behind
-from polar_etl.page_values import largest_page
-from polar_etl.sources.single_chunks import Chunks, Decoded, decompressed
+from polar_etl.page_files import ROOM_BEFORE, There, decoded_there, numbers_in, room_behind
+from polar_etl.page_values import PLACE, largest_page
+from polar_etl.sources.single_chunks import Chunks, Decoded, Segment, decompressed
 from polar_etl.sources.usual_headers import Headers, headers_at
 
 Bools = npt.NDArray[np.bool_]
@@ -24,15 +23,13 @@ Ints = npt.NDArray[np.int64]
 
 _FILE = 1 << 20
 """Bytes of values that are decoded from one file."""
-_PLACE = 5
-"""Bytes of a place in a dictionary, at most: a run for each value."""
 
 
 def decode_by_arrow(chunks: Chunks) -> Iterator[Decoded]:
     """Yield the values of those chunks that are one page each, besides a dictionary."""
     pages = _Pages.of(chunks)
-    packed = pages.packed if chunks.kind.run.codec == "ZSTD" else np.zeros_like(pages.good)
-    for which, unpack in ((pages.good & ~packed, False), (pages.good & packed, True)):
+    good, may_be_unpacked = pages.are_good(), pages.may_be_unpacked()
+    for which, unpack in ((good & ~may_be_unpacked, False), (good & may_be_unpacked, True)):
         index = np.flatnonzero(which)
         if len(index):
             yield _decoded(pages, index, unpack=unpack)
@@ -48,32 +45,31 @@ def _decoded(pages: _Pages, index: Ints, *, unpack: bool) -> Decoded:
     values, valid = np.empty((len(index), rows), stored), None
     found: list[int] = []
     for first in range(0, len(index), many):
-        for which, array in _arrays(pages, index[first : first + many], unpack=unpack):
+        for which, piece in _pieces(pages, index[first : first + many], unpack=unpack):
             here = slice(len(found), len(found) + len(which))
-            place = array.offset * stored.itemsize
-            decoded = np.frombuffer(array.buffers()[1], stored, len(array), place)
-            values[here] = decoded.reshape(-1, rows)
-            if array.null_count:
+            values[here] = piece.values.reshape(-1, rows)
+            if piece.bitmaps:
                 valid = np.ones(values.shape, np.bool_) if valid is None else valid
-                valid[here] = is_valid(array).reshape(-1, rows)
+                valid[here] = piece.valid(0, len(piece.values)).reshape(-1, rows)
             found += which.tolist()
     done = slice(0, len(found))
     return Decoded(found, values[done], None if valid is None else valid[done])
 
 
-def _arrays(pages: _Pages, index: Ints, *, unpack: bool) -> Iterator[tuple[Ints, pa.Array]]:
+def _pieces(pages: _Pages, index: Ints, *, unpack: bool) -> Iterator[tuple[Ints, Piece]]:
     """Yield which chunks are decoded, and their values: all at one go, or else half of them."""
-    memory, kind = pages.chunks.raw.data, pages.chunks.kind.run
+    rows, kind = pages.chunks.rows, pages.chunks.kind.run
     try:
-        there = memory, pages.there(index)
         if unpack:
-            there, kind = pages.unpacked(index), kind._replace(codec="UNCOMPRESSED")
-        yield index, decoded_there(*there, pages.chunks.rows, kind)
+            array = decoded_there(*pages.unpacked(index), rows, kind._replace(codec="UNCOMPRESSED"))
+        else:
+            array = decoded_there(pages.chunks.raw.data, pages.there(index), rows, kind)
+        yield index, numbers_in(array, kind.stored)
     except UnusualError:
         half = len(index) // 2
         if half:
-            yield from _arrays(pages, index[:half], unpack=unpack)
-            yield from _arrays(pages, index[half:], unpack=unpack)
+            yield from _pieces(pages, index[:half], unpack=unpack)
+            yield from _pieces(pages, index[half:], unpack=unpack)
 
 
 class _Pages(NamedTuple):
@@ -88,32 +84,22 @@ class _Pages(NamedTuple):
     @classmethod
     def of(cls, chunks: Chunks) -> _Pages:
         """Return the pages of chunks, as far as their headers are usual."""
-        told = chunks.data > chunks.at
-        page = headers_at(chunks.raw, np.where(told, chunks.data, chunks.at), DATA)
-        return cls(chunks, told, page, headers_at(chunks.raw, chunks.at, DICTIONARY))
+        page = headers_at(chunks.raw, chunks.data, DATA)
+        return cls(
+            chunks, chunks.data > chunks.at, page, headers_at(chunks.raw, chunks.at, DICTIONARY)
+        )
 
-    @property
-    def begin(self) -> Ints:
-        """Where the header of the page behind the dictionary begins."""
-        return np.where(self.told, self.chunks.data, self.chunks.at)
-
-    @property
-    def stop(self) -> Ints:
-        """Where the chunk ends."""
-        return self.chunks.at + self.chunks.size
-
-    @property
-    def good(self) -> Bools:
-        """Which chunks are as they must be, and claim no more than their rows can need.
+    def are_good(self) -> Bools:
+        """Tell which chunks are as they must be, and claim no more than their rows can need.
 
         A page that has all rows is the only one that PyArrow looks at.
         """
-        _, at, data, _, rows, (run, _) = self.chunks
+        _, at, data, size, rows, (run, _) = self.chunks
         page, dictionary, width = self.page, self.dictionary, run.stored.itemsize
         places = np.isin(page.encoding, PLACES)
-        most = np.where(places, largest_page(rows, _PLACE), largest_page(rows, width))
+        most = np.where(places, largest_page(rows, PLACE), largest_page(rows, width))
         good: Bools = page.usual & (page.values == rows) & (places <= self.told)
-        good &= (page.size <= most) & (self.begin + page.stored < self.stop)
+        good &= (page.size <= most) & (data + page.stored < at + size)
         fits = dictionary.usual & (dictionary.size <= np.minimum(dictionary.values, rows) * width)
         good &= ~self.told | (fits & (at + dictionary.stored < data))
         if run.codec == "UNCOMPRESSED":
@@ -121,16 +107,20 @@ class _Pages(NamedTuple):
             good &= ~self.told | (dictionary.size == dictionary.stored)
         return good
 
-    @property
-    def packed(self) -> Bools:
-        """Which chunks may be decompressed before PyArrow sees them, as it would check nothing."""
+    def may_be_unpacked(self) -> Bools:
+        """Tell which chunks may be decompressed before PyArrow sees them.
+
+        Not those with a checksum, which is PyArrow's to hold against what is compressed.
+        """
         page, dictionary = self.page, self.dictionary
-        return ~page.checked & (page.size > 0) & ~(self.told & dictionary.checked)
+        words = ~self.told | (~dictionary.checked & (dictionary.size > 0))
+        return words & ~page.checked & (page.size > 0) & (self.chunks.kind.run.codec == "ZSTD")
 
     def there(self, index: Ints) -> list[There]:
         """Return where some chunks stand."""
-        where = np.stack([self.chunks.at, self.begin, self.chunks.size], axis=1)
-        return [There(*place) for place in where[index].tolist()]
+        chunks = self.chunks
+        where = np.stack([chunks.at[index], chunks.data[index], chunks.size[index]], axis=1)
+        return [There(*place) for place in where.tolist()]
 
     def unpacked(self, index: Ints) -> tuple[memoryview, list[There]]:
         """Return some chunks, decompressed, and where they stand: see `decoded_there`.
@@ -140,35 +130,43 @@ class _Pages(NamedTuple):
         Raises:
             UnusualError: One is damaged.
         """
-        page, dictionary = self.page, self.dictionary
-        words = index[self.told[index] & (dictionary.size[index] > 0)]
-        stops = np.concatenate([self.chunks.data[words], self.stop[index]])
-        stored = np.concatenate([dictionary.stored[words], page.stored[index]])
-        sizes = np.concatenate([dictionary.size[words], page.size[index]])
-        done = decompressed(self.chunks.raw, stops - stored, stops, sizes)
-        if done is None:
-            raise UnusualError("it can't be decompressed")
-        segments = iter(done)
-        of_words = dict(zip(words.tolist(), segments, strict=False))
+        dictionaries, contents = self._decompressed(index)
+        words = iter(dictionaries)
         pieces: list[Any] = [bytes(ROOM_BEFORE)]
         runs, end = [], ROOM_BEFORE
-        for at, size, encoding, told, many in zip(
-            index.tolist(),
-            page.size[index].tolist(),
-            page.encoding[index].tolist(),
+        for content, encoding, told, many in zip(
+            contents,
+            self.page.encoding[index].tolist(),
             self.told[index].tolist(),
-            dictionary.values[index].tolist(),
+            self.dictionary.values[index].tolist(),
             strict=True,
         ):
             start = end
             if told:
-                some = of_words.get(at, b"")
+                some = next(words)
                 head = plain_header(DICTIONARY, len(some), many, PLAIN)
                 pieces += head, some
                 end += len(head) + len(some)
-            head = plain_header(DATA, size, self.chunks.rows, encoding)
-            pieces += head, next(segments)
-            runs.append(There(start, end, end - start + len(head) + size))
-            end += len(head) + size
+            head = plain_header(DATA, len(content), self.chunks.rows, encoding)
+            pieces += head, content
+            runs.append(There(start, end, end - start + len(head) + len(content)))
+            end += len(head) + len(content)
         pieces.append(bytes(room_behind(len(runs))))
         return memoryview(bytearray().join(pieces)), runs
+
+    def _decompressed(self, index: Ints) -> tuple[list[Segment], list[Segment]]:
+        """Return the dictionaries of some chunks, as far as they have any, and their pages.
+
+        Raises:
+            UnusualError: One is damaged.
+        """
+        chunks, page, dictionary = self.chunks, self.page, self.dictionary
+        told = index[self.told[index]]
+        stops = np.concatenate([chunks.data[told], chunks.at[index] + chunks.size[index]])
+        stored = np.concatenate([dictionary.stored[told], page.stored[index]])
+        sizes = np.concatenate([dictionary.size[told], page.size[index]])
+        found = decompressed(chunks.raw, stops - stored, stops, sizes)
+        if found is None:
+            raise UnusualError("it can't be decompressed")
+        segments = [found[at] for at in range(len(stops))]
+        return segments[: len(told)], segments[len(told) :]

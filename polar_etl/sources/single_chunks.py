@@ -15,6 +15,8 @@ Array = npt.NDArray[np.generic]
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
+Segment = zstandard.BufferSegment
+"""Bytes of a page that was decompressed."""
 
 
 class Kind(NamedTuple):
@@ -43,7 +45,7 @@ class Chunks(NamedTuple):
     at: Ints
     """Where in it each begins."""
     data: Ints
-    """Where the first page behind the dictionary begins; not beyond `at` if there is none."""
+    """Where the first page behind the dictionary begins; at `at` if there is none."""
     size: Ints
     """Bytes of each."""
     rows: int

@@ -162,7 +162,7 @@ class SinglePages:
     def _is_single(self, place: int) -> bool:
         """Tell whether the first chunk of a column is one page besides a dictionary."""
         layout, group, leaf = self._layout, self._groups[0], self._layout.leaves[place]
-        start = max(layout.start.item(group, leaf), layout.data.item(group, leaf))
+        start = layout.data.item(group, leaf)
         try:
             header = header_of(memoryview(os.pread(self._file, HEADER, start)))
         except UnusualError:
