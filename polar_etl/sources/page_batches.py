@@ -18,8 +18,6 @@ from polar_etl.sources.alike import fit, gathered, must_be_same, values_of
 from polar_etl.sources.single_chunks import Chunks, Decoded, bytes_of, decompressed
 from polar_etl.thrift import fields_of
 
-Array = npt.NDArray[np.generic]
-Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 

@@ -34,6 +34,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["pages"],
     ["features"],
     ["moments"],
+    ["sums"],
     ["blocks"],
     ["standardize"],
     ["scaler"],
