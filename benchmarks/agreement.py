@@ -47,7 +47,7 @@ class Agreement:
 
 def agreement(ours: Path, theirs: Path, scaler: Path) -> Agreement:
     """Compare two normalized tables value by value."""
-    from polar_etl.scaler import Scaler
+    from polar_etl.statistics.scaler import Scaler
 
     fitted = Scaler.load(scaler)
     how = fitted.standardizer()

@@ -118,8 +118,8 @@ class Scene:
     def recorded(self) -> int:
         """Return how many batches an undamaged manifest tells of; 0 if there is none."""
         from polar_etl.errors import PolarEtlError
-        from polar_etl.manifest import Manifest
-        from polar_etl.workspace import Workspace
+        from polar_etl.storage.manifest import Manifest
+        from polar_etl.storage.workspace import Workspace
 
         try:
             with Manifest.open(Workspace.at(self.out, None).manifest, read_only=True) as manifest:

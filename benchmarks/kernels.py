@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from polar_etl.columns import Piece
-    from polar_etl.standardize import Standardizer
+    from polar_etl.statistics.standardize import Standardizer
 
 _ROWS = {50: 131_072, 1_000: 16_384, 10_000: 4_096}
 _CORES = len(os.sched_getaffinity(0))
@@ -85,7 +85,7 @@ def our_columns(table: pa.Table) -> list[list[Piece]]:
 
 def standardizer(table: pa.Table) -> Standardizer:
     """Return the arithmetic that a scaler fitted on the batch would give."""
-    from polar_etl.standardize import Standardizer
+    from polar_etl.statistics.standardize import Standardizer
 
     width = table.num_columns
     values = [column.to_numpy().astype(np.float64) for column in table.columns]
@@ -133,7 +133,7 @@ def measure(columns: int, rows: int, repeat: int, seed: int) -> dict[str, Cost]:
     """Return the cost of each kernel on batches of one shape, after a look at the results."""
     import polars as pl
 
-    from polar_etl.blocks import observe
+    from polar_etl.statistics.blocks import observe
 
     table = batch(rows, columns, seed)
     pieces, how = our_columns(table), standardizer(table)

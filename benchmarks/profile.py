@@ -36,22 +36,26 @@ _WAITING = "queues, locks"
 RULES = (
     ("imports", r"^importlib|^<frozen|^zipimport|:<module>:"),
     (_WAITING, r"^(threading|queue|concurrent|selectors|asyncio)\b"),
-    ("fsync", r"sync\(|^polar_etl\.durable:sync"),
+    ("fsync", r"sync\(|^polar_etl\.storage\.durable:sync"),
     ("hash", r"hash|digest|xxh|blake2"),
-    ("write", r"_raw\.write|os\.p?writev?\(|\.write\(rest|^polar_etl\.(durable|direct):"),
-    ("manifest", r"^polar_etl\.(manifest|lock|workspace)|^sqlite3"),
+    (
+        "write",
+        r"_raw\.write|os\.p?writev?\(|\.write\(rest"
+        r"|^polar_etl\.(storage\.(durable|direct)|encoding\.contents):",
+    ),
+    ("manifest", r"^polar_etl\.storage\.(manifest|lock|workspace)|^sqlite3"),
     (
         "footers, plan",
-        r"^polar_etl\.(plan|selection|pipeline:(shape|plan))|footer|thrift|metadata|reader\.open\(",
+        r"^polar_etl\.(planning|pipeline:plan)|footer|thrift|metadata|reader\.open\(",
     ),
-    ("keep", r"^polar_etl\.kept:"),
-    ("moments", r"^polar_etl\.(blocks|moments|double|fitting)"),
-    ("normalize", r"^polar_etl\.(standardize|scaler)|:_standardized:"),
+    ("keep", r"^polar_etl\.passes\.kept:"),
+    ("moments", r"^polar_etl\.(statistics\.(blocks|sums|moments|double)|passes\.fitting)"),
+    ("normalize", r"^polar_etl\.statistics\.(standardize|scaler)|:_standardized:"),
     (
         "encode",
-        r"^polar_etl\.parts|^polar_etl\.\w*(writ|encod|compress|output)|:(_?write|_?encode)",
+        r"^polar_etl\.(encoding|storage\.parts|passes\.writing)|:(_?write|_?encode)",
     ),
-    ("decode", r"^polar_etl\.(sources|\w*(read|decod|page|zstd))"),
+    ("decode", r"^polar_etl\.(sources|pages)\b"),
 )
 """What a stack is counted as: the first rule that matches its innermost frame, else that of the
 next one outwards, and so on. A frame reads `module:function: line of code`."""
@@ -121,7 +125,7 @@ def kind_of(frames: Sequence[str]) -> str:
     """Return what a stack is counted as; "other" where no rule knows it.
 
     Example:
-        >>> kind_of(["polar_etl.parts:sync: os.fsync(self._raw.fileno())"])
+        >>> kind_of(["polar_etl.storage.parts:sync: os.fsync(self._raw.fileno())"])
         'fsync'
     """
     for frame in frames:

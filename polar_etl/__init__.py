@@ -31,14 +31,14 @@ if TYPE_CHECKING:
         StateMismatchError,
         UsageError,
     )
-    from polar_etl.scaler import Scaler
+    from polar_etl.statistics.scaler import Scaler
 
 _HOMES = {
     "Options": "api",
     "fit": "api",
     "normalize": "api",
     "transform": "api",
-    "Scaler": "scaler",
+    "Scaler": "statistics.scaler",
 }
 
 __all__ = [

@@ -10,24 +10,25 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pyarrow as pa
 
-from polar_etl import pipeline, shapes
+from polar_etl import pipeline
 from polar_etl.errors import UsageError
 from polar_etl.events import Listener, silent
 from polar_etl.features import Features
 from polar_etl.memory import limit_in_force, parse_size
+from polar_etl.passes.streaming import fit_stream, write_stream
 from polar_etl.pipeline import Control, Report
-from polar_etl.plan import Plan
-from polar_etl.planning import make_plan
-from polar_etl.scaler import Scaler
-from polar_etl.selection import select
-from polar_etl.settings import Limits, Settings
+from polar_etl.planning import shapes
+from polar_etl.planning.plan import Plan
+from polar_etl.planning.planner import make_plan
+from polar_etl.planning.selection import select
+from polar_etl.planning.settings import Limits, Settings
 from polar_etl.sources.discovery import find_files
 from polar_etl.sources.footers import Room
 from polar_etl.sources.parquet import ParquetSource
 from polar_etl.sources.streams import StreamSource
-from polar_etl.standardize import InfPolicy
-from polar_etl.streaming import fit_stream, write_stream
-from polar_etl.workspace import Workspace
+from polar_etl.statistics.scaler import Scaler
+from polar_etl.statistics.standardize import InfPolicy
+from polar_etl.storage.workspace import Workspace
 
 if TYPE_CHECKING:
     import polars as pl

@@ -12,18 +12,18 @@ import numpy as np
 import pyarrow as pa
 
 from polar_etl import pipeline
-from polar_etl.durable import is_regular
 from polar_etl.errors import InputError, StateMismatchError, describe
-from polar_etl.manifest import Manifest
-from polar_etl.moments import Moments
-from polar_etl.parts import part_index
-from polar_etl.passes import output_schema, passed_through
-from polar_etl.scaler import Scaler
-from polar_etl.settings import Limits, Settings
+from polar_etl.passes.tasks import output_schema, passed_through
+from polar_etl.passes.writing import damage_of
+from polar_etl.planning.settings import Limits, Settings
 from polar_etl.sources.base import Reading
 from polar_etl.sources.parquet import ParquetSource
-from polar_etl.workspace import Workspace
-from polar_etl.writing import damage_of
+from polar_etl.statistics.moments import Moments
+from polar_etl.statistics.scaler import Scaler
+from polar_etl.storage.durable import is_regular
+from polar_etl.storage.manifest import Manifest
+from polar_etl.storage.parts import part_index
+from polar_etl.storage.workspace import Workspace
 
 _SHOWN = 100_000
 _UNIT = 2.0**-53

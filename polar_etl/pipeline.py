@@ -12,10 +12,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from polar_etl.blocks import block_rows
-from polar_etl.changes import file_difference, refuse_changes
 from polar_etl.columns import by_column, listed
-from polar_etl.durable import is_regular, write_atomically
 from polar_etl.errors import (
     InputError,
     RunFailedError,
@@ -26,22 +23,25 @@ from polar_etl.errors import (
 )
 from polar_etl.events import Listener, Warned, silent
 from polar_etl.features import value_type
-from polar_etl.fitting import fit_files, refuse_infinities
-from polar_etl.manifest import Manifest
 from polar_etl.memory import PeakSampler, free_memory, peak_of_process, resident_memory
-from polar_etl.moments import Moments, merge_all
-from polar_etl.parts import MOST_PARTS
-from polar_etl.passes import Encoder
-from polar_etl.plan import Plan
-from polar_etl.planning import make_plan
-from polar_etl.run import Run
-from polar_etl.scaler import Scaler, library_versions
-from polar_etl.settings import Limits, Settings
-from polar_etl.shapes import part_rows, shape_of
+from polar_etl.passes.fitting import fit_files, refuse_infinities
+from polar_etl.passes.run import Run
+from polar_etl.passes.tasks import Encoder
+from polar_etl.passes.writing import rehearse, write_parts
+from polar_etl.planning.plan import Plan
+from polar_etl.planning.planner import make_plan
+from polar_etl.planning.settings import Limits, Settings
+from polar_etl.planning.shapes import part_rows, shape_of
 from polar_etl.sources.base import Source
+from polar_etl.statistics.blocks import block_rows
+from polar_etl.statistics.moments import Moments, merge_all
+from polar_etl.statistics.scaler import Scaler, library_versions
 from polar_etl.stop import Stop
-from polar_etl.workspace import Workspace
-from polar_etl.writing import rehearse, write_parts
+from polar_etl.storage.changes import file_difference, refuse_changes
+from polar_etl.storage.durable import is_regular, write_atomically
+from polar_etl.storage.manifest import Manifest
+from polar_etl.storage.parts import MOST_PARTS
+from polar_etl.storage.workspace import Workspace
 
 _DECAY_MS = 200
 """How long jemalloc keeps freed memory, in arenas made from now on. At 1,000, its default, runs

@@ -6,11 +6,11 @@ from collections import Counter
 from typing import Any
 
 from polar_etl.api import Prepared
-from polar_etl.batches import extents
 from polar_etl.errors import describe
 from polar_etl.memory import format_size
-from polar_etl.plan import Plan
-from polar_etl.selection import reason_to_pass
+from polar_etl.planning.batches import extents
+from polar_etl.planning.plan import Plan
+from polar_etl.planning.selection import reason_to_pass
 
 _SHOWN = 5
 

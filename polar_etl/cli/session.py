@@ -20,7 +20,7 @@ from polar_etl.memory import format_size
 if TYPE_CHECKING:
     from polar_etl.api import Options
     from polar_etl.pipeline import Control, Report
-    from polar_etl.scaler import Scaler
+    from polar_etl.statistics.scaler import Scaler
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from polar_etl.contents import Content, Octets, Wait
+from polar_etl.encoding.contents import Content, Octets, Wait
 from polar_etl.errors import RunFailedError
 
 _REQUEST = struct.Struct("<3q")

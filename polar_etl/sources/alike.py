@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polar_etl.thrift import BINARY, I16, I64, Field, fields_of, varint
+from polar_etl.pages.thrift import BINARY, I16, I64, Field, fields_of, varint
 
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from polar_etl.columns import Piece
-from polar_etl.headers import DATA, DICTIONARY, PLACES, PLAIN, UnusualError, plain_header
-from polar_etl.page_files import ROOM_BEFORE, There, decoded_there, numbers_in, room_behind
-from polar_etl.page_values import PLACE, largest_page
+from polar_etl.pages.files import ROOM_BEFORE, There, decoded_there, numbers_in, room_behind
+from polar_etl.pages.headers import DATA, DICTIONARY, PLACES, PLAIN, UnusualError, plain_header
+from polar_etl.pages.values import PLACE, largest_page
 from polar_etl.sources.single_chunks import Chunks, Decoded, Segment, decompressed
 from polar_etl.sources.usual_headers import Headers, headers_at
 

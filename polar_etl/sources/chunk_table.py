@@ -16,9 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polar_etl.headers import NUMBER, STATISTICS
-from polar_etl.sources.alike import alike, signed_of
-from polar_etl.thrift import (
+from polar_etl.pages.headers import NUMBER, STATISTICS
+from polar_etl.pages.thrift import (
     MAGIC,
     STRUCT,
     behind,
@@ -34,6 +33,7 @@ from polar_etl.thrift import (
     signed,
     varint,
 )
+from polar_etl.sources.alike import alike, signed_of
 
 Ints = npt.NDArray[np.int64]
 

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from polar_etl.columns import asked_once, by_column, listed, word_type
 from polar_etl.errors import InputError, MemoryLimitError, describe
-from polar_etl.headers import pages_of
 from polar_etl.memory import format_size
-from polar_etl.pages import is_usual
+from polar_etl.pages.headers import pages_of
+from polar_etl.pages.readers import is_usual
 from polar_etl.sources.base import SourceFile
 from polar_etl.sources.chunk_table import chunk_table, schema_alone
 from polar_etl.sources.decoding import STREAM_BUFFER, explained, for_arrow

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from polar_etl.columns import listed
-from polar_etl.headers import pages_of
-from polar_etl.page_values import Chunk, stored_dtype
+from polar_etl.pages.headers import pages_of
+from polar_etl.pages.values import Chunk, stored_dtype
 from polar_etl.sources.chunk_table import CODECS, PHYSICAL, WORDS, ChunkTable, chunk_table
 
 Ints = npt.NDArray[np.int64]

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polar_etl.pages.thrift import fields_of, number
 from polar_etl.sources.chunk_table import PHYSICAL, ChunkTable
 from polar_etl.sources.layout import Layout
-from polar_etl.thrift import fields_of, number
 
 _COLUMNS_SAMPLED = 32
 _SAMPLED_AT_A_TIME = 4

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from polar_etl.page_files import RunKind
-from polar_etl.page_values import decompressor
+from polar_etl.pages.files import RunKind
+from polar_etl.pages.values import decompressor
 
 Array = npt.NDArray[np.generic]
 Bools = npt.NDArray[np.bool_]

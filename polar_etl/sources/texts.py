@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polar_etl.columns import is_valid
-from polar_etl.headers import pages_of
+from polar_etl.pages.headers import pages_of
 from polar_etl.sources.layout import Layout
 
 _PLAIN, _PLACES, _PLAIN_LENGTHS = 0, (2, 8), 6

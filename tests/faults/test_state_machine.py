@@ -27,8 +27,8 @@ from support import tables, trees
 
 import polar_etl as pe
 from polar_etl.inspection import status_of, verify
-from polar_etl.parts import part_name
-from polar_etl.workspace import Workspace
+from polar_etl.storage.parts import part_name
+from polar_etl.storage.workspace import Workspace
 
 HOW = {"rows_per_part": 150, "threads": 2}
 FILES, ROWS = 2, 500

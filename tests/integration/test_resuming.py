@@ -23,8 +23,8 @@ from support import tables, trees
 
 import polar_etl as pe
 from polar_etl.events import BatchFinished
-from polar_etl.manifest import Manifest
-from polar_etl.scaler import Scaler
+from polar_etl.statistics.scaler import Scaler
+from polar_etl.storage.manifest import Manifest
 
 HOW = ("--rows-per-part", 500)
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from support import tables, trees
 
-from polar_etl.parts import digest_of
+from polar_etl.storage.parts import digest_of
 
 DRAW = np.random.default_rng(7)
 NORMAL = DRAW.standard_normal(3000)

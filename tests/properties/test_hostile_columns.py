@@ -10,10 +10,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from polar_etl.blocks import block_rows
 from polar_etl.columns import pieces_of
-from polar_etl.moments import merge_all
-from polar_etl.scaler import Scaler
+from polar_etl.statistics.blocks import block_rows
+from polar_etl.statistics.moments import merge_all
+from polar_etl.statistics.scaler import Scaler
 from tests.properties.strategies import FINITE, columns, cuts, numbers
 from tests.unit.arrays import applied
 from tests.unit.exact import SPACING, bits, decimal, exact, moments_of, right_digits

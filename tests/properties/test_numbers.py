@@ -9,9 +9,9 @@ import pyarrow as pa
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from polar_etl.moments import NO_ROW, Moments, merge_all
-from polar_etl.scaler import Scaler
-from polar_etl.standardize import Standardizer
+from polar_etl.statistics.moments import NO_ROW, Moments, merge_all
+from polar_etl.statistics.scaler import Scaler
+from polar_etl.statistics.standardize import Standardizer
 from tests.properties.strategies import FINITE, columns, cuts, pieces
 from tests.unit.arrays import applied
 from tests.unit.exact import SPACING, bits, decimal, exact, moments_of, right_digits, ulps_off

@@ -6,13 +6,13 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polar_etl.blocks import block_rows
+from polar_etl.encoding.slabs import slab_rows
 from polar_etl.errors import MemoryLimitError
 from polar_etl.memory import parse_size
-from polar_etl.plan import Plan
-from polar_etl.planning import make_plan
-from polar_etl.slabs import slab_rows
+from polar_etl.planning.plan import Plan
+from polar_etl.planning.planner import make_plan
 from polar_etl.sources.base import cut
+from polar_etl.statistics.blocks import block_rows
 from tests.unit.shapes import shape
 
 LENGTHS = st.lists(st.integers(0, 12), max_size=12)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from polar_etl.errors import InputError, UsageError, describe
 from polar_etl.memory import format_size, parse_size
-from polar_etl.moments import Moments
-from polar_etl.scaler import Scaler
-from polar_etl.selection import select
+from polar_etl.planning.selection import select
 from polar_etl.sources.schemas import checked_schema, difference
+from polar_etl.statistics.moments import Moments
+from polar_etl.statistics.scaler import Scaler
 from tests.properties.strategies import KINDS, NAMES, columns
 from tests.unit.exact import bits, moments_of
 

@@ -10,15 +10,15 @@ import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polar_etl.blocks import observe
-from polar_etl.direct import Staging
 from polar_etl.features import Features
-from polar_etl.moments import merge_all
-from polar_etl.parts import PartWriter, part_name
-from polar_etl.passes import Encoder
-from polar_etl.plan import Together
-from polar_etl.scaler import Scaler
+from polar_etl.passes.tasks import Encoder
+from polar_etl.planning.plan import Together
 from polar_etl.sources.base import TableWindow
+from polar_etl.statistics.blocks import observe
+from polar_etl.statistics.moments import merge_all
+from polar_etl.statistics.scaler import Scaler
+from polar_etl.storage.direct import Staging
+from polar_etl.storage.parts import PartWriter, part_name
 from tests.properties.strategies import KINDS, cuts, numbers, pieces
 from tests.unit.exact import bits
 

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from polar_etl.chunks import Encoded, joined, placed
 from polar_etl.columns import Piece, array_of, is_valid, pieces_of
-from polar_etl.contents import Readable
-from polar_etl.encoding import PartFormat
-from polar_etl.page_buffers import Filled, PagedColumns
+from polar_etl.encoding.chunks import Encoded, joined, placed
+from polar_etl.encoding.contents import Readable
+from polar_etl.encoding.page_buffers import Filled, PagedColumns
+from polar_etl.encoding.part_format import PartFormat
 from polar_etl.sources.base import TableWindow
-from polar_etl.standardize import Standardizer
+from polar_etl.statistics.standardize import Standardizer
 
 
 def applied(how: Standardizer, columns: Sequence[pa.ChunkedArray]) -> list[pa.Array]:

@@ -10,9 +10,9 @@ from fractions import Fraction
 import numpy as np
 import pyarrow as pa
 
-from polar_etl.blocks import observe
 from polar_etl.columns import pieces_of
-from polar_etl.moments import Moments, merge_all
+from polar_etl.statistics.blocks import observe
+from polar_etl.statistics.moments import Moments, merge_all
 
 DIGITS = 80
 SPACING = 5e-324

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
-from polar_etl.page_values import Chunk
+from polar_etl.pages.values import Chunk
 from polar_etl.sources.layout import Layout, layout_of
 
 KINDS = [

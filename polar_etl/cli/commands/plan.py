@@ -60,7 +60,7 @@ def show_plan(output: Output, inputs: list[str], options: Options, out: Path | N
     """Show the plan of a run, whose output would be `out` if it had one."""
     from polar_etl.api import prepare
     from polar_etl.cli.plans import plan_fields, plan_lines
-    from polar_etl.workspace import Workspace
+    from polar_etl.storage.workspace import Workspace
 
     workspace = None if out is None else Workspace.at(out, options.state_dir)
     ready = prepare(inputs, options, workspace=workspace)

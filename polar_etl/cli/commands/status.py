@@ -27,7 +27,7 @@ def status(
     """Show what is done and what is missing."""
     with session(json, quiet, log_level, log_format) as output:
         from polar_etl.inspection import status_of
-        from polar_etl.workspace import Workspace
+        from polar_etl.storage.workspace import Workspace
 
         found = status_of(Workspace.at(out, state_dir))
         count = found.parts - found.parts_done

@@ -47,7 +47,7 @@ def transform(
 ) -> None:
     """Normalize with a scaler that was fitted before. Resumes like 'normalize'."""
     with session(json, quiet, log_level, log_format, resumable=True) as output:
-        from polar_etl.scaler import Scaler
+        from polar_etl.statistics.scaler import Scaler
 
         options = options_of(
             memory_limit=memory_limit,

@@ -23,7 +23,7 @@ from polar_etl.errors import StateMismatchError
 
 if TYPE_CHECKING:
     from polar_etl.inspection import Verdict
-    from polar_etl.workspace import Workspace
+    from polar_etl.storage.workspace import Workspace
 
 
 def verify(
@@ -42,7 +42,7 @@ def verify(
     """Hash every part again and hold it against the manifest."""
     with session(json, quiet, log_level, log_format) as output:
         from polar_etl import inspection
-        from polar_etl.workspace import Workspace
+        from polar_etl.storage.workspace import Workspace
 
         workspace = Workspace.at(out, state_dir)
         if deep:

@@ -1,0 +1,1 @@
+"""Columns of the output as bytes: pages, column chunks, row groups."""

@@ -1,0 +1,1 @@
+"""Pages of Parquet files: their notation, and how they are read."""

@@ -1,0 +1,1 @@
+"""The tasks of both passes, and what drives them."""

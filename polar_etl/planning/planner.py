@@ -1,0 +1,306 @@
+"""The fastest plan that a memory limit allows. Reads no data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from math import ceil, inf, sqrt
+from operator import itemgetter
+from typing import NamedTuple
+
+from polar_etl.encoding.slabs import slab_rows
+from polar_etl.encoding.words import LETTERS
+from polar_etl.errors import MemoryLimitError
+from polar_etl.memory import NEAR, format_size
+from polar_etl.planning.plan import (
+    MANY_VALUES,
+    MIB,
+    Plan,
+    Shape,
+    Together,
+    bill_of,
+    kept_bytes,
+    moments_bytes,
+    rest_behind,
+)
+from polar_etl.sources.base import Reading
+from polar_etl.statistics.blocks import block_rows
+
+_WORTH_FORKING = 32 * MIB
+"""Decoded bytes of a table from which processes save more time than forking them takes."""
+_STREAMED = 1 << 21
+"""Bytes of words decoded at a time, at least, however scarce memory is."""
+_SHARE_BYTES = 16 * MIB
+"""Bytes of a slab's share, at most: as much waits to be written for each task in flight."""
+_SHARES = 3
+"""Shares of a slab for each thread, at least: of two, a fifth more memory waits to be written, and
+four take more time (measured)."""
+_ARROW_SHARE = 16
+"""Columns that PyArrow decodes are not worth a share of their own if they are fewer."""
+_TOGETHER = ((1.0, MANY_VALUES), (1.08, 1 << 18))
+"""Time taken, and values worked on at a time, from bytes to bytes: each call into another language
+waits for the interpreter, and the processor's caches are only so large (measured: 2^17 and 2^22 are
+slower)."""
+_PAGE_BYTES_TOGETHER = 8
+"""Bytes for each of these values of pages, or dictionaries, that are decompressed at one go."""
+_KEEPING = 0.87
+"""Time that a run takes where the first pass keeps all numbers for the second."""
+_MOST_ABREAST = 32
+"""Largest `Plan.abreast`."""
+_FINER = ((1, 1.0), (2, 1.03), (4, 1.1))
+"""How many times more shares there are than are needed, and the time that takes (measured)."""
+_AT_STAKE = 1 << 30
+"""Bytes of a batch, or of slabs abreast, at most: so much work is lost when a run is killed."""
+_CALL = 10_000
+"""Values that are worked on in the time that the calls for a few columns take (measured)."""
+_LEAST_WIDTH = 4
+"""Bytes of a number in Parquet, at least."""
+_AHEAD = 16
+"""Batches of the first pass in flight, at most: so many that tasks go on while the manifest waits
+for the disk. Until its turn comes nothing of a batch is decoded."""
+_MOMENTS_AHEAD = 16 * MIB
+
+
+def make_plan(
+    shape: Shape,
+    *,
+    limit: int,
+    base: int,
+    threads: int,
+    rows_per_part: int | None,
+    processes: bool = False,
+    spare: int = 0,
+) -> Plan:
+    """Return the fastest plan whose projected peak stays within `limit`.
+
+    Args:
+        shape: What is to be processed.
+        limit: Bytes that the process may use.
+        base: Bytes that the process uses already.
+        threads: Largest number of threads.
+        rows_per_part: Rows of a part; None for one output row group per part.
+        processes: Whether threads may be those of forked processes.
+        spare: Bytes that the first pass may keep for the second, if the limit has room for them.
+
+    Raises:
+        MemoryLimitError: No plan fits; says what the smallest one needs, and for what.
+    """
+    slab = slab_rows(shape.nominal_output_bytes, shape.vector_output_bytes)
+    part = rows_per_part or slab
+    slab = min(slab, part)
+    smallest = fastest = None
+    enough = inf
+    forks = processes and shape.rows * shape.row_bytes >= _WORTH_FORKING
+    for time, way in _ways(shape, slab, threads, forks=forks):
+        if time > enough:
+            break
+        plan = _plan(shape, limit, base, slab, part, way)
+        if plan.projected <= limit:
+            keeping = _keeping_numbers(shape, plan, base, spare)
+            if keeping.keeps or not spare:
+                return keeping
+            if fastest is None:
+                fastest, enough = plan, time / _KEEPING
+        if smallest is None or plan.projected < smallest.projected:
+            smallest = plan
+    if fastest:
+        return fastest
+    assert smallest is not None
+    raise _refusal(smallest, limit)
+
+
+def _keeping_numbers(shape: Shape, plan: Plan, base: int, spare: int) -> Plan:
+    """Return the plan that also keeps all numbers for the second pass, if there is room for them.
+
+    Some of them would save time in proportion, but take all that the limit leaves.
+    """
+    size = kept_bytes(shape, plan)
+    if not 0 < size <= spare:
+        return plan
+    values = plan.together.values  # nothing is decoded again, so nothing need go abreast
+    together = Together(values, _columns_together(shape, values, 0))
+    keeping = plan._replace(abreast=1, rest=0, together=together, keeps=True)
+    bill = (*bill_of(shape, keeping, base), ("numbers kept for the second pass", size))
+    keeping = keeping._replace(bill=bill)
+    return keeping if keeping.projected <= NEAR * plan.limit else plan
+
+
+class _Way(NamedTuple):
+    """One way to go, which takes more or less time and memory."""
+
+    threads: int
+    processes: int
+    in_flight: int
+    reading: Reading
+    abreast: int
+    holds_rest: bool
+    """Whether what is left of a row group behind slabs abreast is held."""
+    finer: int
+    """How many times more shares there are than are needed."""
+    values: int
+    """See `Together`."""
+
+
+def _ways(shape: Shape, slab: int, threads: int, *, forks: bool) -> list[tuple[float, _Way]]:
+    """Return all ways to go, and the time they take (measured on 2 cores), from fast to small."""
+    choices = product(
+        _shares_of_work(threads, forks=forks),
+        _readings(shape, slab),
+        _keeping(shape, slab),
+        _TOGETHER,
+    )
+    ways = [
+        (work * read * again * calls, _Way(*how, Reading(*whole, kept), *abreast, values))
+        for (work, how), (read, whole), (again, kept, abreast), (calls, values) in choices
+    ]
+    return sorted(ways, key=itemgetter(0))
+
+
+def _shares_of_work(threads: int, *, forks: bool) -> Iterator[tuple[float, tuple[int, int, int]]]:
+    """Yield the time taken, and (threads, processes, shares of slabs in flight)."""
+    workers = threads
+    while workers:
+        fewer = sqrt(threads / workers)
+        for ahead, waiting in ((4, 1.0), (2, 1.02), (1, 1.04), (0, 1.06)):
+            yield fewer * waiting, (workers, 1, workers + ahead)
+        if forks and workers > 1:
+            for many, waiting in ((3, 0.8), (2, 0.81)):  # with one, each waits for the other
+                yield waiting * fewer, (workers, workers, many * workers)
+        workers //= 2
+
+
+def _keeping(shape: Shape, slab: int) -> Iterator[tuple[float, bool, tuple[int, bool, int]]]:
+    """Yield (time taken, whether pages are kept, how slabs go abreast), see `_Way`.
+
+    Times are those that were measured with pages that are 0.8 to 9 slabs long, and dictionaries as
+    large as 2 to 15 slabs.
+    """
+    if not shape.number_dictionaries:
+        yield 1.0, True, (1, False, 1)
+    width = max(shape.row_bytes // max(shape.columns, 1), 1)
+    page = shape.page_bytes / (slab * width)
+    slabs = ceil(shape.rows / slab)
+    dictionary = shape.number_dictionaries / (slab * max(shape.row_bytes, 1))
+    for pages in (True, False) if shape.number_dictionaries else (False,):
+        for (abreast, holds), (finer, time) in product(_slabs_abreast(shape, slab), _FINER):
+            turns = 0 if holds or abreast == slabs else 1 / abreast
+            if not pages:
+                values = _columns_together(shape, MANY_VALUES, abreast * slab) * slab
+                keeping_takes = 0.28 * min(max(page - 1, 0) / 5, 1)
+                time *= (1 - keeping_takes + 0.11 * page * turns) * (1 + _CALL / values)
+            yield time * (1 + 0.02 * dictionary * turns), pages, (abreast, holds, finer)
+
+
+def _slabs_abreast(shape: Shape, slab: int) -> list[tuple[int, bool]]:
+    """Return how many slabs may go abreast, and whether what is left behind them is held.
+
+    It is little only where they may be as long as a row group.
+    """
+    slabs = max(ceil(shape.rows / slab), 1)
+    most = _AT_STAKE // (slab * max(shape.output_bytes, shape.row_bytes, 1))
+    most = max(min(most, slabs, _MOST_ABREAST), 1)
+    limits = [1 << by for by in range(most.bit_length())]
+    several = {_evenly(slabs, limit) for limit in [*limits, most]}
+    enough = ceil(shape.largest_group / slab)
+    holding = {max(many, enough) for many in several if enough <= most} - {slabs}
+    return [*product(sorted(several), [False]), *product(sorted(holding), [True])]
+
+
+def _evenly(many: int, most: int) -> int:
+    """Return how many of so many things go together at most, if turns are as even as they can be.
+
+    Example:
+        >>> [_evenly(5, most) for most in (1, 2, 4, 5)]
+        [1, 2, 3, 5]
+    """
+    return ceil(many / ceil(many / most))
+
+
+def _columns_together(shape: Shape, values: int, rows: int) -> int:
+    """Return how many columns may be decoded at one go, where each takes much memory.
+
+    Args:
+        shape: What is decoded.
+        values: How many are worked on together.
+        rows: How many are decoded of each column, at least.
+    """
+    column = max(shape.page_bytes, shape.own_lookup_bytes, rows * _LEAST_WIDTH, 1)
+    return max(_PAGE_BYTES_TOGETHER * values // column, 1)
+
+
+def _readings(shape: Shape, slab: int) -> list[tuple[float, tuple[int, int]]]:
+    """Return time taken, and (rows of a row group decoded whole, rows decoded from inside)."""
+    whole = [(1.0, (max(shape.largest_group, slab), slab))]
+    if not shape.arrow_columns:
+        return whole
+    few = 1 if shape.vectors else 256
+    most = _STREAMED // max(shape.held_word_bytes, 1)
+    halved = [slab >> by for by in range(20) if slab >> by >= few]
+    lengths = [rows for by, rows in enumerate(halved) if by < 4 or rows > most]
+    inside = [(1.1 + 0.05 * by, (0, rows)) for by, rows in enumerate(lengths)]
+    if shape.vectors:  # one leaf is decoded by one thread, whole or not
+        return [(1.3, whole[0][1]), *inside]
+    if shape.largest_group <= slab and shape.largest_group * shape.word_bytes <= LETTERS:
+        return whole
+    return whole + inside
+
+
+def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) -> Plan:
+    """Return the plan of one way to go, with its bill."""
+    rows = max(shape.rows, 1)
+    slab_bytes = min(slab, rows) * max(shape.output_bytes, shape.row_bytes)
+    shares = max(_SHARES * way.threads if way.threads > 1 else 1, ceil(slab_bytes / _SHARE_BYTES))
+    shares *= way.finer
+    apart = max(shape.columns - shape.arrow_columns, 1) + shape.arrow_columns // _ARROW_SHARE + 1
+    shares = max(min(shares, apart, shape.columns), 1)
+    threads, in_flight = way.threads, way.in_flight
+    if shape.vectors:  # a column of them is one share, whose next slab only one thread can work on
+        threads, in_flight = min(threads, shares), min(in_flight, max(2 * shares - 1, 1))
+    block = block_rows(shape.normalized)
+    batch = max(min(slab_rows(shape.normalized_bytes), rows) // block, 1) * block
+    whole = min(shape.largest_group, rows)
+    whole_groups = shape.number_dictionaries > 0 or not way.reading.keep_pages
+    if whole_groups:  # all is decoded once
+        most = _AT_STAKE // max(block * shape.normalized_bytes, 1)
+        batch = max(batch, min(ceil(whole / block), most) * block)
+    ahead = _MOMENTS_AHEAD // max(moments_bytes(shape, batch), 1)
+    decoded = min(way.abreast * slab, rows) if way.abreast > 1 else 0
+    plan = Plan(
+        slab_rows=slab,
+        part_rows=part,
+        parts=max(1, ceil(shape.rows / part)),
+        batch_rows=batch,
+        batch_rest=rest_behind(shape, block) if whole_groups else 0,
+        threads=threads,
+        processes=min(way.processes, threads, shares),
+        shares=shares,
+        ahead=max(min(_AHEAD, ahead), 2),
+        in_flight=in_flight,
+        abreast=way.abreast,
+        rest=rest_behind(shape, slab) if way.holds_rest else 0,
+        together=Together(way.values, _columns_together(shape, way.values, decoded)),
+        reading=way.reading,
+        bill=(),
+        limit=limit,
+    )
+    plan = plan._replace(bill=bill_of(shape, plan, base))
+    if plan.batch_rest and plan.projected > limit:
+        plan = plan._replace(batch_rest=0)
+        plan = plan._replace(bill=bill_of(shape, plan, base))
+    return plan
+
+
+def _refusal(smallest: Plan, limit: int) -> MemoryLimitError:
+    needed = smallest.projected
+    lines = ", ".join(f"{name} {format_size(size)}" for name, size in smallest.bill if size)
+    megabytes = ceil(needed / 10**6)
+    return MemoryLimitError(
+        f"The memory limit of {format_size(limit)} is too small: the smallest plan needs "
+        f"{format_size(needed)} ({lines}). Nothing was read or written. "
+        f"Use --memory-limit {megabytes}MB or more"
+        + (
+            ", or fewer rows in a part (--rows-per-part)."
+            if smallest.slab_rows > 1
+            else "; one row with all its columns is what does not fit."
+        )
+    )

@@ -1,0 +1,1 @@
+"""Moments that lose nothing, and what is done with them."""

@@ -1,0 +1,1 @@
+"""What is on disk: parts, the manifest, and the order in which they get there."""
