@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import NamedTuple
 
 from polar_etl.columns import Piece
+from polar_etl.pages.ahead import MOSTLY, NONE_AHEAD, Ahead
 from polar_etl.pages.fetching import Span, Stretch, fetched
 from polar_etl.pages.files import ROOM_BEFORE, room_behind
 from polar_etl.pages.headers import HEADER, PageHeader, UnusualError, header_of, pages_like
@@ -23,30 +23,8 @@ _LONGEST_USUAL = 96
 """Bytes of a usual header, at most."""
 _FETCHED = 1 << 23
 """Bytes fetched at one go."""
-MOSTLY = 1.4
-"""How many times what is wanted of a page all of it may be, if that is held as it is."""
 _UNLIKE = 64
 """Pages are fetched with so small a part more, because they differ in length."""
-
-
-class Ahead(NamedTuple):
-    """Rows behind those that are taken, decoded at the same go where they would be decoded again.
-
-    They are held for whoever asks for them.
-    """
-
-    soon: int = 0
-    """Those that are taken next: they may share memory with the others."""
-    rest: int = 0
-    """Those behind them."""
-
-    @property
-    def rows(self) -> int:
-        """All of them."""
-        return self.soon + self.rest
-
-
-NONE_AHEAD = Ahead()
 
 
 def _rows_of(pieces: Iterable[Piece]) -> int:

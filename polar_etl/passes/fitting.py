@@ -15,7 +15,7 @@ from polar_etl.events import BatchFinished, PassFinished, PassStarted
 from polar_etl.executors.forked import Work
 from polar_etl.executors.local import in_step
 from polar_etl.features import Features
-from polar_etl.pages.readers import Ahead
+from polar_etl.pages.ahead import Ahead
 from polar_etl.passes.run import Run, Share
 from polar_etl.passes.tasks import Batch, BatchMoments, collect_moments
 from polar_etl.planning.batches import extents

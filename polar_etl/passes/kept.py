@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from polar_etl.columns import Bitmap, Piece, validity
-from polar_etl.pages.readers import NONE_AHEAD, Ahead
+from polar_etl.pages.ahead import NONE_AHEAD, Ahead
 from polar_etl.sources.base import Columns, Window
 
 Array = npt.NDArray[np.generic]

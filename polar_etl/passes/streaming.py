@@ -13,7 +13,7 @@ import pyarrow as pa
 from polar_etl.errors import UsageError
 from polar_etl.executors.local import Item, Result, in_step, ordered_map, worker_threads
 from polar_etl.features import Features
-from polar_etl.pages.readers import NONE_AHEAD, Ahead
+from polar_etl.pages.ahead import NONE_AHEAD, Ahead
 from polar_etl.passes import shares
 from polar_etl.passes.shares import Team
 from polar_etl.passes.tasks import Encoder, Place, Slab, moments_of

@@ -23,7 +23,7 @@ from polar_etl.encoding.repeats import repeats_in
 from polar_etl.encoding.words import words_of
 from polar_etl.errors import InputError, describe
 from polar_etl.features import Features, in_short_chunks, with_values
-from polar_etl.pages.readers import NONE_AHEAD, Ahead
+from polar_etl.pages.ahead import NONE_AHEAD, Ahead
 from polar_etl.planning.plan import Together
 from polar_etl.sources.base import Columns, Window
 from polar_etl.statistics.blocks import observe

@@ -17,7 +17,7 @@ from polar_etl.errors import UsageError
 from polar_etl.events import BatchFinished, PassFinished, PassStarted, Warned
 from polar_etl.executors.forked import Work
 from polar_etl.memory import give_back
-from polar_etl.pages.readers import Ahead
+from polar_etl.pages.ahead import Ahead
 from polar_etl.passes.run import Run, Share
 from polar_etl.passes.tasks import EncodedSlab, Encoder, Place, Slab
 from polar_etl.planning.batches import last_end

@@ -12,17 +12,10 @@ from polar_etl.encoding.slabs import slab_rows
 from polar_etl.encoding.words import LETTERS
 from polar_etl.errors import MemoryLimitError
 from polar_etl.memory import NEAR, format_size
-from polar_etl.planning.plan import (
-    MANY_VALUES,
-    MIB,
-    Plan,
-    Shape,
-    Together,
-    bill_of,
-    kept_bytes,
-    moments_bytes,
-    rest_behind,
-)
+from polar_etl.planning.bill import bill_of, kept_bytes, moments_bytes
+from polar_etl.planning.decoding import rest_behind
+from polar_etl.planning.plan import MANY_VALUES, MIB, Plan, Together
+from polar_etl.planning.shapes import Shape
 from polar_etl.sources.base import Reading
 from polar_etl.statistics.blocks import block_rows
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from polar_etl.columns import asked_once, by_column, listed
 from polar_etl.encoding.slabs import slab_rows
 from polar_etl.features import Features, value_type
-from polar_etl.planning.plan import TEXT_COPIES, Shape
 from polar_etl.planning.settings import Settings
 from polar_etl.sources.base import SourceFile
 from polar_etl.sources.schemas import has_variable_width, leaves, width
@@ -20,9 +20,112 @@ _LONG_TEXT = 32
 """Bytes beyond `NOMINAL_TEXT_WIDTH` that a text is taken to have when slabs are cut."""
 _VALUE_COPIES = 3
 """How often numbers that are decoded from inside a row group are held (measured: 2.2 to 3)."""
-
+TEXT_COPIES = 8
+"""How often text is held that is decoded from inside a row group (measured: 7)."""
 _STORED = 4
 """Bytes of a number in Parquet, at least."""
+
+
+class Shape(NamedTuple):
+    """All that a plan depends on besides the limit."""
+
+    rows: int
+    largest_group: int
+    """Rows of the largest row group."""
+    even_group: int
+    """Rows that all row groups have, the very last one excepted; 0 if they have not."""
+    files: int
+    columns: int
+    """Leaf columns."""
+    normalized: int
+    """Features: columns that are normalized, and dimensions of vectors that are."""
+    row_bytes: int
+    """Decoded bytes of a row."""
+    normalized_bytes: int
+    """Decoded bytes of the normalized columns of a row."""
+    output_bytes: int
+    """Bytes of a row of the output, decoded."""
+    nominal_output_bytes: int
+    """The same as far as the schema alone tells; part boundaries follow from it."""
+    footer_chunks: int
+    """Column chunks in the largest footer."""
+    page_bytes: int
+    """Uncompressed bytes of the largest page."""
+    lookup_bytes: int = 0
+    """Bytes of the largest dictionary that numbers are looked up in."""
+    nulls: bool = False
+    """Whether there are nulls between plain numbers."""
+    number_dictionaries: int = 0
+    """Bytes of all dictionaries of numbers in a row group, those aside that PyArrow decodes."""
+    arrow_columns: int = 0
+    """Leaf columns that PyArrow decodes."""
+    arrow_bytes: int = 0
+    """Decoded bytes of these of a row, vectors aside."""
+    stream_bytes: int = 0
+    """Bytes that decoding them takes for each row read at a time from inside a row group, vectors
+    aside."""
+    passed_bytes: int = 0
+    """Bytes of a row of the output that PyArrow encodes, vectors aside."""
+    normalized_arrow: int = 0
+    """Columns that PyArrow decodes and that are normalized."""
+    word_columns: int = 0
+    """Columns of text that are decoded as words and their places; not counted above."""
+    word_bytes: int = 0
+    """Bytes of a row of these, not compressed, in the row group where they are most."""
+    dictionary_bytes: int = 0
+    """Bytes of their words in a row group, which are held together."""
+    vectors: tuple[tuple[int, int], ...] = ()
+    """Of each column of vectors: numbers in a row, and bytes of a number in Parquet."""
+    vector_bytes: int = 0
+    """Decoded bytes of the vectors of a row."""
+    vector_output_bytes: int = 0
+    """Bytes of the vectors of a row of the output."""
+    text_bytes: int = 0
+    """Bytes of text of a row that PyArrow decodes as it stands; counted above, too."""
+    text_windows: tuple[int, ...] = ()
+    """Bytes of it in neighbouring rows, see `SourceFile`."""
+    text_page: int = 0
+    """Bytes of the longest page of it."""
+    kept_columns: int = 0
+    """Columns of numbers that the second pass needs as the first one decodes them."""
+    kept_bytes: int = 0
+    """Decoded bytes of these of a row."""
+
+    @property
+    def held_word_bytes(self) -> int:
+        """Bytes of a row of columns of text, decoded."""
+        return self.word_bytes + 5 * self.word_columns
+
+    @property
+    def has_page_files(self) -> bool:
+        """Whether pages are files of their own, for PyArrow."""
+        return self.nulls or self.number_dictionaries > 0
+
+    @property
+    def own_lookup_bytes(self) -> int:
+        """Bytes of the largest dictionary of numbers that PyArrow does not decode."""
+        return self.lookup_bytes if self.number_dictionaries else 0
+
+    def text_in(self, rows: int) -> int:
+        """Return the bytes of text in so many neighbouring rows, at most."""
+        return text_in(self.text_windows, rows) if self.text_windows else rows * self.text_bytes
+
+    def first_pass(self) -> Shape:
+        """Return what there is of it in the first pass, which reads what is normalized."""
+        return self._replace(
+            arrow_columns=self.normalized_arrow,
+            columns=self.columns - self.arrow_columns + self.normalized_arrow,
+            arrow_bytes=self.arrow_bytes - self.text_bytes if self.normalized_arrow else 0,
+            stream_bytes=self.stream_bytes if self.normalized_arrow else 0,
+            passed_bytes=0,
+            word_columns=0,
+            word_bytes=0,
+            dictionary_bytes=0,
+            vector_output_bytes=0,
+            text_bytes=0,
+            text_windows=(),
+            text_page=0,
+        )
 
 
 def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings) -> Shape:

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import pyarrow as pa
 
 from polar_etl.columns import Piece, pieces_of
-from polar_etl.pages.readers import NONE_AHEAD, Ahead
+from polar_etl.pages.ahead import NONE_AHEAD, Ahead
 
 
 class SourceFile(NamedTuple):

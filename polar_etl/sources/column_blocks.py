@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polar_etl.columns import Bitmap, Piece
-from polar_etl.pages.readers import MOSTLY
+from polar_etl.pages.ahead import MOSTLY
 from polar_etl.sources.single_chunks import Decoded
 
 Array = npt.NDArray[np.generic]

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 
 from polar_etl.columns import Piece, array_of, pieces_of, validity, word_type
 from polar_etl.errors import InputError, PolarEtlError, RunFailedError, describe
+from polar_etl.pages.ahead import NONE_AHEAD, Ahead
 from polar_etl.pages.headers import LongValueError, UnusualError
-from polar_etl.pages.readers import NONE_AHEAD, Ahead, ColumnReader, read_together
+from polar_etl.pages.readers import ColumnReader, read_together
 from polar_etl.sources.base import Cutter, Reading
 from polar_etl.sources.layout import Layout
 from polar_etl.sources.single_pages import SinglePages

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from polar_etl.columns import Piece, word_type
 from polar_etl.errors import InputError, describe
 from polar_etl.features import first_length, open_lists, require_lengths
-from polar_etl.pages.readers import NONE_AHEAD, Ahead
+from polar_etl.pages.ahead import NONE_AHEAD, Ahead
 from polar_etl.sources.base import Columns, Reading, SourceFile, Window
 from polar_etl.sources.decoding import FileColumns, ParquetFile, explained, for_arrow
 from polar_etl.sources.footers import UNLIMITED, Room, footer_of, inspect, texts_of

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polar_etl.pages.readers import Ahead
+from polar_etl.pages.ahead import Ahead
 from polar_etl.sources.base import Reading
 from polar_etl.sources.parquet import ParquetSource
 

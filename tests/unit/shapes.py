@@ -3,8 +3,7 @@
 import pyarrow as pa
 
 from polar_etl.api import Options
-from polar_etl.planning.plan import Shape
-from polar_etl.planning.shapes import shape_of
+from polar_etl.planning.shapes import Shape, shape_of
 from polar_etl.sources.base import SourceFile
 
 

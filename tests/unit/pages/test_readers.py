@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from polar_etl.columns import Piece, validity
 from polar_etl.errors import InputError
 from polar_etl.pages import readers, thrift
+from polar_etl.pages.ahead import Ahead
 from polar_etl.pages.headers import LongValueError, UnusualError, pages_of
-from polar_etl.pages.readers import Ahead, ColumnReader, is_usual, read_together
+from polar_etl.pages.readers import ColumnReader, is_usual, read_together
 from polar_etl.pages.values import Chunk, stored_dtype
 from polar_etl.planning.batches import last_end
 from polar_etl.sources.base import Reading

@@ -8,8 +8,10 @@ import pytest
 from polar_etl.encoding.slabs import slab_rows
 from polar_etl.errors import MemoryLimitError
 from polar_etl.memory import NEAR, parse_size
-from polar_etl.planning.plan import Plan, Shape, bill_of
+from polar_etl.planning.bill import bill_of
+from polar_etl.planning.plan import Plan
 from polar_etl.planning.planner import make_plan
+from polar_etl.planning.shapes import Shape
 from polar_etl.statistics.blocks import block_rows
 from tests.unit.shapes import shape
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polar_etl.pages.readers import Ahead
+from polar_etl.pages.ahead import Ahead
 from polar_etl.sources import page_batches
 from polar_etl.sources.footers import footer_of
 from polar_etl.sources.layout import layout_of
