@@ -36,12 +36,12 @@ _WAITING = "queues, locks"
 RULES = (
     ("imports", r"^importlib|^<frozen|^zipimport|:<module>:"),
     (_WAITING, r"^(threading|queue|concurrent|selectors|asyncio)\b"),
-    ("fsync", r"sync\(|^polar_etl\.storage\.durable:sync"),
+    ("fsync", r"sync\(|^polar_etl\.durable:sync"),
     ("hash", r"hash|digest|xxh|blake2"),
     (
         "write",
         r"_raw\.write|os\.p?writev?\(|\.write\(rest"
-        r"|^polar_etl\.(storage\.(durable|direct)|encoding\.contents):",
+        r"|^polar_etl\.(durable|storage\.direct|encoding\.contents):",
     ),
     ("manifest", r"^polar_etl\.storage\.(manifest|lock|workspace)|^sqlite3"),
     (

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polar_etl.durable import replacing, require_place, sweep
 from polar_etl.encoding.chunks import Placed, joined, placed, row_group
 from polar_etl.encoding.page_buffers import Bools, Filled, PagedColumns, Values
 from polar_etl.encoding.part_format import PartFormat
@@ -23,7 +24,6 @@ from polar_etl.pages.thrift import MAGIC, footer_end
 from polar_etl.passes.tasks import groups_of
 from polar_etl.planning.plan import Together
 from polar_etl.stop import Stop
-from polar_etl.storage.durable import replacing, require_place, sweep
 
 DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64")
 _GROUP_ROWS = 1 << 20

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from polar_etl import pipeline
+from polar_etl.durable import is_regular
 from polar_etl.errors import InputError, StateMismatchError, describe
 from polar_etl.passes.tasks import output_schema, passed_through
 from polar_etl.passes.writing import damage_of
@@ -20,7 +21,6 @@ from polar_etl.sources.base import Reading
 from polar_etl.sources.parquet import ParquetSource
 from polar_etl.statistics.moments import Moments
 from polar_etl.statistics.scaler import Scaler
-from polar_etl.storage.durable import is_regular
 from polar_etl.storage.manifest import Manifest
 from polar_etl.storage.parts import part_index
 from polar_etl.storage.workspace import Workspace

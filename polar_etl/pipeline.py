@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from polar_etl.columns import by_column, listed
+from polar_etl.durable import is_regular, write_atomically
 from polar_etl.errors import (
     InputError,
     RunFailedError,
@@ -35,10 +36,10 @@ from polar_etl.planning.shapes import part_rows, shape_of
 from polar_etl.sources.base import Source
 from polar_etl.statistics.blocks import block_rows
 from polar_etl.statistics.moments import Moments, merge_all
-from polar_etl.statistics.scaler import Scaler, library_versions
+from polar_etl.statistics.scaler import Scaler
+from polar_etl.statistics.scaler_file import library_versions
 from polar_etl.stop import Stop
 from polar_etl.storage.changes import file_difference, refuse_changes
-from polar_etl.storage.durable import is_regular, write_atomically
 from polar_etl.storage.manifest import Manifest
 from polar_etl.storage.parts import MOST_PARTS
 from polar_etl.storage.workspace import Workspace

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from polar_etl.durable import make_directory
 from polar_etl.errors import UsageError
 from polar_etl.executors.local import Item, Result, in_step, ordered_map, worker_threads
 from polar_etl.features import Features
@@ -24,7 +25,6 @@ from polar_etl.sources.streams import StreamSource
 from polar_etl.statistics.moments import Moments
 from polar_etl.statistics.scaler import Scaler
 from polar_etl.storage.direct import Staging
-from polar_etl.storage.durable import make_directory
 from polar_etl.storage.parts import Receipt
 from polar_etl.storage.workspace import Workspace
 

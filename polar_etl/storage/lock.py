@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from polar_etl.durable import is_regular
 from polar_etl.errors import OutputLockedError, StateMismatchError, describe
-from polar_etl.storage.durable import is_regular
 
 _REFUSAL = (
     "The output is being written by another run: {}. "

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from polar_etl.durable import is_regular, replacing
 from polar_etl.errors import StateMismatchError, describe
 from polar_etl.events import PassName
 from polar_etl.statistics.moments import Moments
-from polar_etl.storage.durable import is_regular, replacing
 from polar_etl.storage.parts import Receipt, is_part_name
 
 FORMAT = "polar-etl manifest 2"

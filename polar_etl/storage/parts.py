@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import xxhash
 
+from polar_etl.durable import create_temporary, sync_directory
 from polar_etl.encoding.chunks import Encoded, Placed, placed, row_group
 from polar_etl.encoding.contents import Content
 from polar_etl.encoding.part_format import PartFormat
 from polar_etl.pages.thrift import MAGIC
 from polar_etl.storage.direct import DirectFile, Staging
-from polar_etl.storage.durable import create_temporary, sync_directory
 
 _NAME = re.compile(r"part-\d{5,9}\.parquet")
 MOST_PARTS = 100_000

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from polar_etl.durable import is_temporary, make_directory, sweep, sync_directory
 from polar_etl.errors import RunFailedError, StateMismatchError, UsageError, describe
-from polar_etl.storage.durable import is_temporary, make_directory, sweep, sync_directory
 from polar_etl.storage.lock import OutputLock, directory_lock
 from polar_etl.storage.manifest import COMPANIONS
 from polar_etl.storage.parts import is_part_name

@@ -52,7 +52,7 @@ def fit(
     with session(json, quiet, log_level, log_format) as output:
         from polar_etl import pipeline
         from polar_etl.api import prepare
-        from polar_etl.storage.durable import require_place, sweep
+        from polar_etl.durable import require_place, sweep
 
         options = options_of(
             columns=columns,
@@ -107,7 +107,7 @@ def _refuse_foreign_target(path: Path) -> None:
     Raises:
         UsageError: Something else than a scaler stands at `path`, or its directory is missing.
     """
-    from polar_etl.statistics.scaler import is_scaler_file
+    from polar_etl.statistics.scaler_file import is_scaler_file
 
     if not path.parent.is_dir():
         raise UsageError(

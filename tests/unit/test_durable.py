@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from polar_etl.storage.durable import make_directory, sync_directory, sync_file, write_atomically
+from polar_etl.durable import make_directory, sync_directory, sync_file, write_atomically
 
 
 def test_writing_creates_and_replaces(tmp_path):
