@@ -8,7 +8,7 @@ from math import ceil, gcd
 from polar_etl.pages.ahead import MOSTLY
 from polar_etl.planning.plan import MIB, Plan
 from polar_etl.planning.shapes import TEXT_COPIES, Shape
-from polar_etl.sources.decoding import columns_at_a_time
+from polar_etl.sources.by_arrow import columns_at_a_time
 
 _DECODER = 110_000
 """Bytes of buffers and zstd state for one column that PyArrow decodes (measured: 0.1 MB)."""

@@ -19,8 +19,9 @@ from polar_etl.memory import format_size
 from polar_etl.pages.headers import pages_of
 from polar_etl.pages.readers import is_usual
 from polar_etl.sources.base import SourceFile
+from polar_etl.sources.by_arrow import STREAM_BUFFER, for_arrow
 from polar_etl.sources.chunk_table import chunk_table, schema_alone
-from polar_etl.sources.decoding import STREAM_BUFFER, explained, for_arrow
+from polar_etl.sources.explained import explained
 from polar_etl.sources.layout import Layout, laid_out, layout_of
 from polar_etl.sources.samples import (
     PageSizes,

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polar_etl.pages.thrift import fields_of, number
-from polar_etl.sources.chunk_table import PHYSICAL, ChunkTable
+from polar_etl.sources.chunk_table import ChunkTable
+from polar_etl.sources.footer_schema import PHYSICAL
 from polar_etl.sources.layout import Layout
 
 _COLUMNS_SAMPLED = 32
