@@ -46,7 +46,7 @@ RULES = (
     ("manifest", r"^polar_etl\.storage\.(manifest|lock|workspace)|^sqlite3"),
     (
         "footers, plan",
-        r"^polar_etl\.(planning|pipeline:plan)|footer|thrift|metadata|reader\.open\(",
+        r"^polar_etl\.(planning|pipeline:plan)|footer(?!s\.alike)|thrift|metadata|reader\.open\(",
     ),
     ("keep", r"^polar_etl\.passes\.kept:"),
     ("moments", r"^polar_etl\.(statistics\.(blocks|sums|moments|double)|passes\.fitting)"),
@@ -55,7 +55,7 @@ RULES = (
         "encode",
         r"^polar_etl\.(encoding|storage\.parts|passes\.writing)|:(_?write|_?encode)",
     ),
-    ("decode", r"^polar_etl\.(sources|pages)\b"),
+    ("decode", r"^polar_etl\.(sources|short_chunks|pages)\b"),
 )
 """What a stack is counted as: the first rule that matches its innermost frame, else that of the
 next one outwards, and so on. A frame reads `module:function: line of code`."""

@@ -23,7 +23,7 @@ from polar_etl.planning.planner import make_plan
 from polar_etl.planning.selection import select
 from polar_etl.planning.settings import Limits, Settings
 from polar_etl.sources.discovery import find_files
-from polar_etl.sources.footers import Room
+from polar_etl.sources.first_look import Room
 from polar_etl.sources.parquet import ParquetSource
 from polar_etl.sources.streams import StreamSource
 from polar_etl.statistics.scaler import Scaler

@@ -10,10 +10,10 @@ import pyarrow as pa
 from polar_etl.columns import asked_once, by_column, listed
 from polar_etl.encoding.slabs import slab_rows
 from polar_etl.features import Features, value_type
+from polar_etl.footers.texts import Windows, beside, text_in
 from polar_etl.planning.settings import Settings
 from polar_etl.sources.base import SourceFile
 from polar_etl.sources.schemas import has_variable_width, leaves, width
-from polar_etl.sources.texts import Windows, beside, text_in
 from polar_etl.statistics.scaler import output_type
 
 _LONG_TEXT = 32

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polar_etl.footers.layout import Layout
 from polar_etl.sources.base import Reading
-from polar_etl.sources.layout import Layout
 
 STREAM_BUFFER = 1 << 16
 """Bytes of a file that are read at a time where columns are not read whole."""

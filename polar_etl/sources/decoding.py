@@ -17,10 +17,10 @@ from polar_etl.errors import describe
 from polar_etl.pages.ahead import NONE_AHEAD, Ahead
 from polar_etl.pages.headers import UnusualError
 from polar_etl.pages.readers import ColumnReader, read_together
+from polar_etl.short_chunks.single_pages import SinglePages
 from polar_etl.sources.base import Cutter, Reading
 from polar_etl.sources.by_arrow import ArrowColumns, ParquetFile
 from polar_etl.sources.explained import explained
-from polar_etl.sources.single_pages import SinglePages
 
 
 class FileColumns:

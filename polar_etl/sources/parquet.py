@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 from polar_etl.columns import Piece, word_type
 from polar_etl.errors import InputError, describe
 from polar_etl.features import first_length, open_lists, require_lengths
+from polar_etl.footers.layout import Layout, layout_of
 from polar_etl.pages.ahead import NONE_AHEAD, Ahead
 from polar_etl.sources.base import Columns, Reading, SourceFile, Window
 from polar_etl.sources.by_arrow import ParquetFile, for_arrow
 from polar_etl.sources.decoding import FileColumns
 from polar_etl.sources.explained import explained
-from polar_etl.sources.footers import UNLIMITED, Room, footer_of, inspect, texts_of
-from polar_etl.sources.layout import Layout, layout_of
+from polar_etl.sources.first_look import UNLIMITED, Room, footer_of, inspect, texts_of
 from polar_etl.sources.schemas import difference, leaf_ranges
 
 _ROWS_LOOKED_AT = 256

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
+from polar_etl.footers.layout import Layout, layout_of
 from polar_etl.pages.values import Chunk
-from polar_etl.sources.layout import Layout, layout_of
 
 KINDS = [
     *(pa.int8(), pa.int16(), pa.int32(), pa.int64()),

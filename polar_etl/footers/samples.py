@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polar_etl.footers.chunk_table import ChunkTable
+from polar_etl.footers.layout import Layout
+from polar_etl.footers.schema import PHYSICAL
 from polar_etl.pages.thrift import fields_of, number
-from polar_etl.sources.chunk_table import ChunkTable
-from polar_etl.sources.footer_schema import PHYSICAL
-from polar_etl.sources.layout import Layout
 
 _COLUMNS_SAMPLED = 32
 _SAMPLED_AT_A_TIME = 4

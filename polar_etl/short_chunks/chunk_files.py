@@ -15,8 +15,8 @@ from polar_etl.columns import Piece
 from polar_etl.pages.files import ROOM_BEFORE, There, decoded_there, numbers_in, room_behind
 from polar_etl.pages.headers import DATA, DICTIONARY, PLACES, PLAIN, UnusualError, plain_header
 from polar_etl.pages.values import PLACE, largest_page
-from polar_etl.sources.single_chunks import Chunks, Decoded, Segment, decompressed
-from polar_etl.sources.usual_headers import Headers, headers_at
+from polar_etl.short_chunks.single_chunks import Chunks, Decoded, Segment, decompressed
+from polar_etl.short_chunks.usual_headers import Headers, headers_at
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polar_etl.sources.footers import inspect
-from polar_etl.sources.texts import beside, text_in
+from polar_etl.footers.texts import beside, text_in
+from polar_etl.sources.first_look import inspect
 
 ROWS = 20_000
 PAGE = 1 << 15

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from polar_etl.columns import Bitmap, Piece
 from polar_etl.pages.ahead import MOSTLY
-from polar_etl.sources.single_chunks import Decoded
+from polar_etl.short_chunks.single_chunks import Decoded
 
 Array = npt.NDArray[np.generic]
 Bools = npt.NDArray[np.bool_]

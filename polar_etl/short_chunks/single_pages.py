@@ -16,16 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from polar_etl.columns import Piece
+from polar_etl.footers.chunk_table import CODECS, ZSTD
+from polar_etl.footers.layout import Layout
 from polar_etl.pages.ahead import NONE_AHEAD, Ahead
 from polar_etl.pages.files import ROOM_BEFORE, RunKind, room_behind
 from polar_etl.pages.headers import HEADER, UnusualError, header_of
 from polar_etl.scratch import scratch
-from polar_etl.sources.chunk_files import decode_by_arrow
-from polar_etl.sources.chunk_table import CODECS, ZSTD
-from polar_etl.sources.column_blocks import Block, blocks_of, in_pieces, joined
-from polar_etl.sources.layout import Layout
-from polar_etl.sources.page_batches import decode
-from polar_etl.sources.single_chunks import Chunks, Kind
+from polar_etl.short_chunks.chunk_files import decode_by_arrow
+from polar_etl.short_chunks.column_blocks import Block, blocks_of, in_pieces, joined
+from polar_etl.short_chunks.page_batches import decode
+from polar_etl.short_chunks.single_chunks import Chunks, Kind
 
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]

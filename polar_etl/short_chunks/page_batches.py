@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from polar_etl.columns import put_where
+from polar_etl.footers.alike import fit, gathered, must_be_same, values_of
 from polar_etl.pages.files import PageRun, decoded_runs
 from polar_etl.pages.headers import PageHeader, UnusualError, header_of
 from polar_etl.pages.levels import equal_levels, split, valid_in_each
 from polar_etl.pages.thrift import fields_of
 from polar_etl.pages.values import is_intact, largest_page
-from polar_etl.sources.alike import fit, gathered, must_be_same, values_of
-from polar_etl.sources.single_chunks import Chunks, Decoded, bytes_of, decompressed
+from polar_etl.short_chunks.single_chunks import Chunks, Decoded, bytes_of, decompressed
 
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polar_etl.footers.layout import layout_of
 from polar_etl.pages.ahead import Ahead
-from polar_etl.sources import page_batches
-from polar_etl.sources.footers import footer_of
-from polar_etl.sources.layout import layout_of
-from polar_etl.sources.single_pages import SinglePages
+from polar_etl.short_chunks import page_batches
+from polar_etl.short_chunks.single_pages import SinglePages
+from polar_etl.sources.first_look import footer_of
 
 WRITTEN = [
     {"compression": codec, "use_dictionary": dictionaries}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polar_etl.pages.headers import DATA, DICTIONARY, header_of, plain_header
-from polar_etl.sources.usual_headers import LONGEST, headers_at
+from polar_etl.short_chunks.usual_headers import LONGEST, headers_at
 from tests.unit.plain import chunks
 
 NUMBERS = st.integers(0, (1 << 31) - 1)

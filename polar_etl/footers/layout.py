@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from polar_etl.columns import listed
+from polar_etl.footers.chunk_table import CODECS, WORDS, ChunkTable, chunk_table
+from polar_etl.footers.schema import PHYSICAL
 from polar_etl.pages.headers import pages_of
 from polar_etl.pages.values import Chunk, stored_dtype
-from polar_etl.sources.chunk_table import CODECS, WORDS, ChunkTable, chunk_table
-from polar_etl.sources.footer_schema import PHYSICAL
 
 Ints = npt.NDArray[np.int64]
 

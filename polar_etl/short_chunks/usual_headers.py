@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from polar_etl.footers.alike import gathered
 from polar_etl.pages import thrift
 from polar_etl.pages.headers import STRUCTS
 from polar_etl.pages.thrift import STRUCT
-from polar_etl.sources.alike import gathered
 
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polar_etl.columns import is_valid
+from polar_etl.footers.layout import Layout
 from polar_etl.pages.headers import pages_of
-from polar_etl.sources.layout import Layout
 
 _PLAIN, _PLACES, _PLAIN_LENGTHS = 0, (2, 8), 6
 """Encodings: as it stands; places in a dictionary; as it stands, behind all lengths."""

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from polar_etl.footers.alike import alike, signed_of
+from polar_etl.footers.schema import PHYSICAL, FooterColumn, columns_at
 from polar_etl.pages.headers import NUMBER, STATISTICS
 from polar_etl.pages.thrift import (
     MAGIC,
@@ -31,8 +33,6 @@ from polar_etl.pages.thrift import (
     number,
     signed,
 )
-from polar_etl.sources.alike import alike, signed_of
-from polar_etl.sources.footer_schema import PHYSICAL, FooterColumn, columns_at
 
 Ints = npt.NDArray[np.int64]
 

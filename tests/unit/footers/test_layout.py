@@ -13,10 +13,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from polar_etl.footers import chunk_table as chunk_table_module
+from polar_etl.footers.chunk_table import chunk_table, schema_alone
+from polar_etl.footers.layout import Layout, layout_of
 from polar_etl.pages import thrift
-from polar_etl.sources import chunk_table as chunk_table_module
-from polar_etl.sources.chunk_table import chunk_table, schema_alone
-from polar_etl.sources.layout import Layout, layout_of
 from tests.support.tables import mixed
 from tests.unit.plain import by_polars, by_pyarrow, footer_of, layout, polars_files, pyarrow_files
 
@@ -375,7 +375,7 @@ def test_an_encrypted_file_of_another_writer(test_data):
     content = path.read_bytes()
     code = (
         "import sys, io, pyarrow.parquet as pq\n"
-        "from polar_etl.sources.layout import layout_of\n"
+        "from polar_etl.footers.layout import layout_of\n"
         "content = open(sys.argv[1], 'rb').read()\n"
         "footer = content[-8 - int.from_bytes(content[-8:-4], 'little'):]\n"
         "schema = pq.read_schema(io.BytesIO(content))\n"

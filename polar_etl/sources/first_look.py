@@ -15,15 +15,9 @@ import pyarrow.parquet as pq
 
 from polar_etl.columns import asked_once, by_column, listed, word_type
 from polar_etl.errors import InputError, MemoryLimitError, describe
-from polar_etl.memory import format_size
-from polar_etl.pages.headers import pages_of
-from polar_etl.pages.readers import is_usual
-from polar_etl.sources.base import SourceFile
-from polar_etl.sources.by_arrow import STREAM_BUFFER, for_arrow
-from polar_etl.sources.chunk_table import chunk_table, schema_alone
-from polar_etl.sources.explained import explained
-from polar_etl.sources.layout import Layout, laid_out, layout_of
-from polar_etl.sources.samples import (
+from polar_etl.footers.chunk_table import chunk_table, schema_alone
+from polar_etl.footers.layout import Layout, laid_out, layout_of
+from polar_etl.footers.samples import (
     PageSizes,
     every,
     number_dictionaries,
@@ -31,8 +25,14 @@ from polar_etl.sources.samples import (
     sizes_by_arrow,
     word_dictionaries,
 )
+from polar_etl.footers.texts import Texts, texts_in
+from polar_etl.memory import format_size
+from polar_etl.pages.headers import pages_of
+from polar_etl.pages.readers import is_usual
+from polar_etl.sources.base import SourceFile
+from polar_etl.sources.by_arrow import STREAM_BUFFER, for_arrow
+from polar_etl.sources.explained import explained
 from polar_etl.sources.schemas import checked_schema, has_variable_width, leaf_ranges, leaves
-from polar_etl.sources.texts import Texts, texts_in
 
 _HOPELESS = 3
 """Limits up to so many times what the process has before a run are too small for any plan."""
