@@ -84,6 +84,8 @@ def make_plan(
     smallest = fastest = None
     enough = inf
     forks = processes and shape.rows * shape.row_bytes >= _WORTH_FORKING
+    if not 0 < shape.rows * shape.kept_bytes <= min(spare, limit - base):
+        spare = 0  # whatever the plan, so none is looked for
     for time, way in _ways(shape, slab, threads, forks=forks):
         if time > enough:
             break
