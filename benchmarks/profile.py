@@ -46,7 +46,8 @@ RULES = (
     ("manifest", r"^polar_etl\.storage\.(manifest|lock|workspace)|^sqlite3"),
     (
         "footers, plan",
-        r"^polar_etl\.(planning|pipeline:plan)|footer(?!s\.alike)|thrift|metadata|reader\.open\(",
+        r"^polar_etl\.(planning|footers\.(?!alike)|sources\.first_look|pipeline:plan)"
+        r"|metadata|reader\.open\(",
     ),
     ("keep", r"^polar_etl\.passes\.kept:"),
     ("moments", r"^polar_etl\.(statistics\.(blocks|sums|moments|double)|passes\.fitting)"),
