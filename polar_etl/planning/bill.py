@@ -106,7 +106,8 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
     side_by_side = max(staged - staged_bytes(1), 0)  # the runtime has what one part takes
     needed = sum(worked) + side_by_side
     lingering = int(_LINGERING * needed) + held_bytes(first, plan.batch_rest)
-    footers = shape.footer_chunks * (_FOOTER_CHUNK if shape.arrow_columns else _LAYOUT_CHUNK)
+    footers = max(shape.held_chunks, shape.footer_chunks) * _LAYOUT_CHUNK
+    footers += shape.footer_chunks * (_FOOTER_CHUNK - _LAYOUT_CHUNK) * bool(shape.arrow_columns)
     by_arrow = _PAGE_FILES * shape.has_page_files
     forked = base - _FORKED + footers + statistics + staged  # which counts wherever it is seen
     described = at_a_time * ceil(min(plan.part_rows, rows) / plan.slab_rows)

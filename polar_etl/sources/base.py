@@ -11,6 +11,9 @@ import pyarrow as pa
 from polar_etl.columns import Piece, pieces_of
 from polar_etl.pages.ahead import NONE_AHEAD, Ahead
 
+_FILE_AS_CHUNKS = 16
+"""What is held of a file besides its chunks, in chunks (measured: 13)."""
+
 
 class SourceFile(NamedTuple):
     """One file of a source, as its footer describes it."""
@@ -54,6 +57,25 @@ class SourceFile(NamedTuple):
     def rows(self) -> int:
         """Rows of the file."""
         return sum(self.group_rows)
+
+    @property
+    def held_chunks(self) -> int:
+        """How many column chunks take as much memory as it takes to hold where its chunks stand."""
+        return self.chunks + _FILE_AS_CHUNKS
+
+
+MOST_HELD = 1 << 15
+"""Chunks of all files up to which it is held where they stand."""
+
+
+def held_chunks(files: Iterable[SourceFile]) -> int:
+    """Return for how many column chunks it is held where they stand, 0 if there are too many.
+
+    Otherwise a footer is parsed again for each share of columns that is read of its file, which
+    takes as long as decoding some thousand rows.
+    """
+    many = sum(file.held_chunks for file in files)
+    return many if many <= MOST_HELD else 0
 
 
 class Reading(NamedTuple):

@@ -21,7 +21,7 @@ from polar_etl.errors import InputError, describe
 from polar_etl.features import first_length, open_lists, require_lengths
 from polar_etl.footers.layout import Layout, layout_of
 from polar_etl.pages.ahead import NONE_AHEAD, Ahead
-from polar_etl.sources.base import Columns, Reading, SourceFile, Window
+from polar_etl.sources.base import MOST_HELD, Columns, Reading, SourceFile, Window, held_chunks
 from polar_etl.sources.by_arrow import ParquetFile, for_arrow
 from polar_etl.sources.decoding import FileColumns
 from polar_etl.sources.explained import explained
@@ -42,7 +42,7 @@ class ParquetSource:
     _opened: dict[int, ParquetFile] = field(default_factory=dict, repr=False)
     """The files that were looked at last."""
     _layouts: dict[int, Layout | None] = field(default_factory=dict, repr=False)
-    """That of the first file, until it is opened."""
+    """Those of all files where they are few, else that of the first, until it is opened."""
     _lock: Lock = field(default_factory=Lock, repr=False)
 
     @classmethod
@@ -57,9 +57,9 @@ class ParquetSource:
             MemoryLimitError: There is not enough room.
             InputError: A file is missing, is no Parquet, or its schema differs from the first's.
         """
-        found, schema = [], None
+        found, schema, held = [], None, 0
         layouts: dict[int, Layout | None] = {}
-        for path in paths:
+        for index, path in enumerate(paths):
             file, own, layout = inspect(path, room)
             if schema is None:
                 schema = own
@@ -71,7 +71,11 @@ class ParquetSource:
             else:
                 schema = _nullable_where_either_is(schema, own)
             found.append(file)
-            layouts = layouts or {0: layout}
+            held += file.held_chunks
+            if index == 0 or held <= MOST_HELD:
+                layouts[index] = layout
+        if held > MOST_HELD:
+            layouts = {0: layouts[0]}
         if schema is None:
             raise InputError("There is no Parquet file to read.")
         return cls(schema, tuple(found), _layouts=layouts)
@@ -134,7 +138,7 @@ class ParquetSource:
         path = self.files[index].path
         footer = cache(partial(_metadata_of, path))
         if index in self._layouts:
-            layout = self._layouts.pop(index)
+            layout = self._layouts[index] if self._holds_all else self._layouts.pop(index)
         else:
             with explained(path), open(path, "rb") as raw:
                 layout = layout_of(footer_of(raw), self.schema)
@@ -163,6 +167,10 @@ class ParquetSource:
                 f"{describe(found.path)} has changed while it was being read. "
                 "Run again with --overwrite when nothing writes to it any more."
             )
+
+    @cached_property
+    def _holds_all(self) -> bool:
+        return held_chunks(self.files) > 0
 
     @cached_property
     def _leaf_ranges(self) -> tuple[range, ...]:

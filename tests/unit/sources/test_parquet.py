@@ -12,6 +12,7 @@ import pytest
 from polar_etl.columns import fill, validity
 from polar_etl.errors import InputError
 from polar_etl.pages.thrift import as_number
+from polar_etl.sources import base, parquet
 from polar_etl.sources.base import Reading
 from polar_etl.sources.parquet import ParquetSource
 
@@ -92,7 +93,13 @@ def test_columns_may_be_asked_for_in_any_order(path):
 
 @pytest.mark.parametrize("lengths", [[3000], [1], [999, 1, 1, 998, 1001], [1500, 1500], [17, 983]])
 @pytest.mark.parametrize("how", [WAYS[0], WAYS[5]], ids=str)
-def test_rows_of_several_files_come_as_if_they_were_one(path, tmp_path, how, lengths):
+@pytest.mark.parametrize("held", [True, False])
+def test_rows_of_several_files_come_as_if_they_were_one(
+    path, tmp_path, monkeypatch, how, lengths, held
+):
+    if not held:  # of so many chunks that it is looked up anew where they stand
+        for module in (base, parquet):
+            monkeypatch.setattr(module, "MOST_HELD", 1)
     other = tmp_path / "other.parquet"
     pq.write_table(table().take(pa.array(range(ROWS))[::-1]), other, use_dictionary=False)
     empty = tmp_path / "empty.parquet"
