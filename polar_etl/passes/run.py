@@ -131,8 +131,14 @@ class Run:
         self.staging.close()
 
     def portions(self, features: Features) -> list[Portion]:
-        """Return which process has which columns in the first pass."""
-        return cut(self._work_on(features.columns), self._team)
+        """Return which process has which columns in the first pass.
+
+        One portion for each thread takes least time, as sums are set up for each of them; with
+        several, threads end at one time where some kinds of columns take longer than others.
+        """
+        alike = len({self.source.schema.field(name).type for name in features.columns}) == 1
+        team = self._team._replace(shares=self.plan.threads) if alike else self._team
+        return cut(self._work_on(features.columns), team)
 
     def _portions_again(self, features: Features, names: Sequence[str]) -> list[Portion]:
         """Return which process has which columns in the second pass: those it has kept, mostly."""

@@ -13,16 +13,20 @@ SCHEMA = pa.schema([(f"c{i}", pa.float32()) for i in range(4)])
 FEATURES = Features(tuple(SCHEMA.names))
 
 
-def run_of(opened: list[TableColumns], fails_at: int = -1, processes: int = 1) -> Run:
+def run_of(
+    opened: list[TableColumns], fails_at: int = -1, processes: int = 1, schema: pa.Schema = SCHEMA
+) -> Run:
     def columns(names, first, stop, how):
         if len(opened) == fails_at:
             raise OSError("no luck")
-        opened.append(TableColumns(SCHEMA.empty_table().select(names)))
+        opened.append(TableColumns(schema.empty_table().select(names)))
         return opened[-1]
 
     return Run(
-        source=SimpleNamespace(schema=SCHEMA, columns=columns, files=[SimpleNamespace(rows=0)]),
-        plan=SimpleNamespace(shares=4, processes=processes, reading=None, keeps=False),
+        source=SimpleNamespace(schema=schema, columns=columns, files=[SimpleNamespace(rows=0)]),
+        plan=SimpleNamespace(
+            shares=4, processes=processes, threads=processes, reading=None, keeps=False
+        ),
         sampler=None,
         stop=None,
         listen=None,
@@ -52,3 +56,13 @@ def test_every_share_has_a_lane_that_tells_its_process(processes):
         assert [share.lane % processes for share in shares] == [
             some.process for some in run.portions(FEATURES)
         ]
+
+
+@pytest.mark.parametrize(("last", "expected"), [(pa.float32(), 2), (pa.int32(), 4)])
+def test_columns_of_one_kind_are_observed_in_a_portion_for_each_thread(last, expected):
+    schema = SCHEMA.set(3, pa.field("c3", last))
+    portions = run_of([], processes=2, schema=schema).portions(FEATURES)
+
+    assert len(portions) == expected
+    assert {some.process for some in portions} == {0, 1}
+    assert [name for some in portions for name in some.names] == list(FEATURES.columns)
