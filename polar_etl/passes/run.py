@@ -136,7 +136,7 @@ class Run:
         One portion for each thread takes least time, as sums are set up for each of them; with
         several, threads end at one time where some kinds of columns take longer than others.
         """
-        alike = len({self.source.schema.field(name).type for name in features.columns}) == 1
+        alike = len({self._kinds[name] for name in features.columns}) == 1
         team = self._team._replace(shares=self.plan.threads) if alike else self._team
         return cut(self._work_on(features.columns), team)
 
@@ -196,6 +196,11 @@ class Run:
         others = [name for name in names if name not in kept]
         read = self.source.columns(others, first, stop, self.plan.reading)
         return KeptColumns(read, self._kept, frozenset(kept))
+
+    @cached_property
+    def _kinds(self) -> dict[str, str]:
+        """The type of each column, as text."""
+        return by_column(str, self.source.schema)
 
     @property
     def _team(self) -> Team:
