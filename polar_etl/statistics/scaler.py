@@ -30,8 +30,6 @@ from polar_etl.statistics.standardize import InfPolicy, Standardizer
 if TYPE_CHECKING:
     import polars as pl
 
-_COUNTS = ("count", "null_count", "nan_count", "inf_count")
-
 
 @dataclass(frozen=True, eq=False)
 class Scaler:
@@ -85,7 +83,7 @@ class Scaler:
             "min": np.where(some, moments.min, np.nan),
             "max": np.where(some, moments.max, np.nan),
         }
-        counts = {name: getattr(moments, name) for name in _COUNTS}
+        counts = {name: getattr(moments, name) for name in scaler_file.COUNTS}
         return pl.DataFrame(
             {
                 "column": pl.Series(self.features.labels(), dtype=pl.String),

@@ -21,7 +21,9 @@ from polar_etl.statistics.moments import Moments
 from polar_etl.statistics.standardize import InfPolicy
 
 FORMAT = "polar-etl scaler 1"
-_INTS = ("count", "null_count", "nan_count", "inf_count", "exponent")
+COUNTS = ("count", "null_count", "nan_count", "inf_count")
+"""Fields of `Moments` that count values."""
+_INTS = (*COUNTS, "exponent")
 _PARSED = 32
 """Bytes that a byte of JSON may take when it is parsed (lists of empty lists take 22)."""
 _FLOATS = ("min", "max", "sum", "sum_low", "m2", "m2_low")
@@ -37,11 +39,6 @@ class Fields(NamedTuple):
     inf: InfPolicy
     dtype: str | None
     vectors: Mapping[str, int]
-
-    @property
-    def features(self) -> Features:
-        """What a row of the table is about."""
-        return Features(self.columns, self.vectors)
 
 
 def library_versions() -> Mapping[str, str]:
@@ -63,7 +60,7 @@ def as_text(fields: Fields) -> str:
     Statistics are stored by column. `mean` and `std` are there for the reader's eye: what counts
     are the moments, each a shortest decimal that parses to the same double.
     """
-    moments, features = fields.moments, fields.features
+    moments, features = fields.moments, Features(fields.columns, fields.vectors)
     some = moments.count > 0
     readable = {"mean": moments.mean(), "std": moments.std(fields.ddof)}
     table = {
@@ -134,7 +131,7 @@ def _checked(fields: Any) -> Fields:
         raise ValueError("its columns are not of one length")
     if not all(isinstance(name, str) for name in (*table["column"], *table["dtype"])):
         raise ValueError("its column names and types are not text")
-    if any((ints[name] < 0).any() for name in _INTS if name != "exponent"):
+    if any((ints[name] < 0).any() for name in COUNTS):
         raise ValueError("it holds a negative count")
     some = ints["count"] > 0
     if not all(np.isfinite(values[some]).all() for values in floats.values()):
