@@ -64,8 +64,12 @@ class SourceFile(NamedTuple):
         return self.chunks + _FILE_AS_CHUNKS
 
 
-MOST_HELD = 1 << 15
-"""Chunks of all files up to which it is held where they stand."""
+_MOST_HELD = 1 << 15
+
+
+def may_be_held(chunks: int) -> bool:
+    """Tell whether it may be held where so many column chunks, those of all files, stand."""
+    return chunks <= _MOST_HELD
 
 
 def held_chunks(files: Iterable[SourceFile]) -> int:
@@ -75,7 +79,7 @@ def held_chunks(files: Iterable[SourceFile]) -> int:
     takes as long as decoding some thousand rows.
     """
     many = sum(file.held_chunks for file in files)
-    return many if many <= MOST_HELD else 0
+    return many if may_be_held(many) else 0
 
 
 class Reading(NamedTuple):

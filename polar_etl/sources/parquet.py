@@ -21,7 +21,7 @@ from polar_etl.errors import InputError, describe
 from polar_etl.features import first_length, open_lists, require_lengths
 from polar_etl.footers.layout import Layout, layout_of
 from polar_etl.pages.ahead import NONE_AHEAD, Ahead
-from polar_etl.sources.base import MOST_HELD, Columns, Reading, SourceFile, Window, held_chunks
+from polar_etl.sources.base import Columns, Reading, SourceFile, Window, may_be_held
 from polar_etl.sources.by_arrow import ParquetFile, for_arrow
 from polar_etl.sources.decoding import FileColumns
 from polar_etl.sources.explained import explained
@@ -72,9 +72,9 @@ class ParquetSource:
                 schema = _nullable_where_either_is(schema, own)
             found.append(file)
             held += file.held_chunks
-            if index == 0 or held <= MOST_HELD:
+            if index == 0 or may_be_held(held):
                 layouts[index] = layout
-        if held > MOST_HELD:
+        if not may_be_held(held):
             layouts = {0: layouts[0]}
         if schema is None:
             raise InputError("There is no Parquet file to read.")
@@ -138,7 +138,8 @@ class ParquetSource:
         path = self.files[index].path
         footer = cache(partial(_metadata_of, path))
         if index in self._layouts:
-            layout = self._layouts[index] if self._holds_all else self._layouts.pop(index)
+            are_all = len(self._layouts) == len(self.files)
+            layout = self._layouts[index] if are_all else self._layouts.pop(index)
         else:
             with explained(path), open(path, "rb") as raw:
                 layout = layout_of(footer_of(raw), self.schema)
@@ -167,10 +168,6 @@ class ParquetSource:
                 f"{describe(found.path)} has changed while it was being read. "
                 "Run again with --overwrite when nothing writes to it any more."
             )
-
-    @cached_property
-    def _holds_all(self) -> bool:
-        return held_chunks(self.files) > 0
 
     @cached_property
     def _leaf_ranges(self) -> tuple[range, ...]:

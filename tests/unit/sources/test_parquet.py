@@ -12,7 +12,7 @@ import pytest
 from polar_etl.columns import fill, validity
 from polar_etl.errors import InputError
 from polar_etl.pages.thrift import as_number
-from polar_etl.sources import base, parquet
+from polar_etl.sources import base
 from polar_etl.sources.base import Reading
 from polar_etl.sources.parquet import ParquetSource
 
@@ -98,8 +98,7 @@ def test_rows_of_several_files_come_as_if_they_were_one(
     path, tmp_path, monkeypatch, how, lengths, held
 ):
     if not held:  # of so many chunks that it is looked up anew where they stand
-        for module in (base, parquet):
-            monkeypatch.setattr(module, "MOST_HELD", 1)
+        monkeypatch.setattr(base, "_MOST_HELD", 1)
     other = tmp_path / "other.parquet"
     pq.write_table(table().take(pa.array(range(ROWS))[::-1]), other, use_dictionary=False)
     empty = tmp_path / "empty.parquet"
