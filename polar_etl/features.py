@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -168,6 +169,17 @@ class Features:
             stop = start + self.vectors.get(name, 1)
             yield name, slice(start, stop)
             start = stop
+
+    def places(self, names: Iterable[str]) -> Ints:
+        """Return the places of the features of some of the columns, column by column.
+
+        Example:
+            >>> Features(("x", "embedding"), {"embedding": 2}).places(["embedding", "x"]).tolist()
+            [1, 2, 0]
+        """
+        spans = dict(self.spans())
+        found = [range(spans[name].start, spans[name].stop) for name in names]
+        return np.array(list(chain.from_iterable(found)), np.int64)
 
     def dimensions(self) -> list[int | None]:
         """Return for each feature which dimension of a vector it is, None for scalar columns."""

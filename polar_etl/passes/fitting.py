@@ -45,11 +45,13 @@ def fit_files(run: Run, features: Features, manifest: Manifest | None) -> list[M
     run.listen(PassStarted("moments", total, covered, run.row_bytes_of(features.columns)))
     if features:
         begun = {file: rows for file, (rows, _) in progress.items()}
+        portions = run.portions(features)
+        order = np.argsort(features.places(name for some in portions for name in some.names))
         results = run.map(_Moments(features, begun))
         recorder = _Recorder(run, manifest, features, progress, done)
         with closing(results), recorder:
-            for found in in_step(results, len(run.portions(features))):
-                recorder.add(BatchMoments.beside(found))
+            for found in in_step(results, len(portions)):
+                recorder.add(BatchMoments.beside(found, order))
     run.stop.check()
     run.listen(PassFinished("moments", time.perf_counter() - started))
     nothing = (0, Moments.empty(len(features)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby
 from typing import NamedTuple
 
 _KEPT_WORK = 0.6
@@ -12,7 +12,7 @@ _KEPT_WORK = 0.6
 
 
 class Portion(NamedTuple):
-    """Neighbouring columns that are worked on in step."""
+    """Columns that are worked on in step, in order."""
 
     process: int
     names: tuple[str, ...]
@@ -47,6 +47,25 @@ def cut(work: Mapping[str, int], team: Team) -> list[Portion]:
         found[place].append(name)
     some = [tuple(names) for names in found if names]
     return [Portion(at % team.processes, names) for at, names in enumerate(some)]
+
+
+def dealt(runs: Sequence[Portion], lanes: int) -> list[Portion]:
+    """Return a portion for each of so many lanes, which have every so many-th run.
+
+    Args:
+        runs: Columns in runs of neighbours; all those of a lane are of one process.
+        lanes: How many there are.
+
+    Example:
+        >>> runs = [Portion(0, ("a",)), Portion(1, ("b",)), Portion(0, ("c", "d"))]
+        >>> dealt(runs, 2)
+        [Portion(process=0, names=('a', 'c', 'd')), Portion(process=1, names=('b',))]
+    """
+    hands = [runs[lane::lanes] for lane in range(min(lanes, len(runs)))]
+    return [
+        Portion(some[0].process, tuple(chain.from_iterable(run.names for run in some)))
+        for some in hands
+    ]
 
 
 def _sizes(team: Team) -> list[float]:

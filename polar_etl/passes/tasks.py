@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from polar_etl.columns import listed, word_type
+from polar_etl.columns import Ints, listed, word_type
 from polar_etl.encoding.chunks import Chunk, Encoded, joined
 from polar_etl.encoding.dictionaries import LookedUp, looked_up_numbers
 from polar_etl.encoding.part_format import PartFormat
@@ -74,15 +74,20 @@ class BatchMoments(NamedTuple):
     seconds: float
 
     @classmethod
-    def beside(cls, shares: Sequence[BatchMoments]) -> BatchMoments:
-        """Return the moments of all columns, from those of their shares."""
+    def beside(cls, shares: Sequence[BatchMoments], order: Ints) -> BatchMoments:
+        """Return the moments of all columns, from those of their shares.
+
+        Args:
+            shares: Which cover the same rows.
+            order: See `Moments.beside`.
+        """
         first = shares[0]
         return cls(
             file=first.file,
             first_row=first.first_row,
             rows=first.rows,
             blocks=[
-                Moments.beside(found)
+                Moments.beside(found, order)
                 for found in zip(*(share.blocks for share in shares), strict=True)
             ],
             seconds=sum(share.seconds for share in shares),

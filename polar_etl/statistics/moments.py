@@ -74,12 +74,21 @@ class Moments:
         )
 
     @classmethod
-    def beside(cls, moments: Sequence[Moments]) -> Moments:
-        """Return the moments of the columns of all `moments`, which cover the same rows."""
+    def beside(cls, moments: Sequence[Moments], order: Ints | None = None) -> Moments:
+        """Return the moments of the columns of all `moments`.
+
+        Args:
+            moments: Which cover the same rows.
+            order: Where to find each column of the result among theirs; None if they are in order.
+        """
         if len(moments) == 1:
             return moments[0]
+        at = slice(None) if order is None else order
         return cls(
-            **{f.name: np.concatenate([getattr(m, f.name) for m in moments]) for f in fields(cls)}
+            **{
+                f.name: np.concatenate([getattr(some, f.name) for some in moments])[at]
+                for f in fields(cls)
+            }
         )
 
     @property

@@ -7,6 +7,7 @@ import pytest
 
 from polar_etl.features import Features
 from polar_etl.passes.run import Run
+from polar_etl.passes.shares import Portion
 from tests.unit.arrays import TableColumns
 
 SCHEMA = pa.schema([(f"c{i}", pa.float32()) for i in range(4)])
@@ -14,7 +15,12 @@ FEATURES = Features(tuple(SCHEMA.names))
 
 
 def run_of(
-    opened: list[TableColumns], fails_at: int = -1, processes: int = 1, schema: pa.Schema = SCHEMA
+    opened: list[TableColumns],
+    fails_at: int = -1,
+    *,
+    processes: int = 1,
+    schema: pa.Schema = SCHEMA,
+    keeps: bool = False,
 ) -> Run:
     def columns(names, first, stop, how):
         if len(opened) == fails_at:
@@ -25,7 +31,7 @@ def run_of(
     return Run(
         source=SimpleNamespace(schema=schema, columns=columns, files=[SimpleNamespace(rows=0)]),
         plan=SimpleNamespace(
-            shares=4, processes=processes, threads=processes, reading=None, keeps=False
+            shares=4, processes=processes, threads=processes, reading=None, keeps=keeps
         ),
         sampler=None,
         stop=None,
@@ -58,11 +64,14 @@ def test_every_share_has_a_lane_that_tells_its_process(processes):
         ]
 
 
-@pytest.mark.parametrize(("last", "expected"), [(pa.float32(), 2), (pa.int32(), 4)])
-def test_columns_of_one_kind_are_observed_in_a_portion_for_each_thread(last, expected):
+@pytest.mark.parametrize("last", [pa.float32(), pa.int32()])
+@pytest.mark.parametrize("keeps", [False, True])
+def test_processes_take_turns_at_columns(last, keeps):
+    """A portion each in the first pass; in the second, of which the output is in order, several."""
     schema = SCHEMA.set(3, pa.field("c3", last))
-    portions = run_of([], processes=2, schema=schema).portions(FEATURES)
+    run = run_of([], processes=2, schema=schema, keeps=keeps)
 
-    assert len(portions) == expected
-    assert {some.process for some in portions} == {0, 1}
-    assert [name for some in portions for name in some.names] == list(FEATURES.columns)
+    assert run.portions(FEATURES) == [Portion(0, ("c0", "c2")), Portion(1, ("c1", "c3"))]
+    with run.shares_to_encode(FEATURES, SCHEMA.names, 0, 0) as shares:
+        assert [share.lane % 2 for share in shares] == [0, 1, 0, 1]
+        assert [name for share in shares for name in share.names] == SCHEMA.names

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polar_etl.passes.shares import Team, cut, cut_again
+from polar_etl.passes.shares import Team, cut, cut_again, dealt
 
 WORK = st.dictionaries(st.text(max_size=3), st.sampled_from([1, 4, 8, 400]), max_size=30)
 TEAMS = st.integers(1, 5).flatmap(
@@ -57,6 +57,18 @@ def test_the_process_that_drives_gets_less_so_that_all_end_at_one_time(processes
         assert works[0] + driving == pytest.approx(works[1], abs=0.001)
     else:
         assert works[0] + driving > works[1]
+
+
+@given(WORK, TEAMS)
+def test_runs_are_dealt_to_lanes_of_their_own_process(work, team):
+    runs = cut(work, team)
+
+    found = dealt(runs, team.processes)
+
+    assert len(found) == min(len(runs), team.processes)
+    owners = {name: some.process for some in found for name in some.names}
+    assert owners == {name: some.process for some in runs for name in some.names}
+    assert all(list(some.names) == [name for name in work if name in some.names] for some in found)
 
 
 @given(WORK, TEAMS, st.data())

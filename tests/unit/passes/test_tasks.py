@@ -100,13 +100,13 @@ def test_shares_of_a_batch_give_the_moments_of_the_whole():
     """Blocks are as long as all features say, however they are shared out."""
     rows = block_rows(2) + 5
     data = table(rows)
-    features = Features(("x", "y"))
+    features = Features(("x", "i", "y"))
     shares = [
-        collect_moments(batch(data, features.select((name,)), share=number, width=len(features)))
-        for number, name in enumerate(features.columns)
+        collect_moments(batch(data, features.select(names), share=number, width=len(features)))
+        for number, names in enumerate([("x", "y"), ("i",)])
     ]
 
-    found = BatchMoments.beside(shares)
+    found = BatchMoments.beside(shares, np.array([0, 2, 1]))
 
     whole = collect_moments(batch(data, features))
     assert (found.file, found.first_row, found.rows) == (0, 0, rows)
