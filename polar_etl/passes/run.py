@@ -197,12 +197,12 @@ class Run:
     def _columns(self, names: Sequence[str], first: int, stop: int) -> Columns:
         """Return columns of some rows: what is kept of them, and the others as they are read."""
         rows = self.offsets[-1]
-        kept = () if first else [name for name in names if self._kept.rows(name) == rows > 0]
-        if not kept:
+        there = () if first else (name for name in names if self._kept.rows(name) == rows > 0)
+        if not (kept := frozenset(there)):
             return self.source.columns(names, first, stop, self.plan.reading)
         others = [name for name in names if name not in kept]
         read = self.source.columns(others, first, stop, self.plan.reading)
-        return KeptColumns(read, self._kept, frozenset(kept))
+        return KeptColumns(read, self._kept, kept)
 
     @property
     def _lanes(self) -> int:
