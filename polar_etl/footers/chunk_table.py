@@ -22,6 +22,7 @@ from polar_etl.pages.headers import NUMBER, STATISTICS
 from polar_etl.pages.thrift import (
     MAGIC,
     STRUCT,
+    as_number,
     behind,
     decoded,
     fields_of,
@@ -86,6 +87,8 @@ class ChunkTable(NamedTuple):
     """Bytes of the chunks before compression, headers included."""
     words: npt.NDArray[np.bool_]
     """Whether all that a chunk of bytes holds are places in its dictionary."""
+    all_rows: tuple[int, int]
+    """From where to where the footer tells the number of all rows."""
     groups: tuple[int, int]
     """From where to where in the footer row groups are described."""
 
@@ -111,6 +114,8 @@ def chunk_table(footer: bytes) -> ChunkTable | None:
 def schema_alone(footer: bytes, table: ChunkTable) -> bytes | None:
     """Return a file of the same schema without rows, if PyArrow is needed for nothing else.
 
+    Files that differ in nothing but rows have the same one.
+
     Args:
         footer: With its length and the magic bytes behind it.
         table: What it says of chunks.
@@ -121,26 +126,31 @@ def schema_alone(footer: bytes, table: ChunkTable) -> bytes | None:
     is_whole = int.from_bytes(footer[-8:-4], "little") == len(footer) - 8
     if not (is_whole and footer[-4:] == MAGIC and table.is_all_scalar):
         return None
-    first, stop = table.groups
-    rest = footer[:first] + list_head(STRUCT, 0) + footer[stop:-8]
+    (rows, behind_rows), (first, stop) = table.all_rows, table.groups
+    none = as_number(0), list_head(STRUCT, 0)
+    rest = footer[:rows] + none[0] + footer[behind_rows:first] + none[1] + footer[stop:-8]
     return b"".join((MAGIC, rest, footer_end(len(rest))))
 
 
 def _chunk_table(footer: bytes) -> ChunkTable:
     columns: tuple[FooterColumn, ...] = ()
+    rows: tuple[int, int] | None = None
     at = last = 0
     while footer[at]:
         last, kind, at = head_of(footer, at, last)
         if last == 2:
             columns, at = columns_at(footer, at)
             continue
-        if last == 4:
-            return _of_groups(footer, at, columns)
-        at = behind(footer, at, kind)
+        if last == 4 and rows:
+            return _of_groups(footer, at, columns, rows)
+        stop = behind(footer, at, kind)
+        rows, at = (at, stop) if last == 3 else rows, stop
     raise ValueError("there are no row groups")
 
 
-def _of_groups(footer: bytes, first: int, columns: tuple[FooterColumn, ...]) -> ChunkTable:
+def _of_groups(
+    footer: bytes, first: int, columns: tuple[FooterColumn, ...], all_rows: tuple[int, int]
+) -> ChunkTable:
     """Return what the list of row groups at `first` says."""
     groups, at = list_at(footer, first)
     rows: list[int] = []
@@ -179,6 +189,7 @@ def _of_groups(footer: bytes, first: int, columns: tuple[FooterColumn, ...]) -> 
         values=values,
         plain_size=plain_size,
         words=words > 0,
+        all_rows=all_rows,
         groups=(first, at),
     )
 

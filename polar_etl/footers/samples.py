@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from polar_etl.footers.chunk_table import ChunkTable
 from polar_etl.footers.layout import Layout
 from polar_etl.footers.schema import PHYSICAL
-from polar_etl.pages.thrift import fields_of, number
+from polar_etl.pages.headers import PageSizes, page_at
 
 _COLUMNS_SAMPLED = 32
 _SAMPLED_AT_A_TIME = 4
@@ -34,7 +34,7 @@ def every(many: int) -> int:
     return many // _COLUMNS_SAMPLED + 1
 
 
-class PageSizes(NamedTuple):
+class LargestPages(NamedTuple):
     """Bytes of the largest pages, and what they tell of nulls."""
 
     page: int = 0
@@ -59,7 +59,7 @@ class _Sampled(NamedTuple):
     values: int
 
 
-def page_sizes(file: BinaryIO, layout: Layout, table: ChunkTable) -> PageSizes:
+def page_sizes(file: BinaryIO, layout: Layout, table: ChunkTable) -> LargestPages:
     """Return the sizes of pages of a file whose columns are scalars of fixed width.
 
     Args:
@@ -71,7 +71,7 @@ def page_sizes(file: BinaryIO, layout: Layout, table: ChunkTable) -> PageSizes:
         UnusualError: A page claims more than its chunk has.
     """
     if not any(table.rows):
-        return PageSizes()
+        return LargestPages()
     largest, found = layout.largest, []
     for leaf in range(0, len(table.columns), every(len(table.columns))):
         layout.require_page_sizes(largest, leaf, file.fileno())
@@ -95,7 +95,7 @@ def sizes_by_arrow(
     variable: Sequence[int],
     *,
     known: bool,
-) -> tuple[int, PageSizes]:
+) -> tuple[int, LargestPages]:
     """Return the bytes of leaves of variable width, and the sizes of pages, of any file.
 
     Of text the footer tells the encoded bytes; a dictionary can make a thousand times as many, so
@@ -116,7 +116,7 @@ def sizes_by_arrow(
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     filled = [i for i, group in enumerate(groups) if group.num_rows > 0]
     if not filled:
-        return 0, PageSizes()
+        return 0, LargestPages()
     texts = variable[:: every(len(variable))]
     pages = range(0, metadata.num_columns, every(metadata.num_columns))
     largest = max(filled, key=lambda i: groups[i].num_rows)
@@ -155,62 +155,39 @@ def _said_by_arrow(chunk: pq.ColumnChunkMetaData) -> _Sampled:
     )
 
 
-def _largest(file: BinaryIO, chunks: Iterable[_Sampled]) -> PageSizes:
+def _largest(file: BinaryIO, chunks: Iterable[_Sampled]) -> LargestPages:
     """Return the largest sizes of first pages, and of dictionaries, of some chunks."""
     page, lookup, nulls = 0, 0, False
     for chunk in chunks:
-        header = _page_header(file, chunk.data)
-        decoded = chunk.width * min(header.get(51, 0), chunk.values)
-        page = max(page, _page_size(header, chunk.plain_size), decoded)
+        first = page_at(file.fileno(), chunk.data)
+        decoded = chunk.width * min(first.values, chunk.values) if first else 0
+        page = max(page, _page_size(first, chunk.plain_size), decoded)
         if chunk.dictionary is None:
-            nulls |= _has_nulls(header, chunk.width)
+            nulls |= first is not None and _has_nulls(first, chunk.width)
         else:
-            looked_up = _page_header(file, chunk.dictionary)
+            looked_up = page_at(file.fileno(), chunk.dictionary)
             lookup = max(lookup, _page_size(looked_up, chunk.plain_size))
-    return PageSizes(page, lookup, nulls)
+    return LargestPages(page, lookup, nulls)
 
 
-def _has_nulls(header: dict[int, int], width: int) -> bool:
+def _has_nulls(page: PageSizes, width: int) -> bool:
     """Tell whether there are nulls in a page, from its header and the bytes of a number."""
-    if 82 in header:
-        return header[82] > 0
-    levels = header.get(2, 0) - width * header.get(51, 0)
-    return bool(width and header) and not 0 <= levels <= _EQUAL_LEVELS
+    if page.nulls is not None:
+        return page.nulls > 0
+    return width > 0 and not 0 <= page.size - width * page.values <= _EQUAL_LEVELS
 
 
-def _page_size(header: dict[int, int], most: int) -> int:
+def _page_size(page: PageSizes | None, most: int) -> int:
     """Return the size of a page of a chunk, or a usual size where its header says none."""
-    found = header.get(2, -1)
-    return found if 0 <= found <= most else min(most, 1 << 20)
+    return page.size if page and 0 <= page.size <= most else min(most, 1 << 20)
 
 
 def _value_length(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> float:
     """Return the bytes of a value of a chunk's dictionary on average, 0 where there is none."""
     if not chunk.has_dictionary_page:
         return 0.0
-    header = _page_header(file, chunk.dictionary_page_offset or 0)
-    return header.get(2, 0) / max(header.get(71, 1), 1)
-
-
-def _page_header(file: BinaryIO, place: int) -> dict[int, int]:
-    """Return sizes of a page: field 2 of its header, decompressed; its values, 51, 71 or 81.
-
-    Those are of a page of the first version, a dictionary, and the second version, whose nulls are
-    told by 82.
-    Raises nothing: a header that can't be read says nothing.
-    """
-    file.seek(max(place, 0))
-    raw = file.read(512)
-    try:
-        outer, _ = fields_of(raw)
-        found = {2: number(raw, outer[2])}
-        for kind, places in ((5, (1,)), (7, (1,)), (8, (1, 2))):
-            if kind in outer:
-                inner, _ = fields_of(raw, outer[kind].start)
-                found |= {10 * kind + place: number(raw, inner[place]) for place in places}
-    except (ValueError, KeyError, IndexError):
-        return {}
-    return found
+    page = page_at(file.fileno(), chunk.dictionary_page_offset or 0)
+    return page.size / max(page.values, 1) if page else 0.0
 
 
 def _decoded_bytes(sample: pa.Array, rows: int) -> int:
@@ -240,7 +217,8 @@ def word_dictionaries(file: BinaryIO, layout: Layout, words: Iterable[int]) -> i
     for leaf in (layout.leaves[place] for place in words):
         start, size = int(layout.start[largest, leaf]), int(layout.plain_size[largest, leaf])
         if start < layout.data[largest, leaf]:
-            found += min(_page_header(file, start).get(2, 0), size)
+            page = page_at(file.fileno(), start)
+            found += min(page.size, size) if page else 0
     return found
 
 
@@ -257,7 +235,7 @@ def number_dictionaries(file: BinaryIO, layout: Layout, columns: Iterable[int]) 
     filled = np.flatnonzero(stored[most]).tolist()
     larger = 1.0
     for place in filled[:: every(len(filled))]:
-        header = _page_header(file, int(layout.start[most, leaves[place]]))
-        larger = max(larger, header.get(2, 0) / stored[most, place])
+        page = page_at(file.fileno(), int(layout.start[most, leaves[place]]))
+        larger = max(larger, page.size / stored[most, place] if page else 0)
     sizes = np.minimum(stored * larger, layout.plain_size[:, leaves])
     return int(sizes.sum(axis=1).max())

@@ -188,6 +188,8 @@ class PageSizes(NamedTuple):
     values: int
     encoding: int | None
     """Number of the encoding of its values; None for a dictionary."""
+    nulls: int | None = None
+    """How many of its values are null; None where the header does not tell."""
 
 
 def pages_of(file: int, start: int, stop: int, most: int) -> Iterator[PageSizes]:
@@ -206,8 +208,7 @@ def pages_of(file: int, start: int, stop: int, most: int) -> Iterator[PageSizes]
         UnusualError: A page claims more, or a header can't be read.
     """
     while start < stop:
-        found = _sizes(os.pread(file, HEADER, start))
-        found = found or _sizes(os.pread(file, _LONGEST_HEADER, start))  # statistics may be long
+        found = _sized(file, start)
         if found is None:
             raise UnusualError("a page header can't be read")
         length, stored, page = found
@@ -220,21 +221,33 @@ def pages_of(file: int, start: int, stop: int, most: int) -> Iterator[PageSizes]
         start += length + stored
 
 
-def _sizes(raw: bytes) -> tuple[int, int, PageSizes] | None:
+def page_at(file: int, start: int) -> PageSizes | None:
+    """Return the sizes of the page whose header stands at `start`, None if it can't be read."""
+    found = _sized(file, max(start, 0))
+    return found and found[2]
+
+
+def _sized(file: int, start: int) -> tuple[int, int, PageSizes] | None:
     """Return the bytes of a header, those of its page in the file, and what it says besides."""
+    found = _sizes(os.pread(file, HEADER, start))
+    return found or _sizes(os.pread(file, _LONGEST_HEADER, start))  # statistics may be long
+
+
+def _sizes(raw: bytes) -> tuple[int, int, PageSizes] | None:
     if usual := _USUAL.match(raw):
         size, stored, _, rows, encoding = usual.groups()
         page = PageSizes(thrift.decoded(size), thrift.decoded(rows), thrift.decoded(encoding))
         return usual.end(), thrift.decoded(stored), page
     try:
         fields, length = thrift.fields_of(raw)
-        values, encoding = 0, None
+        values, encoding, nulls = 0, None, None
         for place, encoded in _KINDS.items():
             if place in fields:
                 inner, _ = thrift.fields_of(raw, fields[place].start)
                 values += thrift.number(raw, inner[1])
                 encoding = thrift.number(raw, inner[encoded]) if encoded else encoding
+                nulls = thrift.number(raw, inner[2]) if place == STRUCTS[_DATA_V2] else nulls
         size, stored = thrift.number(raw, fields[2]), thrift.number(raw, fields[3])
-        return length, stored, PageSizes(size, values, encoding)
+        return length, stored, PageSizes(size, values, encoding, nulls)
     except (ValueError, KeyError, IndexError):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 
 from polar_etl.columns import asked_once, by_column, listed, word_type
 from polar_etl.errors import InputError, MemoryLimitError, describe
-from polar_etl.footers.chunk_table import chunk_table, schema_alone
+from polar_etl.footers.chunk_table import ChunkTable, chunk_table, schema_alone
 from polar_etl.footers.layout import Layout, laid_out, layout_of
 from polar_etl.footers.samples import (
-    PageSizes,
+    LargestPages,
     every,
     number_dictionaries,
     page_sizes,
@@ -29,6 +29,7 @@ from polar_etl.footers.texts import Texts, texts_in
 from polar_etl.memory import format_size
 from polar_etl.pages.headers import pages_of
 from polar_etl.pages.readers import is_usual
+from polar_etl.pages.thrift import signed
 from polar_etl.sources.base import SourceFile
 from polar_etl.sources.by_arrow import STREAM_BUFFER, for_arrow
 from polar_etl.sources.explained import explained
@@ -38,7 +39,8 @@ _HOPELESS = 3
 """Limits up to so many times what the process has before a run are too small for any plan."""
 _LOOK_COPIES = 5
 """How often a page is held while it is looked at (measured: 2 to 5)."""
-_COLUMNS_PEEKED_AT = 128
+_COLUMNS_PEEKED_AT, _PEEKED_AT_AGAIN = 128, 16
+"""Columns whose first pages are looked at; the fewer of a file with the same columns as another."""
 _CHUNKS_LOOKED_THROUGH = 1 << 12
 """Chunks whose page headers are read in the time that a small run takes to start."""
 
@@ -59,11 +61,21 @@ def _opened(path: str, alone: bytes | None = None) -> Iterator[pq.ParquetFile]:
         yield opened
 
 
+class Told(NamedTuple):
+    """What a footer tells of columns."""
+
+    schema: pa.Schema
+    varying: Mapping[int, str]
+    """The leaves of columns of variable width, with the names of these."""
+    alone: bytes | None
+    """A file of this schema without rows, if that is all that PyArrow was asked for."""
+
+
 class Inspected(NamedTuple):
     """What a first look at a file shows."""
 
     file: SourceFile
-    schema: pa.Schema
+    told: Told
     layout: Layout | None
 
 
@@ -97,8 +109,14 @@ class Room(NamedTuple):
 UNLIMITED = Room()
 
 
-def inspect(path: str, room: Room = UNLIMITED) -> Inspected:
+def inspect(path: str, room: Room = UNLIMITED, like: Told | None = None) -> Inspected:
     """Return what a first look at a file shows.
+
+    Args:
+        path: Of the file.
+        room: What the look may take.
+        like: What is known of the columns of another file. Those of an input are alike, and
+            PyArrow takes most of the time that a look at a small file takes.
 
     Raises:
         InputError: It is missing, or no Parquet that can be handled.
@@ -109,9 +127,10 @@ def inspect(path: str, room: Room = UNLIMITED) -> Inspected:
             raise InputError(f"{describe(path)} is not a regular file.")
     with explained(path), open(path, "rb") as raw:
         footer = footer_of(raw)
-        found = _looked_at(raw, footer, room)  # what PyArrow knows of 600,000 chunks is gone then
-        layout, schema = found.layout, found.schema
-        from_arrow = _from_arrow(raw, layout, len(schema))
+        found = _looked_at(raw, footer, room, like)  # what PyArrow knows of chunks is gone then
+        layout, schema = found.layout, found.told.schema
+        peeked_at = _PEEKED_AT_AGAIN if found.told is like else _COLUMNS_PEEKED_AT
+        from_arrow = _from_arrow(raw, layout, len(schema), peeked_at)
         ours = [place for place in range(len(schema)) if place not in from_arrow]
         file = SourceFile(
             path=os.path.abspath(path),
@@ -119,7 +138,7 @@ def inspect(path: str, room: Room = UNLIMITED) -> Inspected:
             mtime_ns=before.st_mtime_ns,
             footer=hashlib.blake2b(footer, digest_size=16).hexdigest(),
             group_rows=found.group_rows,
-            chunks=found.leaves * len(found.group_rows),
+            chunks=sum(asked_once(leaves, listed(schema)[1])) * len(found.group_rows),
             variable_bytes=found.variable_bytes,
             text_windows=found.texts.windows,
             text_page=found.texts.longest,
@@ -132,56 +151,82 @@ def inspect(path: str, room: Room = UNLIMITED) -> Inspected:
             word_bytes=_word_bytes(layout, found.words) if layout else 0,
             dictionary_bytes=word_dictionaries(raw, layout, found.words) if layout else 0,
         )
-    return Inspected(file, schema, layout)
+    return Inspected(file, found.told, layout)
 
 
 class _Look(NamedTuple):
-    """What PyArrow is needed for, and what must be known for it."""
+    """What there is to know of the schema, the rows, and how large things are."""
 
-    schema: pa.Schema
+    told: Told
     layout: Layout | None
-    leaves: int
     group_rows: tuple[int, ...]
     words: frozenset[int]
     texts: Texts
     variable_bytes: int
-    sizes: PageSizes
+    sizes: LargestPages
 
 
-def _looked_at(raw: BinaryIO, footer: bytes, room: Room) -> _Look:
-    """Return what there is to know of the schema, the rows, and how large things are."""
-    path = raw.name
+def _looked_at(raw: BinaryIO, footer: bytes, room: Room, like: Told | None) -> _Look:
+    """Return what there is to know of a file, from its footer and samples of it."""
     table = chunk_table(footer)
-    alone = schema_alone(footer, table) if table else None
+    told = _told_alone(raw.name, footer, table, like) if table else None
+    layout = laid_out(table, told.schema) if table and told else None
+    if not (table and told and layout):
+        return _looked_at_any(raw, table, room)
+    _require_room(raw, layout, told.varying, room)
+    _require_rows(raw.name, table.rows, signed(footer, table.all_rows[0])[0])
+    return _Look(told, layout, table.rows, frozenset(), Texts(), 0, page_sizes(raw, layout, table))
+
+
+def _told_alone(path: str, footer: bytes, table: ChunkTable, like: Told | None) -> Told | None:
+    """Return what a footer tells of columns, None if PyArrow is needed for more than that."""
+    alone = schema_alone(footer, table)
+    if alone is None or (like and like.alone == alone):
+        return like if alone else None
     with _opened(path, alone) as opened:
-        metadata = opened.metadata
-        schema = checked_schema(path, opened.schema_arrow)
-        if sum(asked_once(leaves, listed(schema)[1])) != metadata.num_columns:
-            raise InputError(
-                f"{describe(path)} has {metadata.num_columns} columns in its footer and another "
-                "number in its Arrow schema: write it again without the stored schema."
-            )
+        return _told(path, opened, alone)
+
+
+def _told(path: str, opened: pq.ParquetFile, alone: bytes | None = None) -> Told:
+    metadata, schema = opened.metadata, checked_schema(path, opened.schema_arrow)
+    if sum(asked_once(leaves, listed(schema)[1])) != metadata.num_columns:
+        raise InputError(
+            f"{describe(path)} has {metadata.num_columns} columns in its footer and another "
+            "number in its Arrow schema: write it again without the stored schema."
+        )
+    return Told(schema, _varying_leaves(schema), alone)
+
+
+def _looked_at_any(raw: BinaryIO, table: ChunkTable | None, room: Room) -> _Look:
+    """Return what there is to know of any file."""
+    with _opened(raw.name) as opened:
+        metadata, told = opened.metadata, _told(raw.name, opened)
+        schema, varying = told.schema, told.varying
         layout = laid_out(table, schema) if table else None
         words = _words_in(raw, layout, schema)
         apart = set(_names_of(schema, words))
-        varying = _varying_leaves(schema)
         if layout:
             _require_room(raw, layout, varying, room)
         texts = _texts(raw, layout, schema, apart)
-        if alone and table and layout:
-            groups, variable, sizes = table.rows, 0, page_sizes(raw, layout, table)
-        else:
-            numbered = range(metadata.num_row_groups)
-            groups = tuple(metadata.row_group(number).num_rows for number in numbered)
-            unknown = [leaf for leaf, name in varying.items() if name not in apart]
-            known = bool(texts.windows)
-            variable, sizes = sizes_by_arrow(raw, opened, layout, unknown, known=known)
-        if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
-            raise InputError(
-                f"{describe(path)} is damaged: its footer tells of {metadata.num_rows} rows, "
-                f"and of {sum(groups)} in its row groups."
-            )
-        return _Look(schema, layout, metadata.num_columns, groups, words, texts, variable, sizes)
+        unknown = [leaf for leaf, name in varying.items() if name not in apart]
+        known = bool(texts.windows)
+        variable, sizes = sizes_by_arrow(raw, opened, layout, unknown, known=known)
+        groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+        _require_rows(raw.name, groups, metadata.num_rows)
+        return _Look(told, layout, groups, words, texts, variable, sizes)
+
+
+def _require_rows(path: str, groups: Sequence[int], rows: int) -> None:
+    """Check that row groups have as many rows as there are in all.
+
+    Raises:
+        InputError: They have not.
+    """
+    if min(groups, default=0) < 0 or sum(groups) != rows:
+        raise InputError(
+            f"{describe(path)} is damaged: its footer tells of {rows} rows, "
+            f"and of {sum(groups)} in its row groups."
+        )
 
 
 def _require_room(file: BinaryIO, layout: Layout, varying: Iterable[int], room: Room) -> None:
@@ -244,8 +289,17 @@ def _word_bytes(layout: Layout, words: Iterable[int]) -> int:
     return int((layout.plain_size[:, leaves].sum(axis=1) / rows).max(initial=0))
 
 
-def _from_arrow(file: BinaryIO, layout: Layout | None, columns: int) -> frozenset[int]:
-    """Return the columns that PyArrow must decode, as far as footer and first pages tell."""
+def _from_arrow(
+    file: BinaryIO, layout: Layout | None, columns: int, peeked_at: int
+) -> frozenset[int]:
+    """Return the columns that PyArrow must decode, as far as footer and first pages tell.
+
+    Args:
+        file: The file.
+        layout: Of the file.
+        columns: How many there are.
+        peeked_at: How many are asked first, about; if one of them is unusual, all are.
+    """
     everything = frozenset(range(columns))
     if layout is None:
         return everything
@@ -259,7 +313,7 @@ def _from_arrow(file: BinaryIO, layout: Layout | None, columns: int) -> frozense
             chunks = (layout.chunk(group, column) for group in groups)
             return all(chunk is not None and is_usual(chunk, file.fileno()) for chunk in chunks)
 
-        if not all(map(usual, plain[:: len(plain) // _COLUMNS_PEEKED_AT + 1])):
+        if not all(map(usual, plain[:: len(plain) // peeked_at + 1])):
             plain = list(filter(usual, plain))
     return everything - frozenset(plain)
 

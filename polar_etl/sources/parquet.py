@@ -57,10 +57,11 @@ class ParquetSource:
             MemoryLimitError: There is not enough room.
             InputError: A file is missing, is no Parquet, or its schema differs from the first's.
         """
-        found, schema, held = [], None, 0
+        found, schema, told, held = [], None, None, 0
         layouts: dict[int, Layout | None] = {}
         for index, path in enumerate(paths):
-            file, own, layout = inspect(path, room)
+            file, told, layout = inspect(path, room, told)
+            own = told.schema
             if schema is None:
                 schema = own
             elif text := difference(schema, own):
@@ -272,6 +273,8 @@ class _Window:
 
 
 def _nullable_where_either_is(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
+    if schema is other:
+        return schema
     pairs = zip(schema, other, strict=True)
     columns = [column.with_nullable(column.nullable or also.nullable) for column, also in pairs]
     return pa.schema(columns, metadata=schema.metadata)

@@ -235,6 +235,40 @@ def test_files_of_different_schemas_are_refused_by_name(path, tmp_path):
     assert "y.parquet" in str(caught.value)
 
 
+def test_a_look_at_several_files_finds_what_a_look_at_each_of_them_does(tmp_path):
+    """Those of the same columns, of other columns in between, of other row groups, of no rows."""
+    draw, paths = np.random.default_rng(0), []
+    for number in range(12):
+        data = {f"c{i}": draw.standard_normal(10 * number) for i in range(20)}
+        found = pa.table(data)
+        if number in (5, 6, 9):  # not null
+            fields = [field.with_nullable(False) for field in found.schema]
+            found = found.cast(pa.schema(fields))
+        paths.append(str(tmp_path / f"{number:02}.parquet"))
+        how = {"use_dictionary": number % 4 == 3, "row_group_size": 50 if number > 7 else 1000}
+        pq.write_table(found, paths[-1], **how)
+
+    source = ParquetSource.open(paths)
+
+    alone = [ParquetSource.open([path]) for path in paths]
+    assert list(source.files) == [one.files[0] for one in alone]
+    assert source.schema == alone[0].schema
+
+
+def test_pyarrow_is_asked_once_for_the_schema_of_files_of_the_same_columns(tmp_path, monkeypatch):
+    paths = [str(tmp_path / f"{number}.parquet") for number in range(5)]
+    for number, path in enumerate(paths):
+        pq.write_table(pa.table({"x": np.arange(float(number + 1))}), path)
+    opened = []
+    original = pq.ParquetFile.__init__
+    monkeypatch.setattr(
+        pq.ParquetFile, "__init__", lambda *a, **k: opened.append(a) or original(*a, **k)
+    )
+
+    assert [file.rows for file in ParquetSource.open(paths).files] == [1, 2, 3, 4, 5]
+    assert len(opened) == 1
+
+
 def test_a_file_without_rows(tmp_path):
     pq.write_table(table(0), tmp_path / "x.parquet")
     source = ParquetSource.open([str(tmp_path / "x.parquet")])
