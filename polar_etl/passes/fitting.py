@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Self
 
 import numpy as np
@@ -123,7 +124,7 @@ class _Recorder:
         number: int,
     ) -> None:
         self._run, self._manifest, self._progress = run, manifest, progress
-        self._width, self._number = len(features), number
+        self._number = number
         self._row_bytes = run.row_bytes_of(features.columns)
         self._held: list[BatchRow] = []
         self._recorded = self._took = 0.0
@@ -137,10 +138,10 @@ class _Recorder:
 
     def add(self, result: BatchMoments) -> None:
         """Merge a batch, and record it with those before it if it is time to."""
-        covered, state = self._progress.get(result.file, (0, Moments.empty(self._width)))
-        for block in result.blocks:
-            state = state.merge(block)
-        self._progress[result.file] = (covered + result.rows, state)
+        known = self._progress.get(result.file)
+        covered, before = (known[0], [known[1]]) if known else (0, [])
+        moments = reduce(Moments.merge, [*before, *result.blocks])
+        self._progress[result.file] = (covered + result.rows, moments)
         rss, peak = self._run.observe_memory()
         self._held.append(
             BatchRow(
