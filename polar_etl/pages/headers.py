@@ -71,13 +71,20 @@ STATISTICS = (
 )
 """`Statistics` of a column of numbers, as a regular expression."""
 _V = rb"([\x80-\xff]{0,4}[\x00-\x7f])"
+_ENCODING = b"([%b])" % re.escape(b"".join(map(thrift.as_number, _HOLDS)))
 _USUAL = re.compile(
-    rb"\x15\x00\x15%b\x15%b(?:\x15%b\x1c|\x2c)\x15%b\x15([%b])\x15\x06\x15."
-    rb"(?:\x1c%b)?\x00\x00"
-    % (*((_V,) * 4), re.escape(b"".join(map(thrift.as_number, _HOLDS))), STATISTICS),
+    rb"\x15\x00\x15%b\x15%b(?:\x15%b\x1c|\x2c)\x15%b\x15%b\x15\x06\x15."
+    rb"(?:\x1c%b)?\x00\x00" % (*((_V,) * 4), _ENCODING, STATISTICS),
     re.DOTALL,
 )
 """A header as most writers write it: sizes, checksum, rows, encoding; levels in runs."""
+_USUAL_V2 = re.compile(
+    rb"\x15\x06\x15%b\x15%b(?:\x15%b\x4c|\x5c)\x15%b\x15%b\x15%b\x15%b\x15%b\x15\x00"
+    rb"(?:([\x11\x12])(?:\x1c%b)?)?\x00\x00" % (*((_V,) * 6), _ENCODING, _V, STATISTICS),
+    re.DOTALL,
+)
+"""The same of the second version: sizes, checksum, values, nulls, rows, encoding, bytes of levels,
+none of them repetition levels, and whether the rest is compressed."""
 _USUAL_DICTIONARY = re.compile(
     rb"\x15\x04\x15%b\x15%b(?:\x15%b\x3c|\x4c)\x15%b\x15[\x00\x04][\x11\x12]?\x00\x00"
     % ((_V,) * 4),
@@ -99,6 +106,8 @@ def header_of(raw: memoryview) -> PageHeader:
     else:
         holds = _HOLDS[thrift.often(usual[5])]
     if usual is None:
+        if v2 := _USUAL_V2.match(raw):
+            return _header_v2(v2)
         try:
             return _unusual_header(raw)
         except (ValueError, KeyError, IndexError) as error:
@@ -113,6 +122,20 @@ def header_of(raw: memoryview) -> PageHeader:
         thrift.decoded(checksum) if checksum else None,
         None,
         True,
+    )
+
+
+def _header_v2(usual: re.Match[bytes]) -> PageHeader:
+    size, stored, checksum, values, _, _, encoding, levels, compressed = usual.groups()
+    return PageHeader(
+        usual.end(),
+        _HOLDS[thrift.often(encoding)],
+        thrift.often(values),
+        thrift.decoded(stored),
+        thrift.often(size),
+        thrift.decoded(checksum) if checksum else None,
+        thrift.often(levels),
+        compressed != b"\x12",
     )
 
 
@@ -235,19 +258,25 @@ def _sized(file: int, start: int) -> tuple[int, int, PageSizes] | None:
 
 def _sizes(raw: bytes) -> tuple[int, int, PageSizes] | None:
     if usual := _USUAL.match(raw):
-        size, stored, _, rows, encoding = usual.groups()
-        page = PageSizes(thrift.decoded(size), thrift.decoded(rows), thrift.decoded(encoding))
-        return usual.end(), thrift.decoded(stored), page
+        size, stored, values, encoding = map(thrift.decoded, usual.group(1, 2, 4, 5))
+        return usual.end(), stored, PageSizes(size, values, encoding)
+    if usual := _USUAL_V2.match(raw):
+        size, stored, values, nulls, encoding = map(thrift.decoded, usual.group(1, 2, 4, 5, 7))
+        return usual.end(), stored, PageSizes(size, values, encoding, nulls)
     try:
-        fields, length = thrift.fields_of(raw)
-        values, encoding, nulls = 0, None, None
-        for place, encoded in _KINDS.items():
-            if place in fields:
-                inner, _ = thrift.fields_of(raw, fields[place].start)
-                values += thrift.number(raw, inner[1])
-                encoding = thrift.number(raw, inner[encoded]) if encoded else encoding
-                nulls = thrift.number(raw, inner[2]) if place == STRUCTS[_DATA_V2] else nulls
-        size, stored = thrift.number(raw, fields[2]), thrift.number(raw, fields[3])
-        return length, stored, PageSizes(size, values, encoding, nulls)
+        return _unusual_sizes(raw)
     except (ValueError, KeyError, IndexError):
         return None
+
+
+def _unusual_sizes(raw: bytes) -> tuple[int, int, PageSizes]:
+    fields, length = thrift.fields_of(raw)
+    values, encoding, nulls = 0, None, None
+    for place, encoded in _KINDS.items():
+        if place in fields:
+            inner, _ = thrift.fields_of(raw, fields[place].start)
+            values += thrift.number(raw, inner[1])
+            encoding = thrift.number(raw, inner[encoded]) if encoded else encoding
+            nulls = thrift.number(raw, inner[2]) if place == STRUCTS[_DATA_V2] else nulls
+    size, stored = thrift.number(raw, fields[2]), thrift.number(raw, fields[3])
+    return length, stored, PageSizes(size, values, encoding, nulls)
