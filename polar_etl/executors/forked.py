@@ -85,8 +85,10 @@ class Workers(Generic[Job]):
         """
         done = False
         try:
+            have_begun = self._send(job)
             with self._begin(job) as work:
-                self._hire(job, work)
+                if not have_begun:
+                    self._hire(work)
                 processes = len(self._children) + 1
                 with closing(self._results(work, 0, processes, self._threads)) as here:
                     sources = [here, *(child.results() for child in self._children)]
@@ -96,13 +98,17 @@ class Workers(Generic[Job]):
             if not (done and self._stay):
                 self.close()
 
-    def _hire(self, job: Job, work: Work[Any, Any]) -> None:
-        """Let children begin a job, which is this work: those that have stayed, or new ones."""
-        if self._children and all(child.is_idle() for child in self._children):
-            for child in self._children:
-                child.send(job)
-            return
-        self.close()
+    def _send(self, job: Job) -> bool:
+        """Let children that have stayed begin a job; tell whether there are any."""
+        if not self._children or not all(child.is_idle() for child in self._children):
+            self.close()
+            return False
+        for child in self._children:
+            child.send(job)
+        return True
+
+    def _hire(self, work: Work[Any, Any]) -> None:
+        """Let new children begin a job, which is this work."""
         give_back()  # what a child is born with counts twice
         try:
             for process in range(1, self._processes):
