@@ -126,9 +126,9 @@ def schema_alone(footer: bytes, table: ChunkTable) -> bytes | None:
     is_whole = int.from_bytes(footer[-8:-4], "little") == len(footer) - 8
     if not (is_whole and footer[-4:] == MAGIC and table.is_all_scalar):
         return None
-    (rows, behind_rows), (first, stop) = table.all_rows, table.groups
-    none = as_number(0), list_head(STRUCT, 0)
-    rest = footer[:rows] + none[0] + footer[behind_rows:first] + none[1] + footer[stop:-8]
+    (rows, behind_rows), (groups, behind_groups) = table.all_rows, table.groups
+    before, between, after = footer[:rows], footer[behind_rows:groups], footer[behind_groups:-8]
+    rest = b"".join((before, as_number(0), between, list_head(STRUCT, 0), after))
     return b"".join((MAGIC, rest, footer_end(len(rest))))
 
 
@@ -144,7 +144,9 @@ def _chunk_table(footer: bytes) -> ChunkTable:
         if last == 4 and rows:
             return _of_groups(footer, at, columns, rows)
         stop = behind(footer, at, kind)
-        rows, at = (at, stop) if last == 3 else rows, stop
+        if last == 3:
+            rows = at, stop
+        at = stop
     raise ValueError("there are no row groups")
 
 

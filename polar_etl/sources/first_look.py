@@ -181,13 +181,20 @@ def _looked_at(raw: BinaryIO, footer: bytes, room: Room, like: Told | None) -> _
 def _told_alone(path: str, footer: bytes, table: ChunkTable, like: Told | None) -> Told | None:
     """Return what a footer tells of columns, None if PyArrow is needed for more than that."""
     alone = schema_alone(footer, table)
-    if alone is None or (like and like.alone == alone):
-        return like if alone else None
+    if alone is None:
+        return None
+    if like and like.alone == alone:
+        return like
     with _opened(path, alone) as opened:
         return _told(path, opened, alone)
 
 
 def _told(path: str, opened: pq.ParquetFile, alone: bytes | None = None) -> Told:
+    """Return what PyArrow tells of columns.
+
+    Raises:
+        InputError: They can't be told apart, or what is said of them contradicts itself.
+    """
     metadata, schema = opened.metadata, checked_schema(path, opened.schema_arrow)
     if sum(asked_once(leaves, listed(schema)[1])) != metadata.num_columns:
         raise InputError(
