@@ -110,7 +110,25 @@ def disturbed(
     log = cwd / "fault.log"
     before = [*_strace([name], log), "-e", f"inject={name}:{fault}:when={when}"]
     outcome = cli.run(*args, cwd=cwd, before=before, **more)
-    lines = log.read_text(errors="replace").splitlines()
+    lines = _whole(log.read_text(errors="replace").splitlines())
     log.unlink()
     hit = [line for line in lines if "INJECTED" in line]
     return outcome, "\n".join(hit or lines[-2:])
+
+
+def _whole(lines: Sequence[str]) -> list[str]:
+    """Return the lines of a log, the ends of calls that others came between with their beginnings.
+
+    Only a beginning tells which file a call is on.
+    """
+    begun: dict[str, str] = {}
+    found = []
+    for line in lines:
+        thread = line.split(" ", 1)[0]
+        if line.endswith("<unfinished ...>"):
+            begun[thread] = line
+        elif _RESUMED.match(line) and thread in begun:
+            found.append(f"{begun.pop(thread)} {line}")
+        else:
+            found.append(line)
+    return [*found, *begun.values()]
