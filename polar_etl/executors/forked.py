@@ -85,7 +85,7 @@ class Workers(Generic[Job]):
         """
         done = False
         try:
-            have_begun = self._send(job)
+            have_begun = self._hand_on(job)
             with self._begin(job) as work:
                 if not have_begun:
                     self._hire(work)
@@ -98,7 +98,7 @@ class Workers(Generic[Job]):
             if not (done and self._stay):
                 self.close()
 
-    def _send(self, job: Job) -> bool:
+    def _hand_on(self, job: Job) -> bool:
         """Let children that have stayed begin a job; tell whether there are any."""
         if not self._children or not all(child.is_idle() for child in self._children):
             self.close()

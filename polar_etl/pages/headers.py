@@ -126,7 +126,7 @@ def header_of(raw: memoryview) -> PageHeader:
 
 
 def _header_v2(usual: re.Match[bytes]) -> PageHeader:
-    size, stored, checksum, values, _, _, encoding, levels, compressed = usual.groups()
+    size, stored, checksum, values, encoding, levels, compressed = usual.group(1, 2, 3, 4, 7, 8, 9)
     return PageHeader(
         usual.end(),
         _HOLDS[thrift.often(encoding)],

@@ -62,7 +62,7 @@ class ParquetSource:
         for index, path in enumerate(paths):
             file, told, layout = inspect(path, room, told)
             own = told.schema
-            if schema is None:
+            if schema is None or own is schema:  # as it is of files with the same columns
                 schema = own
             elif text := difference(schema, own):
                 raise InputError(
@@ -273,8 +273,6 @@ class _Window:
 
 
 def _nullable_where_either_is(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
-    if schema is other:
-        return schema
     pairs = zip(schema, other, strict=True)
     columns = [column.with_nullable(column.nullable or also.nullable) for column, also in pairs]
     return pa.schema(columns, metadata=schema.metadata)

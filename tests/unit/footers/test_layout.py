@@ -220,7 +220,7 @@ def test_structs_are_none_of_ours():
 
 
 def of_one_kind() -> pa.Table:
-    """Columns of one type, chunks of which are 5 to 1,200 bytes long, with nulls in some."""
+    """Columns of one type, chunks of which are 77 to 2,136 bytes long, with nulls in some."""
     draw = np.random.default_rng(0)
     values = {f"column {i}": draw.standard_normal(400).astype(np.float32) for i in range(1500)}
     found = pa.table(values)
@@ -266,7 +266,7 @@ def test_most_chunks_that_are_alike_are_not_read_one_by_one(monkeypatch):
         ),
     )
     assert agrees(by_pyarrow(table, compression="zstd")) == 5000
-    assert sum(read) < 300
+    assert sum(read) <= 2 * 128
 
 
 def test_damage_to_chunks_that_are_alike_is_seen_as_one_by_one(monkeypatch):
