@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import BinaryIO, NamedTuple
 
@@ -89,60 +89,92 @@ def page_sizes(file: BinaryIO, layout: Layout, table: ChunkTable) -> LargestPage
 
 
 def sizes_by_arrow(
-    file: BinaryIO,
-    opened: pq.ParquetFile,
-    layout: Layout | None,
-    variable: Sequence[int],
-    *,
-    known: bool,
-) -> tuple[int, LargestPages]:
-    """Return the bytes of leaves of variable width, and the sizes of pages, of any file.
+    file: BinaryIO, opened: pq.ParquetFile, layout: Layout | None, known: Collection[int] = ()
+) -> LargestPages:
+    """Return the sizes of pages of any file.
 
-    Of text the footer tells the encoded bytes; a dictionary can make a thousand times as many, so
-    some rows are decoded, too. Where the words of a dictionary are far longer than these rows, the
-    later rows are taken to hold them. How large pages are the footer does not tell, but their own
-    headers do. Where the layout does not tell where a sampled column stands, a value of it is read
-    first: that raises an error where it is encrypted, while asking its footer would abort the
-    process (PyArrow 26). So other row groups are not asked, but taken to be alike.
+    The footer does not tell them, but the pages' own headers do.
 
     Args:
         file: The file.
         opened: The same.
         layout: Of the file.
-        variable: Leaves of variable width.
-        known: Whether all is known of their pages, which are left out then.
+        known: Leaves of whose pages all is known: they are left out.
     """
     metadata = opened.metadata
+    sampled = range(0, metadata.num_columns, every(metadata.num_columns))
+    group = _largest_group(file, opened, layout, sampled)
+    if group is None:
+        return LargestPages()
+    asked = [leaf for leaf in sampled if leaf not in known]
+    chunks = metadata.row_group(group)
+    return _largest(file, [_said_by_arrow(chunks.column(leaf)) for leaf in asked])
+
+
+def text_by_arrow(
+    file: BinaryIO, opened: pq.ParquetFile, layout: Layout | None, leaves: Sequence[int]
+) -> int:
+    """Return the decoded bytes of leaves of variable width of any file, as far as samples tell.
+
+    The footer tells the encoded bytes; a dictionary can make a thousand times as many, so some rows
+    are decoded, too. Where the words of a dictionary are far longer than these rows, the later rows
+    are taken to hold them.
+
+    Args:
+        file: The file.
+        opened: The same.
+        layout: Of the file.
+        leaves: Which they are.
+    """
+    metadata, sampled = opened.metadata, leaves[:: every(len(leaves))]
+    largest = _largest_group(file, opened, layout, sampled)
+    if largest is None or not sampled:
+        return 0
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    filled = [i for i, group in enumerate(groups) if group.num_rows > 0]
-    if not filled:
-        return 0, LargestPages()
-    texts = variable[:: every(len(variable))]
-    pages = range(0, metadata.num_columns, every(metadata.num_columns))
-    largest = max(filled, key=lambda i: groups[i].num_rows)
-    sampled = sorted({*pages, *texts})
-    if layout:
-        for leaf in sampled:
-            layout.require_page_sizes(largest, leaf, file.fileno())
-    unknown = [leaf for leaf in sampled if layout is None or not layout.tells_of(largest, leaf)]
-    for batch in _first_rows(opened, largest, unknown, 1):
-        del batch
-    asked = sorted(set(pages).difference(variable if known else ()))
-    sizes = _largest(file, [_said_by_arrow(groups[largest].column(leaf)) for leaf in asked])
-    rows = metadata.num_rows
-    values = sum(int(_value_length(file, groups[largest].column(leaf)) * rows) for leaf in texts)
-    alone = sum(max(groups[largest].column(i).total_uncompressed_size, 0) for i in texts)
+    rows, chunks = metadata.num_rows, [groups[largest].column(leaf) for leaf in sampled]
+    values = sum(int(_value_length(file, chunk) * rows) for chunk in chunks)
+    alone = sum(max(chunk.total_uncompressed_size, 0) for chunk in chunks)
     size_of_largest = max(groups[largest].total_byte_size, 1)
-    encoded = sum(alone * max(groups[i].total_byte_size, 0) // size_of_largest for i in filled)
+    encoded = sum(
+        alone * max(group.total_byte_size, 0) // size_of_largest
+        for group in groups
+        if group.num_rows > 0
+    )
     few = 1 if encoded > _LONG_ROW * rows else _ROWS_SAMPLED
     decoded = sum(
         sum(_decoded_bytes(column, rows) for column in batch.columns)
-        for batch in _first_rows(opened, largest, texts, few)
+        for batch in _first_rows(opened, largest, sampled, few)
     )
-    size = max(encoded, decoded)
+    size: int = max(encoded, decoded)
     if values > _SUSPICIOUS * size:
         size = values
-    return size * len(variable) // max(len(texts), 1), sizes
+    return size * len(leaves) // len(sampled)
+
+
+def _largest_group(
+    file: BinaryIO, opened: pq.ParquetFile, layout: Layout | None, leaves: Sequence[int]
+) -> int | None:
+    """Return the row group that has most rows, None if there are no rows.
+
+    Where the layout does not tell where one of some leaves stands, a value of it is read: that
+    raises an error where it is encrypted, while asking its footer would abort the process (PyArrow
+    26). So other row groups are not asked, but taken to be alike.
+
+    Raises:
+        UnusualError: A page of one of these leaves claims more than its chunk has.
+    """
+    metadata = opened.metadata
+    rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    if not any(many > 0 for many in rows):
+        return None
+    largest = rows.index(max(rows))
+    if layout:
+        for leaf in leaves:
+            layout.require_page_sizes(largest, leaf, file.fileno())
+    unknown = [leaf for leaf in leaves if layout is None or not layout.tells_of(largest, leaf)]
+    for batch in _first_rows(opened, largest, unknown, 1):
+        del batch
+    return largest
 
 
 def _said_by_arrow(chunk: pq.ColumnChunkMetaData) -> _Sampled:

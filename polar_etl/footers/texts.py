@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise, repeat, zip_longest
 from math import ceil, log2
 from typing import BinaryIO, NamedTuple
@@ -67,7 +67,12 @@ def _reach(place: int) -> int:
     return ceil(2 ** (place / _STEPS) - 1e-9)
 
 
-def texts_in(file: BinaryIO, layout: Layout, leaves: Iterable[int]) -> Texts:
+def texts_in(
+    file: BinaryIO,
+    layout: Layout,
+    leaves: Iterable[int],
+    require: Callable[[int], None] = lambda _: None,
+) -> Texts:
     """Return how much text some columns hold.
 
     What stands where inside a page is not known: texts of usual pages are taken to be alike, but
@@ -77,12 +82,13 @@ def texts_in(file: BinaryIO, layout: Layout, leaves: Iterable[int]) -> Texts:
         file: The file.
         layout: Its layout.
         leaves: Columns of text, not nested.
+        require: Is told the bytes of each dictionary before it is decoded, and may raise an error.
 
     Raises:
         UnusualError: A page header is damaged.
     """
     found = np.zeros(_count(sum(layout.rows)), np.int64)
-    longest, look_ups = 0, repeat(True, _LOOK_UPS)
+    longest, look_ups = 0, repeat(require, _LOOK_UPS)
     try:
         for leaf in leaves:
             pages = _pages_of(file, layout, leaf, look_ups)
@@ -155,7 +161,9 @@ class _Pages(NamedTuple):
     """Bytes of the longest whose text stands there."""
 
 
-def _pages_of(file: BinaryIO, layout: Layout, leaf: int, look_ups: Iterator[object]) -> _Pages:
+def _pages_of(
+    file: BinaryIO, layout: Layout, leaf: int, look_ups: Iterator[Callable[[int], None]]
+) -> _Pages:
     """Return the pages of a column.
 
     Raises:
@@ -166,7 +174,8 @@ def _pages_of(file: BinaryIO, layout: Layout, leaf: int, look_ups: Iterator[obje
     longest = 0
     for group in (group for group, there in enumerate(layout.rows) if there):
         some, suspicious = _pages_of_chunk(file, layout.span(group, leaf))
-        if suspicious and next(look_ups, None):
+        if suspicious and (require := next(look_ups, None)):
+            require(some.longest)
             known = _looked_up(file, group, leaf, some.rows[:suspicious])
             some.sizes[: len(known)] = known
         rows += some.rows

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from polar_etl.footers.samples import (
     number_dictionaries,
     page_sizes,
     sizes_by_arrow,
+    text_by_arrow,
     word_dictionaries,
 )
 from polar_etl.footers.texts import Texts, texts_in
@@ -100,9 +102,9 @@ class Room(NamedTuple):
         if needed > max(self.limit, _HOPELESS * self.base):
             raise MemoryLimitError(
                 f"The memory limit of {format_size(self.limit)} is too small: {describe(path)} "
-                f"holds a page of {format_size(page)}, and decoding one takes {_LOOK_COPIES} times "
-                "as much. Nothing was read or written. Use --memory-limit "
-                f"{-(-needed // 10**6)}MB or more."
+                f"holds a page of {format_size(page)} that is decoded before there is a plan, and "
+                f"that takes {_LOOK_COPIES} times as much. Nothing was read or written. Use "
+                f"--memory-limit {-(-needed // 10**6)}MB or more: the plan then says what it needs."
             )
 
 
@@ -173,7 +175,6 @@ def _looked_at(raw: BinaryIO, footer: bytes, room: Room, like: Told | None) -> _
     layout = laid_out(table, told.schema) if table and told else None
     if not (table and told and layout):
         return _looked_at_any(raw, table, room)
-    _require_room(raw, layout, told.varying, room)
     _require_rows(raw.name, table.rows, signed(footer, table.all_rows[0])[0])
     return _Look(told, layout, table.rows, frozenset(), Texts(), 0, page_sizes(raw, layout, table))
 
@@ -208,16 +209,10 @@ def _looked_at_any(raw: BinaryIO, table: ChunkTable | None, room: Room) -> _Look
     """Return what there is to know of any file."""
     with _opened(raw.name) as opened:
         metadata, told = opened.metadata, _told(raw.name, opened)
-        schema, varying = told.schema, told.varying
-        layout = laid_out(table, schema) if table else None
-        words = _words_in(raw, layout, schema)
-        apart = set(_names_of(schema, words))
-        if layout:
-            _require_room(raw, layout, varying, room)
-        texts = _texts(raw, layout, schema, apart)
-        unknown = [leaf for leaf, name in varying.items() if name not in apart]
-        known = bool(texts.windows)
-        variable, sizes = sizes_by_arrow(raw, opened, layout, unknown, known=known)
+        layout = laid_out(table, told.schema) if table else None
+        words = _words_in(raw, layout, told.schema)
+        apart = _names_of(told.schema, words)
+        variable, texts, sizes = _sizes(raw, opened, layout, told, apart, room)
         groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
         _require_rows(raw.name, groups, metadata.num_rows)
         return _Look(told, layout, groups, words, texts, variable, sizes)
@@ -234,21 +229,6 @@ def _require_rows(path: str, groups: Sequence[int], rows: int) -> None:
             f"{describe(path)} is damaged: its footer tells of {rows} rows, "
             f"and of {sum(groups)} in its row groups."
         )
-
-
-def _require_room(file: BinaryIO, layout: Layout, varying: Iterable[int], room: Room) -> None:
-    """Check that there is room to look at the leaves that are looked at: see `sizes_by_arrow`.
-
-    Raises:
-        MemoryLimitError: There is not.
-        UnusualError: A page claims more than its chunk has.
-    """
-    if not any(layout.rows):
-        return
-    variable = list(varying)
-    for leaf in variable[:: every(len(variable))]:
-        pages = pages_of(file.fileno(), *layout.span(layout.largest, leaf))
-        room.require(file.name, max((page.size for page in pages), default=0))
 
 
 def _words_in(file: BinaryIO, layout: Layout | None, schema: pa.Schema) -> frozenset[int]:
@@ -271,16 +251,48 @@ def _names_of(schema: pa.Schema, places: Iterable[int]) -> list[str]:
     return [names[place] for place in places]
 
 
+def _sizes(
+    file: BinaryIO,
+    opened: pq.ParquetFile,
+    layout: Layout | None,
+    told: Told,
+    apart_from: Collection[str],
+    room: Room,
+) -> tuple[int, Texts, LargestPages]:
+    """Return the bytes of columns of variable width, what is known of text, and sizes of pages.
+
+    Of text only what its pages don't tell is decoded.
+
+    Raises:
+        MemoryLimitError: There is no room for that.
+        UnusualError: A page claims more than its chunk has.
+    """
+    leaves = [leaf for leaf, name in told.varying.items() if name not in apart_from]
+    texts = _texts(file, layout, told.schema, apart_from, room)
+    if texts.windows:
+        return texts.windows[-1], texts, sizes_by_arrow(file, opened, layout, leaves)
+    if layout and any(layout.rows):
+        for leaf in leaves[:: every(len(leaves))]:
+            pages = pages_of(file.fileno(), *layout.span(layout.largest, leaf))
+            room.require(file.name, max((page.size for page in pages), default=0))
+    sizes = sizes_by_arrow(file, opened, layout)
+    return text_by_arrow(file, opened, layout, leaves), texts, sizes
+
+
 def _texts(
-    file: BinaryIO, layout: Layout | None, schema: pa.Schema, apart_from: Collection[str]
+    file: BinaryIO,
+    layout: Layout | None,
+    schema: pa.Schema,
+    apart_from: Collection[str],
+    room: Room,
 ) -> Texts:
     """Return how much text a file holds; nothing where its pages don't tell."""
     wide = by_column(has_variable_width, schema).items()
     places = [at for at, (name, varies) in enumerate(wide) if varies and name not in apart_from]
     if layout is None or not places or any(_is_nested(schema.field(p).type) for p in places):
         return Texts()
-    sampled = places[:: every(len(places))]
-    windows, longest = texts_in(file, layout, [layout.leaves[place] for place in sampled])
+    sampled = [layout.leaves[place] for place in places[:: every(len(places))]]
+    windows, longest = texts_in(file, layout, sampled, partial(room.require, file.name))
     return Texts(tuple(size * len(places) // len(sampled) for size in windows), longest)
 
 
@@ -352,10 +364,8 @@ def texts_of(path: str, apart_from: Collection[str]) -> tuple[int, Texts]:
         InputError: The file can't be read.
     """
     with explained(path), _opened(path) as opened, open(path, "rb") as raw:
-        schema = opened.schema_arrow
-        layout = layout_of(footer_of(raw), schema)
-        apart = {*apart_from, *_names_of(schema, _words_in(raw, layout, schema))}
-        texts = _texts(raw, layout, schema, apart)
-        unknown = [leaf for leaf, name in _varying_leaves(schema).items() if name not in apart]
-        known = bool(texts.windows)
-        return sizes_by_arrow(raw, opened, layout, unknown, known=known)[0], texts
+        told = _told(path, opened)
+        layout = layout_of(footer_of(raw), told.schema)
+        apart = {*apart_from, *_names_of(told.schema, _words_in(raw, layout, told.schema))}
+        variable, texts, _ = _sizes(raw, opened, layout, told, apart, UNLIMITED)
+        return variable, texts

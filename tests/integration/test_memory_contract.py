@@ -283,14 +283,28 @@ def test_what_is_projected_for_texts_is_neither_too_little_nor_far_too_much(tmp_
             assert projected <= 2 * (tree + VARIES)
 
 
-@pytest.mark.parametrize("how", [{}, {"use_dictionary": False}], ids=["words", "plain"])
-def test_a_text_that_is_too_long_to_look_at_is_refused_unread(tmp_path, how):
+def write_one_long_text(path, **how) -> None:
     texts = ["b"] * 2_000 + [letters(1 << 20, 0) * 100] + ["a"] * 2_000
-    tables.write(tmp_path / "in.parquet", {"x": [1.0] * len(texts), "t": texts}, **how)
+    tables.write(path, {"x": [1.0] * len(texts), "t": texts}, **how)
+
+
+def test_a_word_that_is_too_long_to_look_at_is_refused_unread(tmp_path):
+    write_one_long_text(tmp_path / "in.parquet")
     outcome, peak = measured(tmp_path, "normalize", "in.parquet", "out", "--memory-limit", "300MB")
     assert "holds a page of 105 MB" in outcome.expect(7).stderr
     assert peak <= 300_000_000
     assert trees.names(tmp_path) == {"in.parquet", "usage.json"}
+
+
+def test_the_refusal_of_a_long_text_says_what_would_do(tmp_path):
+    write_one_long_text(tmp_path / "in.parquet", use_dictionary=False)
+    refused, peak = measured(tmp_path, "normalize", "in.parquet", "out", "--memory-limit", "300MB")
+    least = limit_named(refused.expect(7))
+    assert peak <= 300_000_000
+    how = ("--memory-limit", f"{least}MB")
+    outcome, peak = measured(tmp_path, "normalize", "in.parquet", "out", *how)
+    outcome.expect(0)
+    assert peak <= least * 10**6
 
 
 def write_vectors(path, rows: int, group: int, size: int, missing: str = "") -> None:
