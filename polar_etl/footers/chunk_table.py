@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from polar_etl.footers.alike import alike, signed_of
 from polar_etl.footers.schema import PHYSICAL, FooterColumn, columns_at
+from polar_etl.pages.files import CODECS
 from polar_etl.pages.headers import NUMBER, STATISTICS
 from polar_etl.pages.thrift import (
     MAGIC,
@@ -38,9 +39,6 @@ from polar_etl.pages.thrift import (
 Ints = npt.NDArray[np.int64]
 
 _BYTES = PHYSICAL.index("BYTE_ARRAY")
-ZSTD = 6
-CODECS = {0: "UNCOMPRESSED", 1: "SNAPPY", ZSTD: "ZSTD"}
-"""By number in the footer: those that tell how large their contents are."""
 _NUMBERS = frozenset((0, 2, 3, 4, 5, 8, 9))
 """Encodings of numbers, and of levels."""
 WORDS = frozenset((2, 8))

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from polar_etl.columns import listed
-from polar_etl.footers.chunk_table import CODECS, WORDS, ChunkTable, chunk_table
+from polar_etl.footers.chunk_table import WORDS, ChunkTable, chunk_table
 from polar_etl.footers.schema import PHYSICAL
+from polar_etl.pages.files import CODECS
 from polar_etl.pages.headers import pages_of
 from polar_etl.pages.values import Chunk, stored_dtype
 

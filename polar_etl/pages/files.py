@@ -28,7 +28,12 @@ Bytes = bytes | memoryview
 
 _PHYSICAL = {"|b1": 0, "<i4": 1, "<u4": 1, "<i8": 2, "<u8": 2, "<f4": 4, "<f8": 5, "<f2": 7}
 """Number of Parquet's type, by the dtype of its bytes."""
-_CODECS = {"UNCOMPRESSED": 0, "SNAPPY": 1, "ZSTD": 6}
+ZSTD = 6
+CODECS = {
+    0: "UNCOMPRESSED", 1: "SNAPPY", 2: "GZIP", 4: "BROTLI", 5: "LZ4", ZSTD: "ZSTD", 7: "LZ4_RAW",
+}  # fmt: skip
+"""By number in a footer: those that PyArrow has, by whose names they go."""
+_CODEC_NUMBERS = {name: number for number, name in CODECS.items()}
 _ENCODINGS = (0, 3, 8)
 """Numbers of the usual ones; PyArrow goes by what page headers say."""
 _NAME = b"\x01x"
@@ -239,7 +244,7 @@ def _copied(runs: Sequence[PageRun]) -> tuple[memoryview, list[int]]:
 
 def _footer(runs: Sequence[There], rows: int, kind: RunKind) -> bytes:
     """Return a footer of which each row group is a run."""
-    usual = _usual_meta(_PHYSICAL[kind.stored.str], _CODECS[kind.codec])
+    usual = _usual_meta(_PHYSICAL[kind.stored.str], _CODEC_NUMBERS[kind.codec])
     many = thrift.often_number(rows)
     groups = []
     for start, data, size in runs:

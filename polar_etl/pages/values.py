@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, groupby, islice
 from typing import NamedTuple
@@ -83,6 +83,8 @@ PLACE = 5
 """Bytes of a place in a dictionary, at most: a run for each value."""
 _LENGTH = 4
 """Bytes of the length of levels that are compressed with the values."""
+_DEFLATED = 47
+"""zlib's window bits that stand for the format of gzip, or its own, whichever it is."""
 Run = list[StoredPages]
 """Neighbouring pages of one chunk."""
 
@@ -145,7 +147,8 @@ def _possible(
 def is_plain(chunk: Chunk, header: PageHeader) -> bool:
     """Tell whether a page holds a value for each row and nothing else, as far as its size tells."""
     values = header.rows * chunk.stored.itemsize
-    return header.holds == "values" and header.size == len(_no_nulls(chunk, header)) + values
+    size = len(_no_nulls(chunk, header)) + values
+    return header.holds == "values" and header.size == size and chunk.codec in _UNPACKED_HERE
 
 
 def _no_nulls(chunk: Chunk, header: PageHeader) -> bytes:
@@ -288,8 +291,32 @@ def _unpacked(codec: str, stored: memoryview, size: int) -> bytes:
     if codec == "UNCOMPRESSED" or not size:
         return bytes(stored[:size])
     try:
-        if thrift.varint(stored, 0)[0] != size:  # Snappy begins with it
-            raise UnusualError("it decompresses to another size")
-        return bytes(pa.decompress(stored, size, codec=codec.lower(), asbytes=True))
+        return _UNPACK[codec](stored, size)
     except (pa.ArrowException, OSError, ValueError, IndexError) as error:
         raise UnusualError(str(error)) from None
+
+
+def _inflated(stored: memoryview, size: int) -> bytes:
+    inflater = zlib_ng.decompressobj(wbits=_DEFLATED)
+    try:
+        content = inflater.decompress(stored, size + 1)
+    except zlib_ng.error as error:  # type: ignore[misc]  # it is a type
+        raise UnusualError(str(error)) from None
+    if not inflater.eof or inflater.unused_data:  # several in a row, as some write, PyArrow reads
+        raise UnusualError("it decompresses to another size")
+    return content
+
+
+def _unsnapped(stored: memoryview, size: int) -> bytes:
+    if thrift.varint(stored, 0)[0] != size:  # it begins with it
+        raise UnusualError("it decompresses to another size")
+    return bytes(pa.decompress(stored, size, codec="snappy", asbytes=True))
+
+
+_UNPACK: Mapping[str, Callable[[memoryview, int], bytes]] = {
+    "GZIP": _inflated,
+    "SNAPPY": _unsnapped,
+}
+"""What is unpacked here besides Zstandard. Of other codecs nobody but PyArrow's own reader tells
+whether contents are as long as they should be."""
+_UNPACKED_HERE = frozenset(("UNCOMPRESSED", "ZSTD", *_UNPACK))

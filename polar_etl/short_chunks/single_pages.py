@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from polar_etl.columns import Piece
-from polar_etl.footers.chunk_table import CODECS, ZSTD
 from polar_etl.footers.layout import Layout
 from polar_etl.pages.ahead import NONE_AHEAD, Ahead
-from polar_etl.pages.files import ROOM_BEFORE, RunKind, room_behind
+from polar_etl.pages.files import CODECS, ROOM_BEFORE, ZSTD, RunKind, room_behind
 from polar_etl.pages.headers import HEADER, UnusualError, header_of
 from polar_etl.scratch import scratch
 from polar_etl.short_chunks.chunk_files import decode_by_arrow

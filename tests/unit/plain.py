@@ -27,6 +27,7 @@ ENCODINGS: list[dict[str, object]] = [
     {"use_dictionary": False},
     {"use_dictionary": False, "column_encoding": "BYTE_STREAM_SPLIT"},
 ]
+CODECS = ["none", "snappy", "gzip", "brotli", "zstd", "lz4"]
 NULLS = [0.0, 0.02, 0.5, 1.0]
 
 
@@ -102,7 +103,7 @@ def pyarrow_files(draw: st.DrawFn, **how: object) -> tuple[pa.Table, bytes]:
     """Return a table, and a file of PyArrow's that holds it as plain numbers."""
     table = draw(tables())
     options = {
-        "compression": draw(st.sampled_from(["none", "snappy", "zstd"])),
+        "compression": draw(st.sampled_from(CODECS)),
         "data_page_version": draw(st.sampled_from(["1.0", "2.0"])),
         **draw(st.sampled_from(ENCODINGS)),
         "dictionary_pagesize_limit": draw(st.sampled_from([16, 200, 1 << 20])),
@@ -122,7 +123,7 @@ def polars_files(draw: st.DrawFn) -> tuple[pa.Table, bytes]:
     table = draw(tables([kind for kind in KINDS if kind != pa.float16()]))
     content = by_polars(
         table,
-        compression=draw(st.sampled_from(["uncompressed", "snappy", "zstd"])),
+        compression=draw(st.sampled_from(["uncompressed", *CODECS[1:]])),
         row_group_size=draw(st.sampled_from([7, 64, 1000])),
         data_page_size=draw(st.sampled_from([64, 1000, 1 << 20])),
         statistics=draw(st.booleans()),

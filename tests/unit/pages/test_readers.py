@@ -137,7 +137,7 @@ def test_values_are_those_that_polars_wrote(file, data):
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
-@pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "snappy", "gzip", "brotli", "zstd", "lz4"])
 @pytest.mark.parametrize("nulls", [0.0, 0.5, 1.0])
 def test_usual_pages_are_not_left_to_pyarrow(kind, version, codec, nulls):
     rows = 30_000
@@ -357,13 +357,36 @@ def test_other_pages_are_unusual(how):
     assert read_pages(content, (len(content), 2)) is None
 
 
-@pytest.mark.parametrize("codec", ["SNAPPY", "ZSTD"])
+CODECS = ("SNAPPY", "GZIP", "BROTLI", "LZ4", "ZSTD", "LZ4_RAW")
+
+
+def compressed(codec: str, content: bytes) -> bytes:
+    if codec == "LZ4":  # as Hadoop frames it
+        raw = compressed("LZ4_RAW", content)
+        return len(content).to_bytes(4, "big") + len(raw).to_bytes(4, "big") + raw
+    return pa.Codec(codec.lower()).compress(content, asbytes=True)
+
+
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("body", [b"", b"\x00", b"\xff" * 20, doubles(1, 2)], ids=repr)
 @pytest.mark.parametrize("size", [0, 16])
 def test_what_can_not_be_decompressed_is_unusual(codec, body, size):
     content = page(2, body, size)
 
     assert read_pages(content, (len(content), 2), codec=codec) is None
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("nullable", [True, False])
+@pytest.mark.parametrize("values", [(), (1,), (1, 2), (1, 2, 3)], ids=len)
+def test_what_decompresses_to_another_size_is_unusual(codec, nullable, values):
+    before = levels(b"\x04\x01") if nullable else b""
+    expected = len(before) + 2 * 8
+    body = compressed(codec, before + doubles(*values))
+    content = page(2, body, expected)
+
+    found = read_pages(content, (len(content), 2), codec=codec, nullable=nullable)
+    assert found == ([1, 2] if len(values) == 2 else None)
 
 
 def levels(data: bytes) -> bytes:

@@ -21,6 +21,10 @@ WRITTEN = [
     for codec in ("zstd", "snappy", "none")
     for dictionaries in (True, False)
 ]
+WRITTEN += [
+    {"compression": "gzip", "use_dictionary": False},
+    {"compression": "lz4", "use_dictionary": True},
+]
 """How chunks are written: all but plain zstd is decoded by PyArrow."""
 PLAIN = {"compression": "zstd", "use_dictionary": False}
 
@@ -205,7 +209,6 @@ def test_a_null_far_behind_does_not_cost_the_column(path):
 @pytest.mark.parametrize(
     "how",
     [
-        {"compression": "gzip"},
         {"use_dictionary": True, "row_group_size": 1 << 14},
         {"use_dictionary": True, "dictionary_pagesize_limit": 8, "write_batch_size": 10},
         {"max_rows_per_page": 10, "write_batch_size": 10},
