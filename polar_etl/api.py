@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -57,9 +58,10 @@ class Options:
     """Such as "512MB", "2GiB" or "50%"; None: half of what the process may use."""
     threads: int | None = None
     """None: as many as the processor has for this process."""
-    processes: bool = False
-    """Whether forked processes may share the work, instead of threads of this one: faster, most of
-    all for many columns. The command line does so; fork only a process whose threads are known."""
+    processes: bool | None = None
+    """Whether forked processes may share the work of large tables, instead of threads of this one:
+    faster, most of all for many columns. None: if this process has no other thread of Python's,
+    which might hold a lock that a forked process would wait for."""
     rows_per_part: int | None = None
     """Rows of a part; None: one row group, about 32 MiB (more for wide tables)."""
     part_size: str | int | None = None
@@ -88,7 +90,10 @@ class Options:
             value = getattr(self, name)
             whole = type(value) is int or (value is None and name != "ddof")
             _require(whole, f"{name} must be a whole number, found {value!r}.")
-        _require(isinstance(self.processes, bool), f"processes is no bool, but {self.processes!r}.")
+        _require(
+            self.processes is None or isinstance(self.processes, bool),
+            f"processes is no bool, but {self.processes!r}.",
+        )
         _require(self.ddof in (0, 1), f"ddof must be 0 or 1, found {self.ddof}.")
         _require(self.inf in ("error", "ignore", "null"), f"inf can't be {self.inf!r}.")
         _require(self.dtype in (None, "float32", "float64"), f"dtype can't be {self.dtype!r}.")
@@ -112,7 +117,9 @@ class Options:
     def limits(self) -> Limits:
         """Return the memory limit in bytes and the number of threads."""
         cores = len(os.sched_getaffinity(0))
-        return Limits(limit_in_force(self.memory_limit), self.threads or cores, self.processes)
+        alone = threading.active_count() == 1
+        forks = alone if self.processes is None else self.processes
+        return Limits(limit_in_force(self.memory_limit), self.threads or cores, forks)
 
     def settings(self, schema: pa.Schema, scaler: Scaler | None = None) -> Settings:
         """Return what shapes the result, for a source of this schema."""

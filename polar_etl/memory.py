@@ -15,6 +15,8 @@ from typing import Self
 
 from polar_etl.errors import UsageError, describe
 
+_LARGEST_REUSED = (1 << 25) - (1 << 14)
+"""Bytes of the largest block that glibc ever takes from memory that was freed."""
 _UNITS = {
     "": 1,
     "b": 1,
@@ -165,6 +167,19 @@ def give_back() -> None:
     """Give memory that was freed back to the system, where the C library knows how."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def reuse_freed_blocks() -> None:
+    """Have glibc take memory that was freed for the next blocks of up to 32 MiB.
+
+    It does so once it has seen so large a block freed. Until then it has each from the kernel,
+    whose fresh pages cost a tenth of a run. A block that nobody writes to takes no memory.
+    """
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+        libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
+        libc.free(libc.malloc(_LARGEST_REUSED))
 
 
 class PeakSampler:

@@ -24,7 +24,13 @@ from polar_etl.errors import (
 )
 from polar_etl.events import Listener, Warned, silent
 from polar_etl.features import value_type
-from polar_etl.memory import PeakSampler, free_memory, peak_of_process, resident_memory
+from polar_etl.memory import (
+    PeakSampler,
+    free_memory,
+    peak_of_process,
+    resident_memory,
+    reuse_freed_blocks,
+)
 from polar_etl.passes.fitting import fit_files, refuse_infinities
 from polar_etl.passes.run import Run
 from polar_etl.passes.tasks import Encoder
@@ -124,6 +130,7 @@ def _running(source: Source, plan: Plan, control: Control) -> Iterator[Run]:
     jemalloc gives memory back in time: with mimalloc, PyArrow's default, the same run peaks a
     quarter higher and spends twice the time in the kernel (measured).
     """
+    reuse_freed_blocks()
     pool = pa.default_memory_pool()
     with suppress(NotImplementedError):
         pa.set_memory_pool(pa.jemalloc_memory_pool())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 
@@ -190,3 +192,49 @@ def test_damage_that_a_child_meets_is_told_as_ever(tmp_path):
     said = cli.run("normalize", "in.parquet", "out", *SHARED, cwd=tmp_path).expect(4)
     assert "can't be read as Parquet" in said.stderr
     assert not (tmp_path / "out").exists()
+
+
+IN_PYTHON = """
+import sys, threading
+import psutil
+import polar_etl as pe
+
+end, seen, how = threading.Event(), set(), eval(sys.argv[1])
+if sys.argv[2] == "beside another thread":
+    threading.Thread(target=end.wait).start()
+
+def listen(event):
+    seen.update(child.pid for child in psutil.Process().children())
+
+try:
+    pe.normalize("in.parquet", sys.argv[3], threads=2, memory_limit="2GB", listener=listen, **how)
+finally:
+    end.set()
+print(len(seen))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "where", "children"),
+    [
+        ({}, "alone", 1),
+        ({}, "beside another thread", 0),
+        ({"processes": True}, "beside another thread", 1),
+        ({"processes": False}, "alone", 0),
+    ],
+    ids=str,
+)
+def test_python_forks_where_no_other_thread_could_hold_a_lock(
+    folder, tmp_path, how, where, children
+):
+    done = subprocess.run(
+        [sys.executable, "-c", IN_PYTHON, repr(how), where, tmp_path / "out"],
+        cwd=folder,
+        env=cli.environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=cli.DEADLINE,
+        check=True,
+    )
+    assert int(done.stdout) == children
+    assert trees.result(tmp_path / "out") == trees.result(folder / "usual")
