@@ -6,8 +6,9 @@
 The code of each peer is in `benchmarks/peers`. Each runs in a process of its own, in turn with the
 others. Its output is checked against ours, value by value; "x ours" is its wall time over ours,
 round by round. Dask and Spark say how long their cluster took to start; "x ours, started" leaves
-that out. Peers that are not installed are left out, with a line that says so. Of a peer with worker
-processes or a JVM, "tree MB" counts all of them, "peak MB" only the largest that it waited for.
+that out. "python" is ourselves, called from Python. Peers that are not installed are left out, with
+a line that says so. Of a peer with worker processes or a JVM, "tree MB" counts all of them, "peak
+MB" only the largest that it waited for.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.measure import Contestant
 
 PEERS = {
+    "python": ("in_python", "polar_etl", "out"),
     "polars": ("polars_lines", "polars", "out.parquet"),
     "duckdb": ("duckdb_copy", "duckdb", "out.parquet"),
     "sklearn": ("sklearn_partial_fit", "sklearn", "out.parquet"),
