@@ -103,7 +103,7 @@ def plan_run(
         base: Bytes that the process uses already.
         only_fits: Whether nothing is written.
     """
-    shape = shape_of(source.schema, source.files, settings)
+    shape = shape_of(source.schema, source.files, settings, source.held_chunks)
     return make_plan(
         shape,
         limit=limits.memory,

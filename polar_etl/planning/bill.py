@@ -9,6 +9,7 @@ from polar_etl.encoding.words import LETTERS, words_kept
 from polar_etl.planning.decoding import SLACK, decoding_bytes, held_ahead, held_bytes
 from polar_etl.planning.plan import MANY_VALUES, MIB, Bill, Plan
 from polar_etl.planning.shapes import Shape
+from polar_etl.sources.base import HELD_CHUNK
 from polar_etl.statistics.blocks import block_rows
 from polar_etl.storage.direct import staged_bytes
 
@@ -22,8 +23,6 @@ _OPENING_COLUMN = 3_000
 _SCHEMA_COLUMN = 700
 """The same for one column of a file's schema, for each share of whose columns PyArrow decodes some
 (measured: 650)."""
-_LAYOUT_CHUNK = 100
-"""Bytes that are kept of a column chunk that holds plain numbers."""
 _OUTPUT_CHUNK = 500
 """Bytes that describe a column chunk of the output until its part is finished (measured: 400)."""
 _RUNTIME = 24 * MIB
@@ -106,8 +105,8 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
     side_by_side = max(staged - staged_bytes(1), 0)  # the runtime has what one part takes
     needed = sum(worked) + side_by_side
     lingering = int(_LINGERING * needed) + held_bytes(first, plan.batch_rest)
-    footers = max(shape.held_chunks, shape.footer_chunks) * _LAYOUT_CHUNK
-    footers += shape.footer_chunks * (_FOOTER_CHUNK - _LAYOUT_CHUNK) * bool(shape.arrow_columns)
+    footers = max(shape.held_chunks, shape.footer_chunks) * HELD_CHUNK
+    footers += shape.footer_chunks * (_FOOTER_CHUNK - HELD_CHUNK) * bool(shape.arrow_columns)
     by_arrow = _PAGE_FILES * shape.has_page_files
     forked = base - _FORKED + footers + statistics + staged  # which counts wherever it is seen
     described = at_a_time * ceil(min(plan.part_rows, rows) / plan.slab_rows)

@@ -12,7 +12,7 @@ from polar_etl.encoding.slabs import slab_rows
 from polar_etl.features import Features, value_type
 from polar_etl.footers.texts import Windows, beside, text_in
 from polar_etl.planning.settings import Settings
-from polar_etl.sources.base import SourceFile, held_chunks
+from polar_etl.sources.base import SourceFile
 from polar_etl.sources.schemas import has_variable_width, leaves, width
 from polar_etl.statistics.scaler import output_type
 
@@ -50,7 +50,7 @@ class Shape(NamedTuple):
     footer_chunks: int
     """Column chunks in the largest footer."""
     held_chunks: int
-    """Those of which it is held where they stand, see `sources.base.held_chunks`."""
+    """Those of which it is held where they stand."""
     page_bytes: int
     """Uncompressed bytes of the largest page."""
     lookup_bytes: int = 0
@@ -130,8 +130,17 @@ class Shape(NamedTuple):
         )
 
 
-def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings) -> Shape:
-    """Return what a plan needs to know of a source's schema and footers."""
+def shape_of(
+    schema: pa.Schema, files: Sequence[SourceFile], settings: Settings, held_chunks: int = 0
+) -> Shape:
+    """Return what a plan needs to know of a source's schema and footers.
+
+    Args:
+        schema: Of the source.
+        files: Of the source.
+        settings: What shapes the result.
+        held_chunks: For how many column chunks it is held where they stand.
+    """
     features = settings.features
     names, _ = listed(schema)
     vectors = Features.of(schema, tuple(names), features.vectors).vectors
@@ -173,7 +182,7 @@ def shape_of(schema: pa.Schema, files: Sequence[SourceFile], settings: Settings)
         output_bytes=output - nominal + plain + text + word_bytes,
         nominal_output_bytes=nominal_output,
         footer_chunks=0 if largest is None else largest.chunks,
-        held_chunks=held_chunks(files),
+        held_chunks=held_chunks,
         page_bytes=max((file.page_bytes for file in files), default=0),
         lookup_bytes=max((file.lookup_bytes for file in files), default=0),
         nulls=any(file.nulls for file in files),

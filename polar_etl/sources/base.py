@@ -13,6 +13,8 @@ from polar_etl.pages.ahead import NONE_AHEAD, Ahead
 
 _FILE_AS_CHUNKS = 16
 """What is held of a file besides its chunks, in chunks (measured: 13)."""
+HELD_CHUNK = 100
+"""Bytes that are held of a column chunk of plain numbers: where it stands."""
 
 
 class SourceFile(NamedTuple):
@@ -62,24 +64,6 @@ class SourceFile(NamedTuple):
     def held_chunks(self) -> int:
         """How many column chunks take as much memory as it takes to hold where its chunks stand."""
         return self.chunks + _FILE_AS_CHUNKS
-
-
-_MOST_HELD = 1 << 15
-
-
-def may_be_held(chunks: int) -> bool:
-    """Tell whether it may be held where so many column chunks, those of all files, stand."""
-    return chunks <= _MOST_HELD
-
-
-def held_chunks(files: Iterable[SourceFile]) -> int:
-    """Return for how many column chunks it is held where they stand, 0 if there are too many.
-
-    Otherwise a footer is parsed again for each share of columns that is read of its file, which
-    takes as long as decoding some thousand rows.
-    """
-    many = sum(file.held_chunks for file in files)
-    return many if may_be_held(many) else 0
 
 
 class Reading(NamedTuple):
@@ -151,6 +135,10 @@ class Source(Protocol):
     @property
     def files(self) -> tuple[SourceFile, ...]:
         """The files in row order."""
+
+    @property
+    def held_chunks(self) -> int:
+        """For how many column chunks it is held where they stand, see `SourceFile.held_chunks`."""
 
     def fingerprint(self, *, full: bool = False) -> dict[str, object]:
         """Return a small JSON value that changes when the input does.

@@ -32,7 +32,7 @@ from polar_etl.memory import format_size
 from polar_etl.pages.headers import pages_of
 from polar_etl.pages.readers import is_usual
 from polar_etl.pages.thrift import signed
-from polar_etl.sources.base import SourceFile
+from polar_etl.sources.base import HELD_CHUNK, SourceFile
 from polar_etl.sources.by_arrow import STREAM_BUFFER, for_arrow
 from polar_etl.sources.explained import explained
 from polar_etl.sources.schemas import checked_schema, has_variable_width, leaf_ranges, leaves
@@ -43,6 +43,8 @@ _LOOK_COPIES = 5
 """How often a page is held while it is looked at (measured: 2 to 5)."""
 _COLUMNS_PEEKED_AT, _PEEKED_AT_AGAIN = 128, 16
 """Columns whose first pages are looked at; the fewer of a file with the same columns as another."""
+_FEW_CHUNKS, _HELD_PART = 1 << 15, 32
+"""It may be held where so many chunks stand, and what takes such a part of the limit."""
 _CHUNKS_LOOKED_THROUGH = 1 << 12
 """Chunks whose page headers are read in the time that a small run takes to start."""
 
@@ -88,6 +90,12 @@ class Room(NamedTuple):
     """The memory limit, in bytes."""
     base: int = 0
     """Bytes that the process uses already."""
+
+    @property
+    def chunks(self) -> int:
+        """For how many column chunks, those of all files, it may be held where they stand."""
+        known = self.limit if self.limit < UNLIMITED.limit else 0
+        return max(known // (_HELD_PART * HELD_CHUNK), _FEW_CHUNKS)
 
     def require(self, path: str, page: int) -> None:
         """Check that a page of so many bytes can be looked at.

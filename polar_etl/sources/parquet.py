@@ -21,7 +21,7 @@ from polar_etl.errors import InputError, describe
 from polar_etl.features import first_length, open_lists, require_lengths
 from polar_etl.footers.layout import Layout, layout_of
 from polar_etl.pages.ahead import NONE_AHEAD, Ahead
-from polar_etl.sources.base import Columns, Reading, SourceFile, Window, may_be_held
+from polar_etl.sources.base import Columns, Reading, SourceFile, Window
 from polar_etl.sources.by_arrow import ParquetFile, for_arrow
 from polar_etl.sources.decoding import FileColumns
 from polar_etl.sources.explained import explained
@@ -42,7 +42,9 @@ class ParquetSource:
     _opened: dict[int, ParquetFile] = field(default_factory=dict, repr=False)
     """The files that were looked at last."""
     _layouts: dict[int, Layout | None] = field(default_factory=dict, repr=False)
-    """Those of all files where they are few, else that of the first, until it is opened."""
+    """Those of all files where there is room for them, else that of the first, until it is opened:
+    then a footer is parsed again for each share of columns that is read of its file, which takes as
+    long as decoding some thousand rows."""
     _lock: Lock = field(default_factory=Lock, repr=False)
 
     @classmethod
@@ -73,13 +75,19 @@ class ParquetSource:
                 schema = _nullable_where_either_is(schema, own)
             found.append(file)
             held += file.held_chunks
-            if index == 0 or may_be_held(held):
+            if index == 0 or held <= room.chunks:
                 layouts[index] = layout
-        if not may_be_held(held):
+        if held > room.chunks:
             layouts = {0: layouts[0]}
         if schema is None:
             raise InputError("There is no Parquet file to read.")
         return cls(schema, tuple(found), _layouts=layouts)
+
+    @property
+    def held_chunks(self) -> int:
+        """For how many column chunks it is held where they stand."""
+        held = len(self._layouts) == len(self.files)
+        return sum(file.held_chunks for file in self.files) if held else 0
 
     def fingerprint(self, *, full: bool = False) -> dict[str, object]:
         """Return path, size, mtime and footer hash of every file; when `full`, a hash of it all."""

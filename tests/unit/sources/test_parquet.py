@@ -12,7 +12,7 @@ import pytest
 from polar_etl.columns import fill, validity
 from polar_etl.errors import InputError
 from polar_etl.pages.thrift import as_number
-from polar_etl.sources import base
+from polar_etl.sources import first_look
 from polar_etl.sources.base import Reading
 from polar_etl.sources.parquet import ParquetSource
 
@@ -98,7 +98,7 @@ def test_rows_of_several_files_come_as_if_they_were_one(
     path, tmp_path, monkeypatch, how, lengths, held
 ):
     if not held:  # of so many chunks that it is looked up anew where they stand
-        monkeypatch.setattr(base, "_MOST_HELD", 1)
+        monkeypatch.setattr(first_look, "_FEW_CHUNKS", 1)
     other = tmp_path / "other.parquet"
     pq.write_table(table().take(pa.array(range(ROWS))[::-1]), other, use_dictionary=False)
     empty = tmp_path / "empty.parquet"
@@ -109,6 +109,16 @@ def test_rows_of_several_files_come_as_if_they_were_one(
     for first, stop in ((0, 3 * ROWS), (500, 2500), (1000, 2000), (2999, 3000)):
         found = read(source, first, stop, how, lengths=lengths)
         assert found.combine_chunks().equals(expected.slice(first, stop - first).combine_chunks())
+
+
+@pytest.mark.parametrize(("limit", "held"), [(1 << 30, True), (10_000, False), (1 << 62, False)])
+def test_it_is_held_where_chunks_stand_if_they_take_a_small_part_of_the_limit(
+    path, monkeypatch, limit, held
+):
+    """Without a limit, only of a few."""
+    monkeypatch.setattr(first_look, "_FEW_CHUNKS", 1)
+    source = ParquetSource.open([path, path], first_look.Room(limit))
+    assert source.held_chunks == (sum(file.held_chunks for file in source.files) if held else 0)
 
 
 @pytest.mark.parametrize("how", [WAYS[0], WAYS[5]], ids=str)
