@@ -36,7 +36,7 @@ class Layout(NamedTuple):
     words: npt.NDArray[np.bool_]
     """Whether all that a chunk of no numbers holds are places in its dictionary. Of other pages
     PyArrow makes words as well, but keeps all of them to the end of the row group."""
-    leaves: tuple[int, ...]
+    leaves: Sequence[int]
     """Of each column: its first leaf."""
     nullable: tuple[bool, ...]
     """Of each column: whether levels stand before its values."""
@@ -143,6 +143,8 @@ def laid_out(table: ChunkTable, schema: pa.Schema) -> Layout | None:
         np.bool_,
     )
     whole = table.values == np.array(table.rows, np.int64)[:, None]
+    first = accumulate((column.leaves for column in columns[:-1]), initial=0)
+    alone = all(column.leaves == 1 for column in columns)
     return Layout(
         rows=table.rows,
         start=table.start,
@@ -151,7 +153,7 @@ def laid_out(table: ChunkTable, schema: pa.Schema) -> Layout | None:
         plain_size=table.plain_size,
         words=table.words,
         codec=np.where(whole & numbers, table.codec, -1),
-        leaves=tuple(accumulate((column.leaves for column in columns[:-1]), initial=0)),
+        leaves=range(len(columns)) if alone else tuple(first),  # a tuple takes as much as all else
         nullable=tuple(column.nullable for column in columns),
         stored=stored,
     )

@@ -23,6 +23,9 @@ _OPENING_COLUMN = 3_000
 _SCHEMA_COLUMN = 700
 """The same for one column of a file's schema, for each share of whose columns PyArrow decodes some
 (measured: 650)."""
+_COLUMN_OF_ANOTHER = 400
+"""Bytes that each column takes in each file of a slab but the first, besides where its chunks
+stand (measured, with what is left between what was freed: 280)."""
 _OUTPUT_CHUNK = 500
 """Bytes that describe a column chunk of the output until its part is finished (measured: 400)."""
 _RUNTIME = 24 * MIB
@@ -105,7 +108,8 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
     side_by_side = max(staged - staged_bytes(1), 0)  # the runtime has what one part takes
     needed = sum(worked) + side_by_side
     lingering = int(_LINGERING * needed) + held_bytes(first, plan.batch_rest)
-    footers = max(shape.held_chunks, shape.footer_chunks) * HELD_CHUNK
+    footers = max(shape.held_chunks, shape.files_in_slab * shape.footer_chunks) * HELD_CHUNK
+    footers += max(shape.files_in_slab - 1, 0) * shape.columns * _COLUMN_OF_ANOTHER
     footers += shape.footer_chunks * (_FOOTER_CHUNK - HELD_CHUNK) * bool(shape.arrow_columns)
     by_arrow = _PAGE_FILES * shape.has_page_files
     forked = base - _FORKED + footers + statistics + staged  # which counts wherever it is seen

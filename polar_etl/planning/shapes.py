@@ -49,6 +49,8 @@ class Shape(NamedTuple):
     """The same as far as the schema alone tells; part boundaries follow from it."""
     footer_chunks: int
     """Column chunks in the largest footer."""
+    files_in_slab: int
+    """Files that a slab reaches into, at most."""
     held_chunks: int
     """Those of which it is held where they stand."""
     page_bytes: int
@@ -175,6 +177,7 @@ def shape_of(
         largest_group=max((max(f.group_rows, default=0) for f in files), default=0),
         even_group=_even_group(files),
         files=len(files),
+        files_in_slab=files_within(slab, files),
         columns=len(schema) if largest is None else _leaf_columns(largest, len(schema)),
         normalized=len(features),
         row_bytes=plain + text + word_bytes,
@@ -205,6 +208,22 @@ def shape_of(
         kept_columns=len(features.columns) - len(vectors.keys() & normalized),
         kept_bytes=sum(max(read[n], _STORED) for n in features.columns if n not in vectors),
     )
+
+
+def files_within(rows: int, files: Sequence[SourceFile]) -> int:
+    """Return into how many files so many neighbouring rows reach, at most.
+
+    They reach into two if all files between these have two rows less.
+    """
+    lengths = [file.rows for file in files if file.rows]
+    most = first = between = 0
+    for last in range(len(lengths)):
+        between += lengths[last - 1] if last - first > 1 else 0
+        while last > first and between + 2 > rows:
+            first += 1
+            between -= lengths[first] if first < last else 0
+        most = max(most, last - first + 1)
+    return most
 
 
 def _output_widths(numbers: Sequence[pa.DataType], asked: str | None) -> list[int]:

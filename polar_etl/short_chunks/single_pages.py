@@ -151,11 +151,12 @@ class SinglePages:
             which = np.flatnonzero(likely).tolist()
             if not which or not self._is_single(places[which[0]]):
                 continue
+            known: dict[RunKind, Kind] = {}  # one of each, as there are many columns
             for at in which:
                 place, stored = places[at], layout.stored[places[at]]
                 if stored is not None:
                     run = RunKind(stored, layout.nullable[place], CODECS[int(codec[0, at])])
-                    found[place] = Kind(run, by_arrow)
+                    found[place] = known.setdefault(run, Kind(run, by_arrow))
         return found
 
     def _is_single(self, place: int) -> bool:

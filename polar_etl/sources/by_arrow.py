@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,7 +32,8 @@ def columns_at_a_time(rows: int) -> int:
     return min(max(_BYTES_AT_A_TIME // (8 * max(rows, 1)), 1), _COLUMNS_AT_A_TIME)
 
 
-class ParquetFile(NamedTuple):
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class ParquetFile:
     """One file, as its footer describes it."""
 
     path: str

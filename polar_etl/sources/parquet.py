@@ -12,6 +12,7 @@ from functools import cache, cached_property, partial
 from itertools import accumulate, pairwise
 from operator import itemgetter
 from threading import Lock
+from weakref import WeakValueDictionary
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,8 +40,12 @@ class ParquetSource:
     files: tuple[SourceFile, ...]
     lengths: Mapping[str, int] = field(default_factory=dict)
     """The length that all lists of a column must have."""
-    _opened: dict[int, ParquetFile] = field(default_factory=dict, repr=False)
-    """The files that were looked at last."""
+    _opened: WeakValueDictionary[int, ParquetFile] = field(
+        default_factory=WeakValueDictionary, repr=False
+    )
+    """The files that somebody reads: all shares of columns have the same description of each."""
+    _last: deque[ParquetFile] = field(default_factory=lambda: deque(maxlen=2), repr=False)
+    """Those that were opened last, which shares that are a little behind ask for."""
     _layouts: dict[int, Layout | None] = field(default_factory=dict, repr=False)
     """Those of all files where there is room for them, else that of the first, until it is opened:
     then a footer is parsed again for each share of columns that is read of its file, which takes as
@@ -137,11 +142,11 @@ class ParquetSource:
     def opened(self, index: int) -> ParquetFile:
         """Return the file `index`, after a look at its footer."""
         with self._lock:
-            if index not in self._opened:
-                for other in set(self._opened) - {index - 1}:
-                    del self._opened[other]
-                self._opened[index] = self._described(index)
-            return self._opened[index]
+            file = self._opened.get(index)
+            if file is None:
+                file = self._opened[index] = self._described(index)
+                self._last.append(file)
+            return file
 
     def _described(self, index: int) -> ParquetFile:
         path = self.files[index].path

@@ -194,6 +194,18 @@ def test_numbers_with_a_few_texts_streamed_from_one_large_group(tmp_path):
         assert peak <= limit * 10**6
 
 
+def test_many_short_files_of_many_columns_in_the_smallest_limit(tmp_path):
+    """All files that the rows of a row group of the output come from are open at a time."""
+    (tmp_path / "in").mkdir()
+    for number in range(60):
+        tables.write(tmp_path / "in" / f"{number:02}.parquet", tables.floats(150, 1_500))
+    least = smallest_limit(tmp_path, "in", "out")
+    how = ("normalize", "in", "out", "--memory-limit", f"{least}MB", "--json")
+    outcome, peak = measured(tmp_path, *how)
+    outcome.expect(0)
+    assert peak <= least * 10**6
+
+
 def letters(size: int, seed: int) -> str:
     return np.random.default_rng(seed).integers(97, 123, size, np.uint8).tobytes().decode()
 

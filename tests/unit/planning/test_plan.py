@@ -1,9 +1,13 @@
 """Plans: what is projected stays within the limit, or the run is refused with the remedy."""
 
 import re
+from itertools import accumulate, pairwise
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from polar_etl.encoding.slabs import slab_rows
 from polar_etl.errors import MemoryLimitError
@@ -11,7 +15,7 @@ from polar_etl.memory import NEAR, parse_size
 from polar_etl.planning.bill import bill_of
 from polar_etl.planning.plan import Plan
 from polar_etl.planning.planner import make_plan
-from polar_etl.planning.shapes import Shape
+from polar_etl.planning.shapes import Shape, files_within
 from polar_etl.statistics.blocks import block_rows
 from tests.unit.shapes import shape
 
@@ -293,3 +297,14 @@ def test_no_more_is_kept_than_may_be():
     kept = dict(plan(NARROW, spare=10**12).bill)["numbers kept for the second pass"]
     assert plan(NARROW, spare=kept).keeps
     assert not plan(NARROW, spare=kept - 1).keeps
+
+
+@given(st.lists(st.sampled_from([0, 1, 1, 2, 3, 5, 8]), max_size=9), st.integers(1, 12))
+def test_files_that_some_neighbouring_rows_reach_into(lengths, rows):
+    ends = list(accumulate(lengths, initial=0))
+    reached = [
+        sum(low < min(first + rows, high) and first < high for low, high in pairwise(ends))
+        for first in range(ends[-1])
+    ]
+    files = [SimpleNamespace(rows=length) for length in lengths]
+    assert files_within(rows, files) == max(reached, default=0)
