@@ -29,8 +29,8 @@ _SHARES = 3
 """Shares of a slab for each thread, at least: of two, a fifth more memory waits to be written, and
 four take more time (measured)."""
 _MANY_FILES = 8
-"""Files in a slab from which on one share for each thread takes less time, as each opens them all:
-0.9 of it with 17 files in a slab (measured)."""
+"""Files in a slab beyond which one share for each thread takes less time, as each opens them all:
+0.8 of it with 80 (measured)."""
 _ARROW_SHARE = 16
 """Columns that PyArrow decodes are not worth a share of their own if they are fewer."""
 _TOGETHER = ((1.0, MANY_VALUES), (1.08, 1 << 18))
@@ -247,7 +247,7 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     """Return the plan of one way to go, with its bill."""
     rows = max(shape.rows, 1)
     slab_bytes = min(slab, rows) * max(shape.output_bytes, shape.row_bytes)
-    each = _SHARES if way.threads > 1 and shape.files * slab <= _MANY_FILES * rows else 1
+    each = _SHARES if way.threads > 1 and shape.files_in_slab <= _MANY_FILES else 1
     shares = max(each * way.threads, ceil(slab_bytes / _SHARE_BYTES))
     shares *= way.finer
     apart = max(shape.columns - shape.arrow_columns, 1) + shape.arrow_columns // _ARROW_SHARE + 1
