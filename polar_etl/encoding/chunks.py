@@ -13,6 +13,7 @@ import pyarrow as pa
 from polar_etl.encoding.contents import Content, Readable
 from polar_etl.encoding.page_buffers import Bytes
 from polar_etl.pages import thrift
+from polar_etl.pages.files import ZSTD
 from polar_etl.pages.thrift import BINARY, I16, I32, I64, LIST, STRUCT
 
 Ints = npt.NDArray[np.int64]
@@ -25,7 +26,6 @@ PHYSICAL = {
     pa.float16(): 7,
 }
 """Number of the type that Parquet stores these numbers as."""
-_ZSTD = 6
 _SHORT = 1 << 14
 """Bytes of a piece of content below which writing it alone takes longer than copying it."""
 _MANY = 64
@@ -114,7 +114,7 @@ def _around_path(physical: int, encodings: tuple[int, ...]) -> tuple[bytes, byte
         (2, LIST, thrift.as_list(I32, [thrift.as_number(number) for number in encodings])),
         (3, LIST, thrift.list_head(BINARY, 1)),
     ]
-    codec = [(4, I32, thrift.as_number(_ZSTD))]
+    codec = [(4, I32, thrift.as_number(ZSTD))]
     return CHUNK_HEAD + thrift.as_struct(head)[:-1], thrift.as_struct(codec, behind=3)[:-1]
 
 
