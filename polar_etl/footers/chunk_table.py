@@ -91,10 +91,9 @@ class ChunkTable(NamedTuple):
     """From where to where in the footer row groups are described."""
 
     @property
-    def is_all_scalar(self) -> bool:
-        """Whether all columns are scalars of fixed width, none of them encrypted."""
-        fixed = all(column.is_scalar and column.physical != _BYTES for column in self.columns)
-        return fixed and bool((self.stop > self.start)[np.array(self.rows, np.int64) > 0].all())
+    def is_told(self) -> bool:
+        """Whether the footer tells where all chunks stand: none of them is encrypted."""
+        return bool((self.stop > self.start)[np.array(self.rows, np.int64) > 0].all())
 
 
 def chunk_table(footer: bytes) -> ChunkTable | None:
@@ -110,7 +109,7 @@ def chunk_table(footer: bytes) -> ChunkTable | None:
 
 
 def schema_alone(footer: bytes, table: ChunkTable) -> bytes | None:
-    """Return a file of the same schema without rows, if PyArrow is needed for nothing else.
+    """Return a file of the same schema without rows, for PyArrow to tell what the columns are.
 
     Files that differ in nothing but rows have the same one.
 
@@ -119,10 +118,10 @@ def schema_alone(footer: bytes, table: ChunkTable) -> bytes | None:
         table: What it says of chunks.
 
     Returns:
-        The file; None if not all columns are scalars of fixed width that are not encrypted.
+        The file; None if the footer does not tell all of its chunks, or of itself.
     """
     is_whole = int.from_bytes(footer[-8:-4], "little") == len(footer) - 8
-    if not (is_whole and footer[-4:] == MAGIC and table.is_all_scalar):
+    if not (is_whole and footer[-4:] == MAGIC and table.is_told):
         return None
     (rows, behind_rows), (groups, behind_groups) = table.all_rows, table.groups
     before, between, after = footer[:rows], footer[behind_rows:groups], footer[behind_groups:-8]

@@ -12,12 +12,15 @@ import pyarrow as pa
 
 from polar_etl.columns import listed
 from polar_etl.footers.chunk_table import WORDS, ChunkTable, chunk_table
-from polar_etl.footers.schema import PHYSICAL
+from polar_etl.footers.schema import PHYSICAL, FooterColumn
 from polar_etl.pages.files import CODECS
 from polar_etl.pages.headers import pages_of
 from polar_etl.pages.values import Chunk, stored_dtype
 
 Ints = npt.NDArray[np.int64]
+
+_MOST_KEPT = 1 << 12
+"""Columns, at most, of which it is kept what they are, in case that the next file has the same."""
 
 
 class Layout(NamedTuple):
@@ -131,20 +134,10 @@ def layout_of(footer: bytes, schema: pa.Schema) -> Layout | None:
 
 def laid_out(table: ChunkTable, schema: pa.Schema) -> Layout | None:
     """Return the layout of chunks of these columns, None if the schema has others."""
-    columns = table.columns
-    if len(columns) != len(schema):
+    if len(table.columns) != len(schema):
         return None
-    stored = tuple(
-        stored_dtype(kind, PHYSICAL[column.physical]) if column.is_scalar else None
-        for column, kind in zip(columns, listed(schema)[1], strict=True)
-    )
-    numbers = np.array(
-        [s is not None for s, c in zip(stored, columns, strict=True) for _ in range(c.leaves)],
-        np.bool_,
-    )
+    forms = _forms(table.columns, schema)
     whole = table.values == np.array(table.rows, np.int64)[:, None]
-    first = accumulate((column.leaves for column in columns[:-1]), initial=0)
-    alone = all(column.leaves == 1 for column in columns)
     return Layout(
         rows=table.rows,
         start=table.start,
@@ -152,8 +145,47 @@ def laid_out(table: ChunkTable, schema: pa.Schema) -> Layout | None:
         stop=table.stop,
         plain_size=table.plain_size,
         words=table.words,
-        codec=np.where(whole & numbers, table.codec, -1),
+        codec=np.where(whole & forms.numbers, table.codec, -1),
+        leaves=forms.leaves,
+        nullable=forms.nullable,
+        stored=forms.stored,
+    )
+
+
+class _Forms(NamedTuple):
+    """What the same columns have in common in all files."""
+
+    columns: tuple[FooterColumn, ...]
+    schema: pa.Schema
+    leaves: Sequence[int]
+    nullable: tuple[bool, ...]
+    stored: tuple[np.dtype[np.generic] | None, ...]
+    numbers: npt.NDArray[np.bool_]
+    """Of each leaf: whether its column holds numbers."""
+
+
+_recent: list[_Forms] = []
+"""Those of the last file, unless they are many."""
+
+
+def _forms(columns: tuple[FooterColumn, ...], schema: pa.Schema) -> _Forms:
+    for known in _recent:
+        if known.columns is columns and known.schema is schema:
+            return known
+    stored = tuple(
+        stored_dtype(kind, PHYSICAL[column.physical]) if column.is_scalar else None
+        for column, kind in zip(columns, listed(schema)[1], strict=True)
+    )
+    numbers = [s is not None for s, c in zip(stored, columns, strict=True) for _ in range(c.leaves)]
+    first = accumulate((column.leaves for column in columns[:-1]), initial=0)
+    alone = all(column.leaves == 1 for column in columns)
+    found = _Forms(
+        columns=columns,
+        schema=schema,
         leaves=range(len(columns)) if alone else tuple(first),  # a tuple takes as much as all else
         nullable=tuple(column.nullable for column in columns),
         stored=stored,
+        numbers=np.array(numbers, np.bool_),
     )
+    _recent[:] = [found][: len(columns) <= _MOST_KEPT]
+    return found

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from polar_etl.footers.chunk_table import ChunkTable
 from polar_etl.footers.layout import Layout
 from polar_etl.footers.schema import PHYSICAL
-from polar_etl.pages.headers import PageSizes, page_at
+from polar_etl.pages.headers import PageSizes, page_at, pages_of
 
 _COLUMNS_SAMPLED = 32
 _SAMPLED_AT_A_TIME = 4
@@ -29,9 +29,9 @@ _LONG_ROW = 1 << 16
 """Bytes of text in a row from which on one row is sample enough."""
 
 
-def every(many: int) -> int:
-    """Return which of so many columns are looked at: every so many-th one."""
-    return many // _COLUMNS_SAMPLED + 1
+def every(many: int, most: int = _COLUMNS_SAMPLED) -> int:
+    """Return which of so many columns are looked at: every so many-th one, about `most` of them."""
+    return many // most + 1
 
 
 class LargestPages(NamedTuple):
@@ -48,10 +48,11 @@ class LargestPages(NamedTuple):
 class _Sampled(NamedTuple):
     """What is said of a chunk."""
 
-    data: int
-    """Where its first page stands behind the dictionary."""
-    dictionary: int | None
-    """Where its dictionary stands."""
+    first: PageSizes | None
+    """Its first page behind the dictionary; None if its header can't be read."""
+    has_dictionary: bool
+    dictionary: PageSizes | None
+    """The same of this."""
     plain_size: int
     """Bytes before compression."""
     width: int
@@ -59,13 +60,21 @@ class _Sampled(NamedTuple):
     values: int
 
 
-def page_sizes(file: BinaryIO, layout: Layout, table: ChunkTable) -> LargestPages:
-    """Return the sizes of pages of a file whose columns are scalars of fixed width.
+def page_sizes(
+    file: BinaryIO,
+    layout: Layout,
+    table: ChunkTable,
+    known: Collection[int] = (),
+    most: int = _COLUMNS_SAMPLED,
+) -> LargestPages:
+    """Return the sizes of pages of a file whose footer tells where all chunks stand.
 
     Args:
         file: The file.
         layout: Of the file.
         table: What it is made of.
+        known: Leaves of whose pages all is known: of them it is only asked what they claim.
+        most: How many leaves are looked at, about.
 
     Raises:
         UnusualError: A page claims more than its chunk has.
@@ -73,24 +82,25 @@ def page_sizes(file: BinaryIO, layout: Layout, table: ChunkTable) -> LargestPage
     if not any(table.rows):
         return LargestPages()
     largest, found = layout.largest, []
-    for leaf in range(0, len(table.columns), every(len(table.columns))):
-        layout.require_page_sizes(largest, leaf, file.fileno())
-        start, data = int(table.start[largest, leaf]), int(table.data[largest, leaf])
-        found.append(
-            _Sampled(
-                data=data,
-                dictionary=start if start < data else None,
-                plain_size=int(table.plain_size[largest, leaf]),
-                width=_WIDTHS.get(PHYSICAL[table.columns[leaf].physical], 0),
-                values=int(table.values[largest, leaf]),
+    physical = [column.physical for column in table.columns for _ in range(column.leaves)]
+    for leaf in range(0, len(physical), every(len(physical), most)):
+        start, stop, plain_size = layout.span(largest, leaf)
+        pages = pages_of(file.fileno(), start, stop, plain_size)
+        has_dictionary = start < table.data.item(largest, leaf)
+        dictionary = next(pages, None) if has_dictionary else None
+        first = next(pages, None)
+        for _ in pages:  # none of them may claim too much
+            pass
+        if leaf not in known:
+            width, values = (
+                _WIDTHS.get(PHYSICAL[physical[leaf]], 0),
+                table.values.item(largest, leaf),
             )
-        )
-    return _largest(file, found)
+            found.append(_Sampled(first, has_dictionary, dictionary, plain_size, width, values))
+    return _largest(found)
 
 
-def sizes_by_arrow(
-    file: BinaryIO, opened: pq.ParquetFile, layout: Layout | None, known: Collection[int] = ()
-) -> LargestPages:
+def sizes_by_arrow(file: BinaryIO, opened: pq.ParquetFile, layout: Layout | None) -> LargestPages:
     """Return the sizes of pages of any file.
 
     The footer does not tell them, but the pages' own headers do.
@@ -99,16 +109,14 @@ def sizes_by_arrow(
         file: The file.
         opened: The same.
         layout: Of the file.
-        known: Leaves of whose pages all is known: they are left out.
     """
     metadata = opened.metadata
     sampled = range(0, metadata.num_columns, every(metadata.num_columns))
     group = _largest_group(file, opened, layout, sampled)
     if group is None:
         return LargestPages()
-    asked = [leaf for leaf in sampled if leaf not in known]
     chunks = metadata.row_group(group)
-    return _largest(file, [_said_by_arrow(chunks.column(leaf)) for leaf in asked])
+    return _largest(_said_by_arrow(file, chunks.column(leaf)) for leaf in sampled)
 
 
 def text_by_arrow(
@@ -177,28 +185,32 @@ def _largest_group(
     return largest
 
 
-def _said_by_arrow(chunk: pq.ColumnChunkMetaData) -> _Sampled:
+def _said_by_arrow(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> _Sampled:
+    has_dictionary = chunk.has_dictionary_page
+    dictionary = (
+        page_at(file.fileno(), chunk.dictionary_page_offset or 0) if has_dictionary else None
+    )
     return _Sampled(
-        data=chunk.data_page_offset,
-        dictionary=(chunk.dictionary_page_offset or 0) if chunk.has_dictionary_page else None,
+        first=page_at(file.fileno(), chunk.data_page_offset),
+        has_dictionary=has_dictionary,
+        dictionary=dictionary,
         plain_size=max(chunk.total_uncompressed_size, 0),
         width=_WIDTHS.get(chunk.physical_type, 0),
         values=int(chunk.num_values),
     )
 
 
-def _largest(file: BinaryIO, chunks: Iterable[_Sampled]) -> LargestPages:
+def _largest(chunks: Iterable[_Sampled]) -> LargestPages:
     """Return the largest sizes of first pages, and of dictionaries, of some chunks."""
     page, lookup, nulls = 0, 0, False
     for chunk in chunks:
-        first = page_at(file.fileno(), chunk.data)
+        first = chunk.first
         decoded = chunk.width * min(first.values, chunk.values) if first else 0
         page = max(page, _page_size(first, chunk.plain_size), decoded)
-        if chunk.dictionary is None:
-            nulls |= first is not None and _has_nulls(first, chunk.width)
+        if chunk.has_dictionary:
+            lookup = max(lookup, _page_size(chunk.dictionary, chunk.plain_size))
         else:
-            looked_up = page_at(file.fileno(), chunk.dictionary)
-            lookup = max(lookup, _page_size(looked_up, chunk.plain_size))
+            nulls |= first is not None and _has_nulls(first, chunk.width)
     return LargestPages(page, lookup, nulls)
 
 

@@ -15,6 +15,10 @@ _SCALAR = re.compile(rb"\x15([\x00-\x0e])\x25([\x00\x02])\x18")
 _OPTIONAL = 1
 
 
+_LONGEST_KEPT = 1 << 16
+"""Bytes of a schema, at most, that is kept in case that the next file has the same."""
+
+
 class FooterColumn(NamedTuple):
     """A column, as the schema elements of a footer describe it."""
 
@@ -31,14 +35,24 @@ class FooterColumn(NamedTuple):
         return bool(self.path)
 
 
+_recent: list[tuple[bytes, tuple[FooterColumn, ...]]] = []
+"""The last schema: the files of an input have the same."""
+
+
 def columns_at(footer: bytes, at: int) -> tuple[tuple[FooterColumn, ...], int]:
     """Return the columns that the list of schema elements at `at` describes, and where it ends.
 
     Raises:
         ValueError: It contradicts itself.
     """
-    nodes, at = _nodes(footer, at)
-    return _columns(nodes), at
+    for raw, columns in _recent:
+        if footer.startswith(raw, at):
+            return columns, at + len(raw)
+    nodes, stop = _nodes(footer, at)
+    columns = _columns(nodes)
+    if stop - at <= _LONGEST_KEPT:
+        _recent[:] = [(footer[at:stop], columns)]
+    return columns, stop
 
 
 class _Node(NamedTuple):

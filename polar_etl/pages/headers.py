@@ -263,6 +263,9 @@ def _sizes(raw: bytes) -> tuple[int, int, PageSizes] | None:
     if usual := _USUAL_V2.match(raw):
         size, stored, values, nulls, encoding = map(thrift.decoded, usual.group(1, 2, 4, 5, 7))
         return usual.end(), stored, PageSizes(size, values, encoding, nulls)
+    if usual := _USUAL_DICTIONARY.match(raw):
+        size, stored, values = map(thrift.decoded, usual.group(1, 2, 4))
+        return usual.end(), stored, PageSizes(size, values, None)
     try:
         return _unusual_sizes(raw)
     except (ValueError, KeyError, IndexError):

@@ -52,8 +52,8 @@ def find_files(inputs: Sequence[str | os.PathLike[str]], apart_from: Sequence[Pa
 
 
 def _folder_of(path: str, folders: Sequence[Path]) -> Path | None:
-    parents = Path(os.path.realpath(path)).parents
-    return next((folder for folder in folders if folder in parents), None)
+    real = os.path.realpath(path)
+    return next((folder for folder in folders if real.startswith(os.path.join(folder, ""))), None)
 
 
 def _expand(text: str) -> list[str]:

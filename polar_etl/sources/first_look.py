@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import BinaryIO, NamedTuple
 
@@ -32,7 +32,7 @@ from polar_etl.memory import format_size
 from polar_etl.pages.headers import pages_of
 from polar_etl.pages.readers import is_usual
 from polar_etl.pages.thrift import signed
-from polar_etl.sources.base import HELD_CHUNK, SourceFile
+from polar_etl.sources.base import HELD_CHUNK, HELD_PART, SourceFile
 from polar_etl.sources.by_arrow import STREAM_BUFFER, for_arrow
 from polar_etl.sources.explained import explained
 from polar_etl.sources.schemas import checked_schema, has_variable_width, leaf_ranges, leaves
@@ -43,8 +43,8 @@ _LOOK_COPIES = 5
 """How often a page is held while it is looked at (measured: 2 to 5)."""
 _COLUMNS_PEEKED_AT, _PEEKED_AT_AGAIN = 128, 16
 """Columns whose first pages are looked at; the fewer of a file with the same columns as another."""
-_FEW_CHUNKS, _HELD_PART = 1 << 15, 32
-"""It may be held where so many chunks stand, and what takes such a part of the limit."""
+_FEW_CHUNKS = 1 << 15
+"""It may be held where so many chunks stand, whatever the limit."""
 _CHUNKS_LOOKED_THROUGH = 1 << 12
 """Chunks whose page headers are read in the time that a small run takes to start."""
 
@@ -95,7 +95,7 @@ class Room(NamedTuple):
     def chunks(self) -> int:
         """For how many column chunks, those of all files, it may be held where they stand."""
         known = self.limit if self.limit < UNLIMITED.limit else 0
-        return max(known // (_HELD_PART * HELD_CHUNK), _FEW_CHUNKS)
+        return max(known // (HELD_PART * HELD_CHUNK), _FEW_CHUNKS)
 
     def require(self, path: str, page: int) -> None:
         """Check that a page of so many bytes can be looked at.
@@ -184,11 +184,17 @@ def _looked_at(raw: BinaryIO, footer: bytes, room: Room, like: Told | None) -> _
     if not (table and told and layout):
         return _looked_at_any(raw, table, room)
     _require_rows(raw.name, table.rows, signed(footer, table.all_rows[0])[0])
-    return _Look(told, layout, table.rows, frozenset(), Texts(), 0, page_sizes(raw, layout, table))
+    words = _words_in(raw, layout, told.schema)
+    apart = _names_of(told.schema, words)
+    variable, texts = _text(raw, layout, told, apart, room)
+    known = _varying_apart_from(told, apart) if texts.windows else ()
+    few = (_PEEKED_AT_AGAIN,) if told is like else ()
+    sizes = page_sizes(raw, layout, table, known, *few)
+    return _Look(told, layout, table.rows, words, texts, variable, sizes)
 
 
 def _told_alone(path: str, footer: bytes, table: ChunkTable, like: Told | None) -> Told | None:
-    """Return what a footer tells of columns, None if PyArrow is needed for more than that."""
+    """Return what a footer tells of columns, None if it does not tell where they stand."""
     alone = schema_alone(footer, table)
     if alone is None:
         return None
@@ -220,7 +226,8 @@ def _looked_at_any(raw: BinaryIO, table: ChunkTable | None, room: Room) -> _Look
         layout = laid_out(table, told.schema) if table else None
         words = _words_in(raw, layout, told.schema)
         apart = _names_of(told.schema, words)
-        variable, texts, sizes = _sizes(raw, opened, layout, told, apart, room)
+        variable, texts = _text(raw, layout, told, apart, room, opened)
+        sizes = sizes_by_arrow(raw, opened, layout)
         groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
         _require_rows(raw.name, groups, metadata.num_rows)
         return _Look(told, layout, groups, words, texts, variable, sizes)
@@ -259,32 +266,37 @@ def _names_of(schema: pa.Schema, places: Iterable[int]) -> list[str]:
     return [names[place] for place in places]
 
 
-def _sizes(
+def _text(
     file: BinaryIO,
-    opened: pq.ParquetFile,
     layout: Layout | None,
     told: Told,
     apart_from: Collection[str],
     room: Room,
-) -> tuple[int, Texts, LargestPages]:
-    """Return the bytes of columns of variable width, what is known of text, and sizes of pages.
+    opened: pq.ParquetFile | None = None,
+) -> tuple[int, Texts]:
+    """Return the bytes of columns of variable width, and what is known of text.
 
-    Of text only what its pages don't tell is decoded.
+    Of text only what its pages don't tell is decoded, and the file opened for that if it is not.
 
     Raises:
         MemoryLimitError: There is no room for that.
         UnusualError: A page claims more than its chunk has.
     """
-    leaves = [leaf for leaf, name in told.varying.items() if name not in apart_from]
+    leaves = _varying_apart_from(told, apart_from)
     texts = _texts(file, layout, told.schema, apart_from, room)
-    if texts.windows:
-        return texts.windows[-1], texts, sizes_by_arrow(file, opened, layout, leaves)
+    if texts.windows or not leaves:
+        return texts.windows[-1] if texts.windows else 0, texts
     if layout and any(layout.rows):
         for leaf in leaves[:: every(len(leaves))]:
             pages = pages_of(file.fileno(), *layout.span(layout.largest, leaf))
             room.require(file.name, max((page.size for page in pages), default=0))
-    sizes = sizes_by_arrow(file, opened, layout)
-    return text_by_arrow(file, opened, layout, leaves), texts, sizes
+    with nullcontext(opened) if opened else _opened(file.name) as there:
+        return text_by_arrow(file, there, layout, leaves), texts
+
+
+def _varying_apart_from(told: Told, names: Collection[str]) -> list[int]:
+    """Return the leaves of columns of variable width but for some columns."""
+    return [leaf for leaf, name in told.varying.items() if name not in names]
 
 
 def _texts(
@@ -375,5 +387,4 @@ def texts_of(path: str, apart_from: Collection[str]) -> tuple[int, Texts]:
         told = _told(path, opened)
         layout = layout_of(footer_of(raw), told.schema)
         apart = {*apart_from, *_names_of(told.schema, _words_in(raw, layout, told.schema))}
-        variable, texts, _ = _sizes(raw, opened, layout, told, apart, UNLIMITED)
-        return variable, texts
+        return _text(raw, layout, told, apart, UNLIMITED, opened)
