@@ -5,6 +5,7 @@ What a page claims must be known before PyArrow sees it, which takes as much mem
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from polar_etl.footers.alike import gathered
 from polar_etl.pages import thrift
-from polar_etl.pages.headers import STRUCTS
+from polar_etl.pages.headers import DATA, DICTIONARY, STRUCTS
 from polar_etl.pages.thrift import STRUCT
 
 Bools = npt.NDArray[np.bool_]
@@ -25,6 +26,23 @@ _NUMBER = 0x15
 """Head of a number that is the next field of a Thrift struct."""
 _DIGITS = 5
 """Bytes of a 32-bit number, at most."""
+_FEW = 1 << 7
+_NONE = (0, 0, 0, 0)
+_V = rb"([\x80-\xff]{0,%d}[\x00-\x7f])" % (_DIGITS - 1)
+
+
+def _usual(kind: int) -> re.Pattern[bytes]:
+    """Return what a usual header begins with, up to the encoding."""
+    alone, behind_checksum = (thrift.head(STRUCTS[kind], last, STRUCT) for last in (3, 4))
+    number, heads = (
+        re.escape(thrift.as_number(kind)),
+        (re.escape(behind_checksum), re.escape(alone)),
+    )
+    form = rb"\x15%b\x15%b\x15%b(?:\x15%b%b|%b)\x15%b\x15%b"
+    return re.compile(form % (number, _V, _V, _V, *heads, _V, _V), re.DOTALL)
+
+
+_USUAL = {kind: _usual(kind) for kind in (DATA, DICTIONARY)}
 
 
 class Headers(NamedTuple):
@@ -46,11 +64,15 @@ class Headers(NamedTuple):
 def headers_at(raw: Bytes, at: Ints, kind: int) -> Headers:
     """Return the headers of pages of one type.
 
+    A few of them are read one by one, which takes less time (measured).
+
     Args:
         raw: Bytes that hold them, `LONGEST` behind the start of each at least.
         at: Where each begins.
         kind: `headers.DATA` or `headers.DICTIONARY`.
     """
+    if len(at) <= _FEW:
+        return _one_by_one(raw, at, kind)
     cursor = _Cursor(gathered(raw, at, LONGEST))
     cursor.expect(_NUMBER)
     usual = cursor.number() == kind
@@ -68,6 +90,17 @@ def headers_at(raw: Bytes, at: Ints, kind: int) -> Headers:
     cursor.expect(_NUMBER)
     encoding = cursor.number()
     return Headers(usual & cursor.good, size, stored, values, encoding, checked)
+
+
+def _one_by_one(raw: Bytes, at: Ints, kind: int) -> Headers:
+    """Return what `headers_at` does."""
+    usual, memory = _USUAL[kind], raw.data
+    found = [usual.match(memory, place, place + LONGEST) for place in at.tolist()]
+    numbers = [[*map(thrift.decoded, one.group(1, 2, 4, 5))] if one else _NONE for one in found]
+    good = [one is not None and min(some) >= 0 for one, some in zip(found, numbers, strict=True)]
+    size, stored, values, encoding = np.array(numbers, np.int64).reshape(-1, 4).T
+    checked = [one is not None and one[3] is not None for one in found]
+    return Headers(np.array(good, bool), size, stored, values, encoding, np.array(checked, bool))
 
 
 class _Cursor:

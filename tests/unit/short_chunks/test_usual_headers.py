@@ -51,6 +51,21 @@ def test_those_that_are_written_are_usual(kind, size, values, encoding):
     assert (one.size, one.stored, one.rows) == (size, size, values)
 
 
+@given(st.lists(st.binary(min_size=LONGEST, max_size=LONGEST), min_size=1, max_size=5))
+def test_one_by_one_they_say_the_same(some):
+    """Many are read at a go, few one by one."""
+    written = [plain_header(kind, 70, 900, 8) for kind in (DATA, DICTIONARY)]
+    some = [*some, *(head.ljust(LONGEST, byte) for head in written for byte in (b"\0", b"\xff"))]
+    raw = np.frombuffer(b"".join(some), np.uint8)
+    at = np.arange(len(some)) * LONGEST
+    for kind in (DATA, DICTIONARY):
+        few, many = headers_at(raw, at, kind), headers_at(raw, np.tile(at, 40), kind)
+        assert few.usual.tolist() == many.usual[: len(at)].tolist()
+        assert few.usual.sum() == 2
+        for one, other in zip(few, many, strict=True):
+            assert one[few.usual].tolist() == other[: len(at)][few.usual].tolist()
+
+
 @given(st.binary(min_size=LONGEST, max_size=LONGEST), st.sampled_from([DATA, DICTIONARY]))
 def test_any_bytes_may_stand_there(raw, kind):
     headers_at(np.frombuffer(raw, np.uint8), np.zeros(1, np.int64), kind)
