@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,8 @@ _UNITS = {
 _SIZE = re.compile(r"\s*(\d{1,99}(?:\.\d{1,99})?)\s*([a-zA-Z]*|%)\s*")
 _UNLIMITED = 1 << 60
 _PAGE = resource.getpagesize()
+_RECENT_SECONDS = 0.005
+"""Age of a sample up to which it is taken for the present; a batch may be shorter than asking."""
 NEAR = 0.95
 """Share of the limit from which on intake slows down; plans rarely take so much of it."""
 
@@ -194,6 +197,8 @@ class PeakSampler:
         self.peak = 0
         self.exceeded = False
         self._interval = interval
+        self._last, self._sampled = 0, -_RECENT_SECONDS
+        """The last sample, and when it was taken."""
         self._near = mmap.mmap(-1, 1)  # shared with processes that are forked later
         self._children: frozenset[int] = frozenset()
         self._stop = threading.Event()
@@ -227,6 +232,11 @@ class PeakSampler:
         """Count the memory of a child no more."""
         self._children -= {child}
 
+    def recent(self) -> int:
+        """Return the resident bytes now, or those of a few milliseconds ago: asking takes time."""
+        fresh = time.perf_counter() - self._sampled < _RECENT_SECONDS
+        return self._last if fresh else self.sample()
+
     def sample(self) -> int:
         """Return the resident bytes now, and remember them when they are the most so far."""
         try:
@@ -236,6 +246,7 @@ class PeakSampler:
                     rss += _resident(child)
         except OSError:  # no descriptor is left: whoever writes will say so
             return self.peak
+        self._last, self._sampled = rss, time.perf_counter()
         self.peak = max(self.peak, rss)
         self.exceeded = self.exceeded or rss > self.limit
         self._near[0] = rss > NEAR * self.limit
