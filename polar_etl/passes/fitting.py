@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import reduce
+from itertools import cycle
 from typing import Self
 
 import numpy as np
@@ -19,7 +20,7 @@ from polar_etl.features import Features
 from polar_etl.pages.ahead import Ahead
 from polar_etl.passes.run import Run, Share
 from polar_etl.passes.tasks import Batch, BatchMoments, collect_moments
-from polar_etl.planning.batches import extents
+from polar_etl.planning.batches import Extent, extents
 from polar_etl.sources.base import Source
 from polar_etl.statistics.moments import NO_ROW, Moments
 from polar_etl.storage.manifest import BatchRow, Manifest
@@ -70,38 +71,49 @@ class _Moments:
     @contextmanager
     def begun(self, run: Run) -> Iterator[Work[Batch, BatchMoments]]:
         """Return the work that it comes to."""
-        first = sum(self.covered.values())
-        with run.shares_to_observe(self.features, first) as shares:
+        batches = list(_extents(run, self.covered, len(self.features)))
+        if run.plan.deals_rows:
+            starts = [run.offsets[file] + extent.first for file, extent in batches]
+            opened = run.shares_in_turn(self.features, starts)
+        else:
+            opened = run.shares_to_observe(self.features, sum(self.covered.values()))
+        with opened as shares:
             yield Work(
                 collect_moments,
-                lambda: _batches(run, self.features, shares, self.covered),
+                lambda: _batches(run, self.features, shares, batches),
                 lane=lambda batch: batch.lane,
                 in_flight=run.plan.ahead * len(shares),
             )
 
 
-def _batches(
-    run: Run, features: Features, shares: Sequence[Share], begun: Mapping[int, int]
-) -> Iterator[Batch]:
-    """Yield what is not yet covered, file by file, in batches of whole blocks, share by share."""
-    some = [features.select(share.names) for share in shares]
+def _extents(run: Run, begun: Mapping[int, int], features: int) -> Iterator[tuple[int, Extent]]:
+    """Yield the batches of what is not yet covered, file by file."""
     for index, file in enumerate(run.source.files):
-        covered = begun.get(index, 0)
-        for extent in extents(file.group_rows, covered, run.plan, len(features)):
-            if run.stop.requested:
-                return
-            for share, features_here in zip(shares, some, strict=True):
-                yield Batch(
-                    file=index,
-                    first_row=extent.first,
-                    rows=extent.rows,
-                    columns=share.columns,
-                    features=features_here,
-                    lane=share.lane,
-                    width=len(features),
-                    together=run.plan.together,
-                    ahead=Ahead(rest=extent.rest),
-                )
+        for extent in extents(file.group_rows, begun.get(index, 0), run.plan, features):
+            yield index, extent
+
+
+def _batches(
+    run: Run, features: Features, shares: Sequence[Share], extents: Sequence[tuple[int, Extent]]
+) -> Iterator[Batch]:
+    """Yield batches, share by share, or shares by turns."""
+    some = [(share, features.select(share.names)) for share in shares]
+    turns = [[one] for one in some] if run.plan.deals_rows else [some]
+    for (file, extent), turn in zip(extents, cycle(turns), strict=False):
+        if run.stop.requested:
+            return
+        for share, features_here in turn:
+            yield Batch(
+                file=file,
+                first_row=extent.first,
+                rows=extent.rows,
+                columns=share.columns,
+                features=features_here,
+                lane=share.lane,
+                width=len(features),
+                together=run.plan.batch_together,
+                ahead=Ahead(rest=extent.rest),
+            )
 
 
 class _Recorder:

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from math import ceil
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +17,7 @@ from polar_etl.executors.forked import Work, Workers
 from polar_etl.executors.local import ordered_map, worker_threads
 from polar_etl.features import Features
 from polar_etl.memory import PeakSampler
+from polar_etl.passes.in_turn import RowsInTurn
 from polar_etl.passes.kept import KeepingColumns, Kept, KeptColumns
 from polar_etl.passes.shares import Portion, Team, cut, cut_again, dealt
 from polar_etl.planning.plan import Plan
@@ -60,7 +61,7 @@ class Run:
 
     def observe_memory(self) -> tuple[int, int]:
         """Return resident bytes now and at most so far, and stop the run if that is too much."""
-        rss = self.sampler.sample()
+        rss = self.sampler.recent()
         self.stop.watch(self.sampler)
         return rss, self.sampler.peak
 
@@ -77,7 +78,7 @@ class Run:
     def _widths(self) -> dict[str, int]:
         return by_column(width, self.source.schema)
 
-    @property
+    @cached_property
     def offsets(self) -> list[int]:
         """Rows before each file, and all rows last."""
         return list(accumulate((file.rows for file in self.source.files), initial=0))
@@ -132,10 +133,12 @@ class Run:
         self.staging.close()
 
     def portions(self, features: Features) -> list[Portion]:
-        """Return which process has which columns in the first pass.
+        """Return which process has which columns of a batch in the first pass.
 
         One for each thread takes least time, as sums are set up for each of them.
         """
+        if self.plan.deals_rows:
+            return [Portion(0, tuple(features.columns))]
         return dealt(self._runs(features), self._lanes)
 
     def _runs(self, features: Features) -> list[Portion]:
@@ -154,6 +157,23 @@ class Run:
         if not (self.plan.keeps and kept):
             return cut(work, team)
         return cut_again(work, team, self._runs(features), kept)
+
+    @contextmanager
+    def shares_in_turn(self, features: Features, starts: Sequence[int]) -> Iterator[list[Share]]:
+        """Yield all columns of features as often as there are threads, which have batches by turns.
+
+        Args:
+            features: What is looked at.
+            starts: First rows of the batches, counted over all files.
+        """
+        names, lanes = tuple(features.columns), self._lanes
+        opened = partial(self.source.columns, names, how=self.plan.reading)
+        turns = [RowsInTurn(opened, iter(starts[lane::lanes])) for lane in range(lanes)]
+        with ExitStack() as stack:
+            yield [
+                Share(lane, names, stack.enter_context(closing(turn)))
+                for lane, turn in enumerate(turns)
+            ]
 
     @contextmanager
     def shares_to_observe(self, features: Features, first: int) -> Iterator[list[Share]]:

@@ -26,6 +26,7 @@ from polar_etl.features import Features, in_short_chunks, with_values
 from polar_etl.pages.ahead import NONE_AHEAD, Ahead
 from polar_etl.planning.plan import Together
 from polar_etl.sources.base import Columns, Window
+from polar_etl.sources.gathered import gathered
 from polar_etl.statistics.blocks import observe
 from polar_etl.statistics.moments import Moments
 from polar_etl.statistics.scaler import Scaler, output_type
@@ -119,6 +120,8 @@ def moments_of(
         width: How many features the table has.
         together: How much is worked on at a time.
     """
+    scalars = [name for name in features.columns if name not in features.vectors]
+    window = gathered(window, scalars, together.gathered)
     columns = (
         features.select(few).pieces(window)
         for few in groups_of(features.columns, window.rows, together)
@@ -194,6 +197,7 @@ class Encoder:
         places = {name: self._places[name] for name in names if name in self._places}
         vectors = self.scaler.vectors
         scalars = [name for name in names if name in places and name not in vectors]
+        window = gathered(window, scalars, together.gathered)
         chunks: dict[str, list[Chunk]] = {}
         for some in groups_of(scalars, window.rows, together._replace(columns=len(scalars))):
             features = [places[name].start for name in some]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from polar_etl.encoding.words import LETTERS, words_kept
 from polar_etl.planning.decoding import SLACK, decoding_bytes, held_ahead, held_bytes
-from polar_etl.planning.plan import MANY_VALUES, MIB, Bill, Plan
+from polar_etl.planning.plan import MANY_VALUES, MIB, Bill, Plan, Together
 from polar_etl.planning.shapes import Shape
 from polar_etl.sources.base import HELD_CHUNK
 from polar_etl.statistics.blocks import block_rows
@@ -86,6 +86,7 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
     slab, batch = min(plan.slab_rows, rows), min(max(plan.batch_rows, plan.slab_rows), rows)
     first = shape.first_pass()
     objects = max(shape.columns, shape.normalized) * _COLUMN_OBJECTS
+    objects *= plan.threads // plan.processes if plan.deals_rows else 1
     statistics = objects + shape.normalized * _STATISTICS
     held = statistics + plan.ahead * moments_bytes(shape, plan.batch_rows)
     more = (plan.abreast - 1) * plan.slab_rows + plan.rest
@@ -93,12 +94,12 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
         _Worked(
             held,
             decoding_bytes(first, plan, plan.batch_rows, plan.batch_rest),
-            _working(first, plan, batch, plan.batch_rest),
+            _working(first, plan, plan.batch_together, batch, plan.batch_rest),
         ),
         _Worked(
             held,
             decoding_bytes(shape, plan, plan.slab_rows, held_ahead(shape, plan)),
-            _working(shape, plan, slab, more),
+            _working(shape, plan, plan.together, slab, more),
             _encoded(shape, plan, slab),
         ),
     )
@@ -156,16 +157,16 @@ class _Worked(NamedTuple):
     encoded: int = 0
 
 
-def _working(shape: Shape, plan: Plan, slab: int, more: int) -> int:
+def _working(shape: Shape, plan: Plan, together: Together, slab: int, more: int) -> int:
     """Return what the threads need to get from decoded columns to the bytes of the output.
 
     Args:
         shape: What is worked on.
         plan: How.
-        slab: Rows that are worked on at a time.
+        together: How much is worked on at a time.
+        slab: Rows that are.
         more: Rows that are decoded at one go with them.
     """
-    together = plan.together
     width = min(max(ceil(shape.normalized_bytes / max(shape.normalized, 1)), 4), 8)
     scalars = max(shape.normalized - sum(size for size, _ in shape.vectors), 0)
     many = min(max(together.values // slab, 1), scalars)
@@ -173,6 +174,7 @@ def _working(shape: Shape, plan: Plan, slab: int, more: int) -> int:
     ahead = min(slab + more, max(shape.rows, slab))
     columns = decoded * max(ahead * width, shape.page_bytes)
     columns += (min(plan.threads * many, scalars) - decoded) * slab * width
+    gathered = min(plan.threads * together.gathered, scalars) * slab * width
     filed = 0
     if shape.has_page_files:
         filed = plan.threads * (_LOOKED_UP * shape.own_lookup_bytes + ahead * width)
@@ -186,7 +188,8 @@ def _working(shape: Shape, plan: Plan, slab: int, more: int) -> int:
     copies -= bool(shape.number_dictionaries and ours)  # a file has each value once
     copies += shape.nulls and bool(ours)  # values as they stand in the file, and between nulls
     worker = _WORKER if together.values >= MANY_VALUES else _SMALL_WORKER
-    return plan.threads * worker + copies * columns + filed + int(passed * SLACK)
+    ready = max(gathered - columns, 0)
+    return plan.threads * worker + copies * columns + ready + filed + int(passed * SLACK)
 
 
 def _passed_words(shape: Shape, slab: int) -> int:

@@ -17,6 +17,8 @@ class Together(NamedTuple):
     values: int
     columns: int = 1 << 30
     """So few are decoded at a time: each may take much memory however few rows are asked for."""
+    gathered: int = 1
+    """So many are, at least, as rows are in short pieces."""
 
 
 Bill = tuple[tuple[str, int], ...]
@@ -58,11 +60,16 @@ class Plan(NamedTuple):
     """Rows left of a row group behind slabs abreast that are held for the next ones, as of a
     batch."""
     together: Together
-    """What a thread works on at a time."""
+    """What a thread works on at a time in the second pass."""
+    batch_together: Together
+    """The same of the first pass."""
     reading: Reading
     bill: Bill
     """What the projected peak consists of."""
     limit: int
+    deals_rows: bool = False
+    """Whether threads have batches of the first pass by turns, rather than some columns of each: so
+    each of many short files is opened by one of them."""
     keeps: bool = False
     """Whether the first pass keeps the numbers that it decodes for the second one."""
 

@@ -16,7 +16,7 @@ from polar_etl.planning.bill import bill_of, kept_bytes, moments_bytes
 from polar_etl.planning.decoding import rest_behind
 from polar_etl.planning.plan import MANY_VALUES, MIB, Plan, Together
 from polar_etl.planning.shapes import Shape
-from polar_etl.sources.base import Reading
+from polar_etl.sources.base import HELD_PART, Reading
 from polar_etl.statistics.blocks import block_rows
 
 _WORTH_FORKING = 32 * MIB
@@ -49,6 +49,19 @@ _AT_STAKE = 1 << 30
 """Bytes of a batch, or of slabs abreast, at most: so much work is lost when a run is killed."""
 _CALL = 10_000
 """Values that are worked on in the time that the calls for a few columns take (measured)."""
+_PAGE_FILE_CALL = 3
+"""How much longer it takes to hand columns with dictionaries to PyArrow (measured: 2 to 4)."""
+_CONTENDED = 3
+"""How much longer a call takes where threads share an interpreter: two of them take as long as one
+if it is for 50,000 values (measured)."""
+_CALLS = 1 << 18
+"""Values of a run of rows that are decoded by one call, at least, where memory is not scarce: a
+call takes as long as decoding some ten thousand (measured)."""
+_LONG_RUN = 1 << 16
+"""Rows of a run from which on it no longer matters how many columns of it a call decodes."""
+_SHORT_FILE = 1 << 21
+"""Values of a file, on average, up to which its batches are dealt to threads as they are: opening
+it takes a tenth of the time that its moments take (measured)."""
 _LEAST_WIDTH = 4
 """Bytes of a number in Parquet, at least."""
 _AHEAD = 16
@@ -104,7 +117,7 @@ def make_plan(
     if fastest:
         return fastest
     assert smallest is not None
-    raise _refusal(smallest, limit)
+    raise _refusal(smallest, limit, held=shape.files < 2 or shape.held_chunks > 0)
 
 
 def _keeping_numbers(shape: Shape, plan: Plan, base: int, spare: int) -> Plan:
@@ -115,9 +128,8 @@ def _keeping_numbers(shape: Shape, plan: Plan, base: int, spare: int) -> Plan:
     size = kept_bytes(shape, plan)
     if not 0 < size <= spare:
         return plan
-    values = plan.together.values  # nothing is decoded again, so nothing need go abreast
-    together = Together(values, _columns_together(shape, values, 0))
-    keeping = plan._replace(abreast=1, rest=0, together=together, keeps=True)
+    together = plan.batch_together  # nothing is decoded again, so nothing need go abreast
+    keeping = plan._replace(abreast=1, rest=0, together=together, deals_rows=False, keeps=True)
     bill = (*bill_of(shape, keeping, base), ("numbers kept for the second pass", size))
     keeping = keeping._replace(bill=bill)
     return keeping if keeping.projected <= NEAR * plan.limit else plan
@@ -137,6 +149,9 @@ class _Way(NamedTuple):
     """How many times more shares there are than are needed."""
     values: int
     """See `Together`."""
+    gathers: bool
+    """Whether more columns are decoded at a time than are worked on, where rows are in short
+    pieces."""
 
 
 def _ways(shape: Shape, slab: int, threads: int, *, forks: bool) -> list[tuple[float, _Way]]:
@@ -145,13 +160,13 @@ def _ways(shape: Shape, slab: int, threads: int, *, forks: bool) -> list[tuple[f
         _shares_of_work(threads, forks=forks),
         _readings(shape, slab),
         _keeping(shape, slab),
-        _TOGETHER,
+        _together(shape, slab),
     )
     ways = [
-        (work * read * again * calls, _Way(*how, Reading(*whole, kept), *abreast, values))
-        for (work, how), (read, whole), (again, kept, abreast), (calls, values) in choices
+        (work * read * again * apart, _Way(*how, Reading(*whole, kept), *abreast, *values))
+        for (work, how), (read, whole), (again, kept, abreast), (apart, values) in choices
     ]
-    return sorted(ways, key=itemgetter(0))
+    return sorted(((time * _calls(shape, slab, way), way) for time, way in ways), key=itemgetter(0))
 
 
 def _shares_of_work(threads: int, *, forks: bool) -> Iterator[tuple[float, tuple[int, int, int]]]:
@@ -214,6 +229,65 @@ def _evenly(many: int, most: int) -> int:
     return ceil(many / ceil(many / most))
 
 
+def _together(shape: Shape, slab: int) -> Iterator[tuple[float, tuple[int, bool]]]:
+    """Yield (time taken, values worked on at a time, whether columns are gathered), see `_Way`."""
+    short = _least_columns(shape) > max(MANY_VALUES // slab, 1)
+    for apart, values in _TOGETHER:
+        for gathers in (True, False) if short else (False,):
+            yield apart, (values, gathers)
+
+
+def _calls(shape: Shape, slab: int, way: _Way) -> float:
+    """Return the time taken, as each call decodes values of one run of rows, if these are short."""
+    rows = max(shape.rows, 1) / max(shape.stretches, 1)
+    if rows >= _LONG_RUN:
+        return 1.0
+    together = _worked_on(shape, way, slab, way.abreast)
+    columns = max(min(way.values // slab, together.columns), together.gathered)
+    call = _CALL * (_PAGE_FILE_CALL if shape.number_dictionaries else 1)
+    call *= _CONTENDED if way.threads > way.processes else 1
+    return 1 + call / (min(columns, max(shape.columns, 1)) * rows)
+
+
+def _worked_on(shape: Shape, way: _Way, rows: int, abreast: int = 1) -> Together:
+    """Return what is worked on at a time, and decoded.
+
+    Args:
+        shape: What it is of.
+        way: How.
+        rows: Of a batch or a slab.
+        abreast: How many of them are decoded at one go.
+    """
+    decoded = min(abreast * rows, shape.rows) if abreast > 1 else 0
+    columns = _columns_together(shape, way.values, decoded)
+    gathered = _gathered(shape, rows, columns) if way.gathers else 1
+    return Together(way.values, columns, gathered)
+
+
+def _least_columns(shape: Shape) -> int:
+    """Return how many columns are to be decoded at a time, so that it is worth a call."""
+    return ceil(_CALLS * max(shape.stretches, 1) / max(shape.rows, 1))
+
+
+def _has_short_files(shape: Shape, threads: int) -> bool:
+    """Tell whether files are many, and so short that opening them takes long."""
+    values = shape.rows * shape.normalized
+    alone = not (shape.vectors or shape.normalized_arrow)  # those are decoded whole row groups long
+    return alone and shape.files >= 2 * threads and values <= _SHORT_FILE * shape.files
+
+
+def _gathered(shape: Shape, rows: int, most: int) -> int:
+    """Return how many columns of so many rows are decoded at a time, at most, if they are gathered.
+
+    Args:
+        shape: What is decoded.
+        rows: How many are worked on at a time.
+        most: So few are decoded at a time whatever is gained.
+    """
+    width = max(shape.kept_bytes // max(shape.kept_columns, 1), _LEAST_WIDTH)
+    return max(min(_least_columns(shape), _SHARE_BYTES // (rows * width), most), 1)
+
+
 def _columns_together(shape: Shape, values: int, rows: int) -> int:
     """Return how many columns may be decoded at one go, where each takes much memory.
 
@@ -263,7 +337,6 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
         most = _AT_STAKE // max(block * shape.normalized_bytes, 1)
         batch = max(batch, min(ceil(whole / block), most) * block)
     ahead = _MOMENTS_AHEAD // max(moments_bytes(shape, batch), 1)
-    decoded = min(way.abreast * slab, rows) if way.abreast > 1 else 0
     plan = Plan(
         slab_rows=slab,
         part_rows=part,
@@ -277,10 +350,12 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
         in_flight=in_flight,
         abreast=way.abreast,
         rest=rest_behind(shape, slab) if way.holds_rest else 0,
-        together=Together(way.values, _columns_together(shape, way.values, decoded)),
+        together=_worked_on(shape, way, slab, way.abreast),
+        batch_together=_worked_on(shape, way, batch),
         reading=way.reading,
         bill=(),
         limit=limit,
+        deals_rows=threads > 1 and _has_short_files(shape, threads),
     )
     plan = plan._replace(bill=bill_of(shape, plan, base))
     if plan.batch_rest and plan.projected > limit:
@@ -289,10 +364,18 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     return plan
 
 
-def _refusal(smallest: Plan, limit: int) -> MemoryLimitError:
+def _refusal(smallest: Plan, limit: int, *, held: bool) -> MemoryLimitError:
+    """Return the error that says what would do.
+
+    Args:
+        smallest: The plan that needs least.
+        limit: The limit, which is less.
+        held: Whether its bill has what is held of all files; a larger limit has room for that.
+    """
     needed = smallest.projected
+    enough = needed if held else needed * HELD_PART // (HELD_PART - 1)
     lines = ", ".join(f"{name} {format_size(size)}" for name, size in smallest.bill if size)
-    megabytes = ceil(needed / 10**6)
+    megabytes = ceil(enough / 10**6)
     return MemoryLimitError(
         f"The memory limit of {format_size(limit)} is too small: the smallest plan needs "
         f"{format_size(needed)} ({lines}). Nothing was read or written. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from polar_etl.encoding.slabs import slab_rows
 from polar_etl.features import Features, value_type
 from polar_etl.footers.texts import Windows, beside, text_in
 from polar_etl.planning.settings import Settings
+from polar_etl.short_chunks.short_pieces import SHORT
 from polar_etl.sources.base import SourceFile
 from polar_etl.sources.schemas import has_variable_width, leaves, width
 from polar_etl.statistics.scaler import output_type
@@ -53,6 +55,9 @@ class Shape(NamedTuple):
     """Files that a slab reaches into, at most."""
     held_chunks: int
     """Those of which it is held where they stand."""
+    stretches: int
+    """Runs of rows that are decoded one by one: files, or row groups unless these are short and
+    alike."""
     page_bytes: int
     """Uncompressed bytes of the largest page."""
     lookup_bytes: int = 0
@@ -186,6 +191,7 @@ def shape_of(
         nominal_output_bytes=nominal_output,
         footer_chunks=0 if largest is None else largest.chunks,
         held_chunks=held_chunks,
+        stretches=sum(_stretches(file.group_rows) for file in files),
         page_bytes=max((file.page_bytes for file in files), default=0),
         lookup_bytes=max((file.lookup_bytes for file in files), default=0),
         nulls=any(file.nulls for file in files),
@@ -224,6 +230,10 @@ def files_within(rows: int, files: Sequence[SourceFile]) -> int:
             between -= lengths[first] if first < last else 0
         most = max(most, last - first + 1)
     return most
+
+
+def _stretches(groups: Sequence[int]) -> int:
+    return sum(1 if rows < SHORT else len([*some]) for rows, some in groupby(groups) if rows)
 
 
 def _output_widths(numbers: Sequence[pa.DataType], asked: str | None) -> list[int]:

@@ -24,13 +24,12 @@ from polar_etl.scratch import scratch
 from polar_etl.short_chunks.chunk_files import decode_by_arrow
 from polar_etl.short_chunks.column_blocks import Block, blocks_of, in_pieces, joined
 from polar_etl.short_chunks.page_batches import decode
+from polar_etl.short_chunks.short_pieces import SHORT
 from polar_etl.short_chunks.single_chunks import Chunks, Kind
 
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
-_SHORT = 1 << 13
-"""Rows of a row group from which on what is done for each piece of a column no longer matters."""
 _MOST_CHUNKS = 1 << 12
 """Chunks that are decoded at one go: their headers take memory, too, however short they are."""
 _LONGEST = 1 << 20
@@ -151,12 +150,14 @@ class SinglePages:
             which = np.flatnonzero(likely).tolist()
             if not which or not self._is_single(places[which[0]]):
                 continue
-            known: dict[RunKind, Kind] = {}  # one of each, as there are many columns
+            known: dict[tuple[object, bool], Kind] = {}  # one of each, as there are many columns
             for at in which:
                 place, stored = places[at], layout.stored[places[at]]
                 if stored is not None:
-                    run = RunKind(stored, layout.nullable[place], CODECS[int(codec[0, at])])
-                    found[place] = known.setdefault(run, Kind(run, by_arrow))
+                    form = stored, layout.nullable[place]
+                    if form not in known:
+                        known[form] = Kind(RunKind(*form, CODECS[int(codec[0, at])]), by_arrow)
+                    found[place] = known[form]
         return found
 
     def _is_single(self, place: int) -> bool:
@@ -190,7 +191,7 @@ class SinglePages:
             self._there(places, window, held if window is stretches[0] else [], ahead)
             for window in stretches
         )
-        if len(stretches) > 1 and rows < _SHORT * len(windows):
+        if len(stretches) > 1 and rows < SHORT * len(windows):
             found = joined(there, {place: self.kinds[place].stored for place in places}, rows)
         else:
             found = in_pieces(list(there))
@@ -219,7 +220,7 @@ class SinglePages:
         found = list(windows[:1])
         for window in windows[1:]:
             last = found[-1]
-            one = last.length == window.length < _SHORT and last.many < most
+            one = last.length == window.length < SHORT and last.many < most
             if one and not (apart and len(found) == 1):
                 high = last.rows + window.high
                 found[-1] = last._replace(many=last.many + 1, high=high)

@@ -15,6 +15,8 @@ _FILE_AS_CHUNKS = 16
 """What is held of a file besides its chunks, in chunks (measured: 13)."""
 HELD_CHUNK = 100
 """Bytes that are held of a column chunk of plain numbers: where it stands."""
+HELD_PART = 32
+"""Where chunks of all files stand is held if that takes no more than such a part of the limit."""
 
 
 class SourceFile(NamedTuple):

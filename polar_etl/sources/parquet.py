@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain
 from operator import itemgetter
 from threading import Lock
 from weakref import WeakValueDictionary
@@ -22,6 +23,7 @@ from polar_etl.errors import InputError, describe
 from polar_etl.features import first_length, open_lists, require_lengths
 from polar_etl.footers.layout import Layout, layout_of
 from polar_etl.pages.ahead import NONE_AHEAD, Ahead
+from polar_etl.short_chunks.short_pieces import SHORT, put_together
 from polar_etl.sources.base import Columns, Reading, SourceFile, Window
 from polar_etl.sources.by_arrow import ParquetFile, for_arrow
 from polar_etl.sources.decoding import FileColumns
@@ -107,6 +109,20 @@ class ParquetSource:
     def columns(self, names: Sequence[str], first: int, stop: int, how: Reading) -> Columns:
         """Return some columns of a range of rows, see `Source.columns`."""
         return _Columns(self, names, first, stop, how)
+
+    def files_of(self, first: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Yield the files that hold some rows of all: its number, and from where to where."""
+        begin = max(bisect_right(self._offsets, first) - 1, 0)
+        for index in range(begin, len(self.files)):
+            start, end = self._offsets[index : index + 2]
+            if start >= stop:
+                return
+            if max(first, start) < min(stop, end):
+                yield index, max(first - start, 0), min(stop, end) - start
+
+    @cached_property
+    def _offsets(self) -> list[int]:
+        return list(accumulate((file.rows for file in self.files), initial=0))
 
     def with_lengths(self, columns: Sequence[str], known: Mapping[str, int]) -> ParquetSource:
         """Return the source with the lists among `columns` of one length: a known or the first's.
@@ -202,12 +218,7 @@ class _Columns:
         self._source, self._how = source, how
         places = {name: source.schema.get_field_index(name) for name in names}
         self._places = dict(sorted(places.items(), key=itemgetter(1)))
-        offsets = accumulate((file.rows for file in source.files), initial=0)
-        self._ahead = deque(
-            (index, max(first - start, 0), min(stop, end) - start)
-            for index, (start, end) in enumerate(pairwise(offsets))
-            if max(first, start) < min(stop, end)
-        )
+        self._ahead = deque(source.files_of(first, stop))
         self._open: list[tuple[int, FileColumns]] = []
         """Files that the present window reaches into."""
         self._left = 0
@@ -259,10 +270,12 @@ class _Window:
     def pieces(self, names: Sequence[str]) -> list[list[Piece]]:
         """Return columns of numbers."""
         places = [self.places[name] for name in names]
-        if len(self.parts) == 1:
-            return self.parts[0].pieces(places)
-        by_part = [part.pieces(places) for part in self.parts]
-        return [[piece for pieces in by_part for piece in pieces[i]] for i in range(len(names))]
+        if len(self.parts) < 2:
+            return self.parts[0].pieces(places) if self.parts else [[] for _ in places]
+        by_part = (part.pieces(places) for part in self.parts)
+        if self.rows < SHORT * len(self.parts):
+            return put_together(by_part, self.rows)
+        return [list(chain.from_iterable(pieces)) for pieces in zip(*by_part, strict=True)]
 
     def column(self, name: str) -> pa.ChunkedArray:
         """Return a column of any type."""

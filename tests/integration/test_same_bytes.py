@@ -6,7 +6,9 @@ import hashlib
 import json
 import random
 import signal
+from collections.abc import Iterable
 from itertools import pairwise
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -69,6 +71,34 @@ def test_how_the_same_rows_were_written_changes_no_bit(run_process, tmp_path, us
     tables.write(tmp_path / "in.parquet", wide_mix(), **how)
     run_process("normalize", "in.parquet", "out", *PARTS).expect(0)
     assert trees.result(tmp_path / "out") == trees.result(usual / "out")
+
+
+def short_files(folder: Path, columns: int, rows: Iterable[int]) -> None:
+    """Write files of a few rows each, with nulls, integers and words here and there."""
+    for number, many in enumerate(rows):
+        table = tables.floats(many, columns, seed=number)
+        gaps = pa.array([None if i % 5 == number % 7 else i * 1.5 for i in range(many)])
+        table = table.append_column("gaps", gaps.cast(pa.float32()))
+        table = table.append_column("whole", pa.array(range(many), pa.int32()))
+        table = table.append_column(
+            "name", pa.array([f"row {i % 3}" for i in range(many)], pa.string())
+        )
+        tables.write(folder / f"{number:03}.parquet", table, use_dictionary=number % 2 == 0)
+
+
+@pytest.mark.parametrize("name", ["few columns", "many columns"])
+def test_limits_and_threads_change_no_bit_of_many_short_files(run_process, tmp_path, name):
+    """Threads may have columns of all files, or files by turns, and processes either."""
+    columns, files = (4, 60) if name == "few columns" else (120, 40)
+    short_files(tmp_path / "in", columns, (i * 37 % 601 for i in range(files)))
+    parts = ("--rows-per-part", 7_000)
+    run_process("normalize", "in", "out", *parts, "--threads", 1).expect(0)
+    refused = run_process("normalize", "in", "never", *parts, "--memory-limit", "1MB").expect(7)
+    least = refused.stderr.split("--memory-limit ")[1].split()[0]
+    for limit, threads in (("4GB", 2), (least, 2), ("230MB", 3)):
+        how = ("--memory-limit", limit, "--threads", threads, "--overwrite")
+        run_process("normalize", "in", "again", *parts, *how).expect(0)
+        assert trees.result(tmp_path / "again") == trees.result(tmp_path / "out")
 
 
 def test_one_large_group_streamed_in_little_memory_changes_no_bit(run_process, tmp_path, usual):

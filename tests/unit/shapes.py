@@ -44,4 +44,5 @@ def shape(
         lookup_bytes=dictionary_bytes,
         number_dictionaries=dictionary_bytes * columns,
     )
-    return shape_of(schema, (file,) * files, Options().settings(schema))
+    held = file.held_chunks * files
+    return shape_of(schema, (file,) * files, Options().settings(schema), held)

@@ -21,6 +21,7 @@ def run_of(
     processes: int = 1,
     schema: pa.Schema = SCHEMA,
     keeps: bool = False,
+    deals_rows: bool = False,
 ) -> Run:
     def columns(names, first, stop, how):
         if len(opened) == fails_at:
@@ -31,7 +32,12 @@ def run_of(
     return Run(
         source=SimpleNamespace(schema=schema, columns=columns, files=[SimpleNamespace(rows=0)]),
         plan=SimpleNamespace(
-            shares=4, processes=processes, threads=processes, reading=None, keeps=keeps
+            shares=4,
+            processes=processes,
+            threads=processes,
+            reading=None,
+            keeps=keeps,
+            deals_rows=deals_rows,
         ),
         sampler=None,
         stop=None,
@@ -75,3 +81,21 @@ def test_processes_take_turns_at_columns(last, keeps):
     with run.shares_to_encode(FEATURES, SCHEMA.names, 0, 0) as shares:
         assert [share.lane % 2 for share in shares] == [0, 1, 0, 1]
         assert [name for share in shares for name in share.names] == SCHEMA.names
+
+
+def test_threads_that_have_rows_by_turns_have_all_columns_of_them():
+    asked: list[tuple[list[str], int, int]] = []
+
+    def columns(names, first, stop, how):
+        asked.append((list(names), first, stop))
+        return TableColumns(pa.table({name: [0.0] * (stop - first) for name in names}))
+
+    run = run_of([], processes=2, deals_rows=True)
+    run.source.columns = columns
+    assert [some.names for some in run.portions(FEATURES)] == [FEATURES.columns]
+    with run.shares_in_turn(FEATURES, [0, 10, 30]) as shares:
+        assert [share.lane for share in shares] == [0, 1]
+        for lane, rows in ((0, 10), (1, 20), (0, 5)):
+            shares[lane].columns.next(rows)
+
+    assert asked == [(SCHEMA.names, 0, 10), (SCHEMA.names, 10, 30), (SCHEMA.names, 30, 35)]

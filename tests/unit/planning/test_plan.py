@@ -16,6 +16,7 @@ from polar_etl.planning.bill import bill_of
 from polar_etl.planning.plan import Plan
 from polar_etl.planning.planner import make_plan
 from polar_etl.planning.shapes import Shape, files_within
+from polar_etl.sources.base import HELD_CHUNK, HELD_PART
 from polar_etl.statistics.blocks import block_rows
 from tests.unit.shapes import shape
 
@@ -29,10 +30,13 @@ SHAPES = {
     "big groups": BIG_GROUPS,
     "big groups by PyArrow": BIG_GROUPS_BY_ARROW,
     "dictionaries": LOOKED_UP,
-    "very wide, dictionaries": shape(20_000, 10_000, 4_096, dictionary_bytes=1 << 14),
+    "very wide, dictionaries": shape(
+        20_000, 10_000, 4_096, dictionary_bytes=1 << 14, page_bytes=1 << 14
+    ),
     "some by PyArrow": shape(4_000_000, 50, 131_072, from_arrow=3),
     "very wide": VERY_WIDE,
     "many files": shape(100_000, 20, 10_000, files=50),
+    "short files": shape(2_000, 50, 2_000, files=500, page_bytes=8_000),
     "text": shape(1_000_000, 10, 100_000, text_bytes=5 * 10**7),
     "one row group": shape(10_000_000, 8, 10_000_000, kind=pa.float64()),
 }
@@ -94,6 +98,22 @@ def test_the_first_pass_decodes_a_dictionary_once():
     assert found.batch_rows >= min(LOOKED_UP.largest_group, 1 << 18)
 
 
+def test_threads_have_short_files_by_turns_and_decode_many_columns_of_them_at_a_time():
+    found = plan(SHAPES["short files"])
+    assert found.deals_rows
+    assert found.together.gathered * 2_000 >= 50_000
+
+    assert not plan(SHAPES["short files"], threads=1).deals_rows
+    assert not plan(NARROW).deals_rows
+    assert plan(NARROW).together.gathered == 1
+
+
+def test_what_is_kept_for_the_second_pass_stays_with_the_thread_that_has_its_columns():
+    found = plan(SHAPES["short files"], spare=4 << 30)
+    assert found.keeps
+    assert not found.deals_rows
+
+
 def test_nothing_is_left_of_row_groups_that_end_with_a_slab():
     found = plan(SHAPES["very wide, dictionaries"])
 
@@ -114,6 +134,14 @@ def test_a_refusal_names_a_limit_that_is_enough(given):
     assert plan(given, limit=enough).projected <= enough
     with pytest.raises(MemoryLimitError):
         plan(given, limit=enough - 10**6)
+
+
+def test_a_refusal_names_room_for_what_a_larger_limit_holds_of_all_files():
+    given = shape(2_000, 50, 2_000, files=700, page_bytes=8_000)._replace(held_chunks=0)
+    enough = least_limit(given)
+    chunks = enough // (HELD_PART * HELD_CHUNK)
+
+    assert plan(given._replace(held_chunks=chunks), limit=enough).projected <= enough
 
 
 def test_a_refusal_says_what_takes_the_memory_and_that_nothing_was_done():
