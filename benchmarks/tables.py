@@ -54,10 +54,11 @@ TABLES = {
     "odd": Table(1_000_000, 200, 125_000),
     "distinct": Table(1_000_000, 200, 125_000, by_default=True),
     "short": Table(20_000, 10_000, 1_000, by_default=True),
+    "files": Table(2_000_000, 50, 131_072, files=400, by_default=True),
 }
 """Row groups of the odd ones end in the midst of what is worked on at a time; all values in the
-dictionaries of the distinct ones differ, which takes longest; and a short row group of many columns
-is all headers."""
+dictionaries of the distinct ones differ, which takes longest; a short row group of many columns is
+all headers, and so are many short files."""
 MIXED = "mixed"
 """What real tables are made of: codes, counts, measurements, words, and nulls among them."""
 _MIXED_ROWS, _MIXED_GROUP = 6_000_000, 1 << 20
