@@ -91,9 +91,10 @@ class ChunkTable(NamedTuple):
     """From where to where in the footer row groups are described."""
 
     @property
-    def is_told(self) -> bool:
-        """Whether the footer tells where all chunks stand: none of them is encrypted."""
-        return bool((self.stop > self.start)[np.array(self.rows, np.int64) > 0].all())
+    def is_all_scalar(self) -> bool:
+        """Whether all columns are scalars, none of them encrypted."""
+        told = (self.stop > self.start)[np.array(self.rows, np.int64) > 0]
+        return all(column.is_scalar for column in self.columns) and bool(told.all())
 
 
 def chunk_table(footer: bytes) -> ChunkTable | None:
@@ -118,10 +119,10 @@ def schema_alone(footer: bytes, table: ChunkTable) -> bytes | None:
         table: What it says of chunks.
 
     Returns:
-        The file; None if the footer does not tell all of its chunks, or of itself.
+        The file; None if not all columns are scalars that are not encrypted.
     """
     is_whole = int.from_bytes(footer[-8:-4], "little") == len(footer) - 8
-    if not (is_whole and footer[-4:] == MAGIC and table.is_told):
+    if not (is_whole and footer[-4:] == MAGIC and table.is_all_scalar):
         return None
     (rows, behind_rows), (groups, behind_groups) = table.all_rows, table.groups
     before, between, after = footer[:rows], footer[behind_rows:groups], footer[behind_groups:-8]

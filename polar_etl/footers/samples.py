@@ -67,7 +67,7 @@ def page_sizes(
     known: Collection[int] = (),
     most: int = _COLUMNS_SAMPLED,
 ) -> LargestPages:
-    """Return the sizes of pages of a file whose footer tells where all chunks stand.
+    """Return the sizes of pages of a file whose columns are scalars.
 
     Args:
         file: The file.
@@ -82,8 +82,7 @@ def page_sizes(
     if not any(table.rows):
         return LargestPages()
     largest, found = layout.largest, []
-    physical = [column.physical for column in table.columns for _ in range(column.leaves)]
-    for leaf in range(0, len(physical), every(len(physical), most)):
+    for leaf in range(0, len(table.columns), every(len(table.columns), most)):
         start, stop, plain_size = layout.span(largest, leaf)
         pages = pages_of(file.fileno(), start, stop, plain_size)
         has_dictionary = start < table.data.item(largest, leaf)
@@ -91,11 +90,9 @@ def page_sizes(
         first = next(pages, None)
         for _ in pages:  # none of them may claim too much
             pass
+        width = _WIDTHS.get(PHYSICAL[table.columns[leaf].physical], 0)
+        values = table.values.item(largest, leaf)
         if leaf not in known:
-            width, values = (
-                _WIDTHS.get(PHYSICAL[physical[leaf]], 0),
-                table.values.item(largest, leaf),
-            )
             found.append(_Sampled(first, has_dictionary, dictionary, plain_size, width, values))
     return _largest(found)
 

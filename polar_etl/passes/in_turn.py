@@ -22,6 +22,8 @@ class RowsInTurn:
 
     def next(self, rows: int, ahead: Ahead = NONE_AHEAD) -> Window:
         """Return the next of these rows; the window before is gone then."""
+        if self._columns:
+            self._columns.next(0)  # which finds files that have changed meanwhile
         self.close()
         first = next(self._starts)
         self._columns = self._opened(first, first + rows)

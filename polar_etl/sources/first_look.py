@@ -194,7 +194,7 @@ def _looked_at(raw: BinaryIO, footer: bytes, room: Room, like: Told | None) -> _
 
 
 def _told_alone(path: str, footer: bytes, table: ChunkTable, like: Told | None) -> Told | None:
-    """Return what a footer tells of columns, None if it does not tell where they stand."""
+    """Return what a footer tells of columns, None if PyArrow is needed for more than that."""
     alone = schema_alone(footer, table)
     if alone is None:
         return None

@@ -182,6 +182,13 @@ def test_a_schema_that_is_told_alone_is_that_of_the_file(file):
         assert pq.read_schema(io.BytesIO(alone)) == pq.read_schema(io.BytesIO(content))
 
 
+@pytest.mark.parametrize("other", [[[1.0], [2.0]], [{"a": 1}, None]], ids=str)
+def test_of_what_is_nested_pyarrow_is_asked_more(other):
+    content = by_pyarrow(pa.table({"x": [1.0, 2.0], "other": other}))
+
+    assert schema_alone(footer_of(content), chunk_table(footer_of(content))) is None
+
+
 def test_columns_of_odd_names_and_schemas():
     names = ["", ".", "a.b", "ü" * 200, "list.element", "x" * 5000, "\n", "schema"]
     table = pa.table({name: [1.0, 2.0] for name in names})

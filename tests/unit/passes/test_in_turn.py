@@ -24,3 +24,19 @@ def test_windows_are_opened_one_by_one_and_closed():
     turn.close()
 
     assert [some.closed for some in opened] == [True, True]
+
+
+def test_a_window_that_is_gone_is_told_so_before_it_is_closed():
+    """Files that have changed while they were read are found then."""
+    asked: list[int] = []
+
+    class Columns(TableColumns):
+        def next(self, rows: int, more: object = None):
+            asked.append(rows)
+            return super().next(rows)
+
+    turn = RowsInTurn(lambda first, stop: Columns(TABLE.slice(first, stop - first)), iter([0, 4]))
+    turn.next(4)
+    turn.next(3)
+
+    assert asked == [4, 0, 3]
