@@ -8,6 +8,7 @@ groups, batches, threads or the memory limit.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -26,6 +27,7 @@ _BLOCK_BYTES, _LEAST_OF_WIDE = 192 << 20, 1 << 10
 """Float32 in a block, in bytes, at most, unless it has so few rows."""
 
 
+@lru_cache
 def block_rows(columns: int) -> int:
     """Return the rows of a block for a table with so many normalized columns.
 
