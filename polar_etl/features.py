@@ -204,12 +204,17 @@ class Features:
             tuple(names), {name: size for name, size in self.vectors.items() if name in names}
         )
 
+    @property
+    def scalars(self) -> list[str]:
+        """The columns that are no vectors."""
+        return [name for name in self.columns if name not in self.vectors]
+
     def pieces(self, window: Numbers) -> list[list[Piece]]:
         """Return the values of each feature.
 
         Lists must be of the right length, see `of_equal_lengths`.
         """
-        scalars = iter(window.pieces([n for n in self.columns if n not in self.vectors]))
+        scalars = iter(window.pieces(self.scalars))
         found = []
         for name in self.columns:
             if name in self.vectors:

@@ -15,7 +15,8 @@ from polar_etl.footers.layout import Layout
 from polar_etl.footers.schema import PHYSICAL
 from polar_etl.pages.headers import PageSizes, page_at, pages_of
 
-_COLUMNS_SAMPLED = 32
+COLUMNS_SAMPLED = 32
+"""Columns that are looked at, about."""
 _SAMPLED_AT_A_TIME = 4
 _WIDTHS = {"INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8}
 """Bytes of a number, by its type in Parquet."""
@@ -29,7 +30,7 @@ _LONG_ROW = 1 << 16
 """Bytes of text in a row from which on one row is sample enough."""
 
 
-def every(many: int, most: int = _COLUMNS_SAMPLED) -> int:
+def every(many: int, most: int = COLUMNS_SAMPLED) -> int:
     """Return which of so many columns are looked at: every so many-th one, about `most` of them."""
     return many // most + 1
 
@@ -65,7 +66,7 @@ def page_sizes(
     layout: Layout,
     table: ChunkTable,
     known: Collection[int] = (),
-    most: int = _COLUMNS_SAMPLED,
+    most: int = COLUMNS_SAMPLED,
 ) -> LargestPages:
     """Return the sizes of pages of a file whose columns are scalars.
 

@@ -13,8 +13,6 @@ PHYSICAL = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY
 _SCALAR = re.compile(rb"\x15([\x00-\x0e])\x25([\x00\x02])\x18")
 """A schema element of a scalar without logical type, up to its name."""
 _OPTIONAL = 1
-
-
 _LONGEST_KEPT = 1 << 16
 """Bytes of a schema, at most, that is kept in case that the next file has the same."""
 

@@ -120,8 +120,7 @@ def moments_of(
         width: How many features the table has.
         together: How much is worked on at a time.
     """
-    scalars = [name for name in features.columns if name not in features.vectors]
-    window = gathered(window, scalars, together.gathered)
+    window = gathered(window, features.scalars, together.gathered)
     columns = (
         features.select(few).pieces(window)
         for few in groups_of(features.columns, window.rows, together)

@@ -167,7 +167,7 @@ def _working(shape: Shape, plan: Plan, together: Together, slab: int, more: int)
         slab: Rows that are.
         more: Rows that are decoded at one go with them.
     """
-    width = min(max(ceil(shape.normalized_bytes / max(shape.normalized, 1)), 4), 8)
+    width = shape.number_bytes
     scalars = max(shape.normalized - sum(size for size, _ in shape.vectors), 0)
     many = min(max(together.values // slab, 1), scalars)
     decoded = min(plan.threads * min(many, together.columns), scalars)  # each by one thread

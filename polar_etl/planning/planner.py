@@ -54,7 +54,7 @@ _PAGE_FILE_CALL = 3
 _CONTENDED = 3
 """How much longer a call takes where threads share an interpreter: two of them take as long as one
 if it is for 50,000 values (measured)."""
-_CALLS = 1 << 18
+_WORTH_A_CALL = 1 << 18
 """Values of a run of rows that are decoded by one call, at least, where memory is not scarce: a
 call takes as long as decoding some ten thousand (measured)."""
 _LONG_RUN = 1 << 16
@@ -266,14 +266,16 @@ def _worked_on(shape: Shape, way: _Way, rows: int, abreast: int = 1) -> Together
 
 def _least_columns(shape: Shape) -> int:
     """Return how many columns are to be decoded at a time, so that it is worth a call."""
-    return ceil(_CALLS * max(shape.stretches, 1) / max(shape.rows, 1))
+    return ceil(_WORTH_A_CALL * max(shape.stretches, 1) / max(shape.rows, 1))
 
 
 def _has_short_files(shape: Shape, threads: int) -> bool:
     """Tell whether files are many, and so short that opening them takes long."""
     values = shape.rows * shape.normalized
-    alone = not (shape.vectors or shape.normalized_arrow)  # those are decoded whole row groups long
-    return alone and shape.files >= 2 * threads and values <= _SHORT_FILE * shape.files
+    ours = not (
+        shape.vectors or shape.normalized_arrow
+    )  # PyArrow decodes row groups of all columns
+    return ours and shape.files >= 2 * threads and values <= _SHORT_FILE * shape.files
 
 
 def _gathered(shape: Shape, rows: int, most: int) -> int:
@@ -284,8 +286,8 @@ def _gathered(shape: Shape, rows: int, most: int) -> int:
         rows: How many are worked on at a time.
         most: So few are decoded at a time whatever is gained.
     """
-    width = max(shape.kept_bytes // max(shape.kept_columns, 1), _LEAST_WIDTH)
-    return max(min(_least_columns(shape), _SHARE_BYTES // (rows * width), most), 1)
+    room = _SHARE_BYTES // (rows * shape.number_bytes)
+    return max(min(_least_columns(shape), room, most), 1)
 
 
 def _columns_together(shape: Shape, values: int, rows: int) -> int:

@@ -106,6 +106,11 @@ class Shape(NamedTuple):
         return self.word_bytes + 5 * self.word_columns
 
     @property
+    def number_bytes(self) -> int:
+        """Bytes of a number that is normalized, decoded."""
+        return min(max(-(-self.normalized_bytes // max(self.normalized, 1)), _STORED), 8)
+
+    @property
     def has_page_files(self) -> bool:
         """Whether pages are files of their own, for PyArrow."""
         return self.nulls or self.number_dictionaries > 0

@@ -27,17 +27,14 @@ _NUMBER = 0x15
 _DIGITS = 5
 """Bytes of a 32-bit number, at most."""
 _FEW = 1 << 7
-_NONE = (0, 0, 0, 0)
+"""Headers up to which reading them one by one takes less time."""
 _V = rb"([\x80-\xff]{0,%d}[\x00-\x7f])" % (_DIGITS - 1)
 
 
 def _usual(kind: int) -> re.Pattern[bytes]:
     """Return what a usual header begins with, up to the encoding."""
     alone, behind_checksum = (thrift.head(STRUCTS[kind], last, STRUCT) for last in (3, 4))
-    number, heads = (
-        re.escape(thrift.as_number(kind)),
-        (re.escape(behind_checksum), re.escape(alone)),
-    )
+    number, *heads = map(re.escape, (thrift.as_number(kind), behind_checksum, alone))
     form = rb"\x15%b\x15%b\x15%b(?:\x15%b%b|%b)\x15%b\x15%b"
     return re.compile(form % (number, _V, _V, _V, *heads, _V, _V), re.DOTALL)
 
@@ -63,8 +60,6 @@ class Headers(NamedTuple):
 
 def headers_at(raw: Bytes, at: Ints, kind: int) -> Headers:
     """Return the headers of pages of one type.
-
-    A few of them are read one by one, which takes less time (measured).
 
     Args:
         raw: Bytes that hold them, `LONGEST` behind the start of each at least.
@@ -95,12 +90,13 @@ def headers_at(raw: Bytes, at: Ints, kind: int) -> Headers:
 def _one_by_one(raw: Bytes, at: Ints, kind: int) -> Headers:
     """Return what `headers_at` does."""
     usual, memory = _USUAL[kind], raw.data
-    found = [usual.match(memory, place, place + LONGEST) for place in at.tolist()]
-    numbers = [[*map(thrift.decoded, one.group(1, 2, 4, 5))] if one else _NONE for one in found]
-    good = [one is not None and min(some) >= 0 for one, some in zip(found, numbers, strict=True)]
-    size, stored, values, encoding = np.array(numbers, np.int64).reshape(-1, 4).T
-    checked = [one is not None and one[3] is not None for one in found]
-    return Headers(np.array(good, bool), size, stored, values, encoding, np.array(checked, bool))
+    numbers, checked = np.full((len(at), 4), -1, np.int64), np.zeros(len(at), np.bool_)
+    for row, place in enumerate(at.tolist()):
+        if found := usual.match(memory, place, place + LONGEST):
+            numbers[row] = [*map(thrift.decoded, found.group(1, 2, 4, 5))]
+            checked[row] = found[3] is not None
+    size, stored, values, encoding = numbers.T
+    return Headers(np.asarray((numbers >= 0).all(axis=1)), size, stored, values, encoding, checked)
 
 
 class _Cursor:

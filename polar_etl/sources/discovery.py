@@ -27,6 +27,7 @@ def find_files(inputs: Sequence[str | os.PathLike[str]], apart_from: Sequence[Pa
         UsageError: An input lies in the output.
     """
     found: list[str] = []
+    inside: dict[str, Path | None] = {}
     for item in inputs:
         text = os.fspath(item)
         if "\0" in text:
@@ -34,8 +35,9 @@ def find_files(inputs: Sequence[str | os.PathLike[str]], apart_from: Sequence[Pa
         if Path(os.path.realpath(text)) in apart_from:
             raise UsageError(f"{describe(text)} is the output directory: choose another output.")
         files = _expand(text)
+        inside |= {path: _folder_of(path, apart_from) for path in files}
         if len(files) != 1 or files[0] != text:
-            others = [path for path in files if _folder_of(path, apart_from) is None]
+            others = [path for path in files if inside[path] is None]
             files = others or files[:1]  # which is refused below
         if not files:
             raise InputError(f"{describe(text)} holds no Parquet file ({', '.join(_SUFFIXES)}).")
@@ -43,7 +45,7 @@ def find_files(inputs: Sequence[str | os.PathLike[str]], apart_from: Sequence[Pa
     if not found:
         raise UsageError("There is no input.")
     for path in found:
-        if folder := _folder_of(path, apart_from):
+        if folder := inside[path]:
             raise UsageError(
                 f"The input {describe(path)} lies in the output directory "
                 f"{describe(str(folder))}: choose another output."

@@ -19,6 +19,7 @@ from polar_etl.errors import InputError, MemoryLimitError, describe
 from polar_etl.footers.chunk_table import ChunkTable, chunk_table, schema_alone
 from polar_etl.footers.layout import Layout, laid_out, layout_of
 from polar_etl.footers.samples import (
+    COLUMNS_SAMPLED,
     LargestPages,
     every,
     number_dictionaries,
@@ -188,8 +189,8 @@ def _looked_at(raw: BinaryIO, footer: bytes, room: Room, like: Told | None) -> _
     apart = _names_of(told.schema, words)
     variable, texts = _text(raw, layout, told, apart, room)
     known = _varying_apart_from(told, apart) if texts.windows else ()
-    few = (_PEEKED_AT_AGAIN,) if told is like else ()
-    sizes = page_sizes(raw, layout, table, known, *few)
+    most = _PEEKED_AT_AGAIN if told is like else COLUMNS_SAMPLED
+    sizes = page_sizes(raw, layout, table, known, most)
     return _Look(told, layout, table.rows, words, texts, variable, sizes)
 
 
