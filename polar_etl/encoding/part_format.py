@@ -30,6 +30,7 @@ from polar_etl.encoding.chunks import (
 from polar_etl.encoding.compression import LEVEL, compressed, worthwhile_level
 from polar_etl.encoding.dictionaries import LookedUp, looked_up_chunks, looked_up_text
 from polar_etl.encoding.page_buffers import PAGE_BYTES, Bools, Filled, LaidOut, PagedColumns
+from polar_etl.encoding.uniqueness import are_unique
 from polar_etl.pages import thrift
 from polar_etl.pages.thrift import I64, LIST, STRUCT, Field
 
@@ -129,7 +130,7 @@ class PartFormat:
     def others(self, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> dict[str, list[Chunk]]:
         """Return columns of any type as chunks, one for each leaf, as PyArrow encodes them.
 
-        Those in pieces get no dictionary.
+        Those in pieces, and numbers that hardly repeat, get no dictionary.
         """
         if not columns:
             return {}
@@ -139,7 +140,7 @@ class PartFormat:
         sink = pa.BufferOutputStream()
         others = [column for column in schema if column.name not in self._plain]
         looked_up = leaf_paths(pa.schema(others))
-        worded = leaf_paths(pa.schema([c for c in others if not _in_pieces(columns[c.name])]))
+        worded = leaf_paths(pa.schema([c for c in others if _may_repeat(columns[c.name])]))
         with pq.ParquetWriter(
             sink,
             schema,
@@ -250,6 +251,10 @@ def _level_of_vectors(column: pa.ChunkedArray) -> int:
 def _in_pieces(column: pa.Array | pa.ChunkedArray) -> bool:
     """Tell whether a column is in pieces, because its words are too many for a dictionary."""
     return isinstance(column, pa.ChunkedArray)
+
+
+def _may_repeat(column: pa.Array | pa.ChunkedArray) -> bool:
+    return not (_in_pieces(column) or are_unique(column))
 
 
 @lru_cache(_SCHEMAS)

@@ -11,7 +11,7 @@ from itertools import accumulate
 from math import ceil
 from typing import Any, NamedTuple, Protocol
 
-from polar_etl.columns import by_column, word_type
+from polar_etl.columns import by_column
 from polar_etl.events import Listener
 from polar_etl.executors.forked import Work, Workers
 from polar_etl.executors.local import ordered_map, worker_threads
@@ -20,14 +20,12 @@ from polar_etl.memory import PeakSampler
 from polar_etl.passes.in_turn import RowsInTurn
 from polar_etl.passes.kept import KeepingColumns, Kept, KeptColumns
 from polar_etl.passes.shares import Portion, Team, cut, cut_again, dealt
+from polar_etl.passes.weights import work_of
 from polar_etl.planning.plan import Plan
 from polar_etl.sources.base import Columns, Source
 from polar_etl.sources.schemas import width
 from polar_etl.stop import Stop
 from polar_etl.storage.direct import Staging
-
-_WORD = 8
-"""What a word of text counts for where columns are shared out, in bytes of a number."""
 
 _DRIVING = 0.06
 """What appending to parts takes, as a part of all work on columns (measured)."""
@@ -238,5 +236,5 @@ class Run:
 
     @cached_property
     def _work(self) -> dict[str, int]:
-        """What there is to do for a value of each column; a word takes as long as a double."""
-        return by_column(lambda kind: _WORD if word_type(kind) else width(kind), self.source.schema)
+        """What there is to do for a value of each column."""
+        return work_of(self.source)

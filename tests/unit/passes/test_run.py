@@ -8,9 +8,11 @@ import pytest
 from polar_etl.features import Features
 from polar_etl.passes.run import Run
 from polar_etl.passes.shares import Portion
+from polar_etl.sources.base import SourceFile
 from tests.unit.arrays import TableColumns
 
 SCHEMA = pa.schema([(f"c{i}", pa.float32()) for i in range(4)])
+FILE = SourceFile("", 0, 0, "", (), 0, 0, 0)
 FEATURES = Features(tuple(SCHEMA.names))
 
 
@@ -30,7 +32,7 @@ def run_of(
         return opened[-1]
 
     return Run(
-        source=SimpleNamespace(schema=schema, columns=columns, files=[SimpleNamespace(rows=0)]),
+        source=SimpleNamespace(schema=schema, columns=columns, files=[FILE]),
         plan=SimpleNamespace(
             shares=4,
             processes=processes,
