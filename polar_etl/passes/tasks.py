@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -121,7 +122,7 @@ def moments_of(
         together: How much is worked on at a time.
     """
     window = gathered(window, features.scalars, together.gathered)
-    columns = (
+    columns = chain.from_iterable(
         features.select(few).pieces(window)
         for few in groups_of(features.columns, window.rows, together)
     )

@@ -12,11 +12,13 @@ import pyarrow as pa
 
 from polar_etl.columns import Piece, array_of, fill, validity
 from polar_etl.encoding.page_buffers import Filled, PagedColumns
-from polar_etl.features import fixed, numbers_valid, rows_valid, vector_pieces, vectors_of
+from polar_etl.features import fixed, matrix_of, numbers_valid, rows_valid, vectors_of
 from polar_etl.scratch import TILE_VALUES, scratch_floats, tile_arithmetic
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+_SHORT_ROW = 1 << 9
+"""Numbers below which several vectors are computed with as one: each row of a tile costs a call."""
 InfPolicy = Literal["error", "ignore", "null"]
 
 
@@ -102,17 +104,37 @@ class Standardizer:
         dtype = np.dtype(np.float32 if self.single.all() else np.float64)
         data = pa.allocate_buffer(len(column) * width * dtype.itemsize)
         numbers = np.frombuffer(data, dtype)
+        table, first = numbers.reshape(-1, width), 0
         with tile_arithmetic():
-            table = numbers.reshape(-1, width).T
-            pieces = vector_pieces(chunks, width)
-            for low, first, tile in self._tiles(pieces, np.arange(width), len(column)):
-                table[low : low + tile.shape[0], first : first + tile.shape[1]] = tile
+            for chunk in chunks:
+                self._put_vectors(matrix_of(chunk), table[first : first + len(chunk)])
+                first += len(chunk)
         valid = numbers_valid(chunks)
         if self.inf_to_null.any():
-            kept = ~(np.isinf(table.T) & self.inf_to_null).reshape(-1)
+            kept = ~(np.isinf(table) & self.inf_to_null).reshape(-1)
             valid = kept if valid is None else valid & kept
         made = array_of(numbers, valid)
         return vectors_of(kind, made, width, rows_valid(chunks))
+
+    def _put_vectors(self, matrix: npt.NDArray[np.generic], room: npt.NDArray[np.floating]) -> None:
+        """Write standardized vectors to `room`, rounding them; both of shape `(rows, width)`."""
+        width = matrix.shape[1]
+        several = max(_SHORT_ROW // width, 1)
+        mean, std = np.tile(self.mean, several), np.tile(self.std, several)
+        special = np.flatnonzero(self.constant | (self.exponent != 0)).tolist()
+        step = max(TILE_VALUES // (width * several), 1) * several
+        for first in range(0, len(matrix), step):
+            some = matrix[first : first + step]
+            tile = scratch_floats("values", some.size).reshape(some.shape)
+            np.copyto(tile, some, casting="unsafe")
+            for place in special:
+                self._prepare(place, tile[:, place])
+            whole = len(some) // several * several
+            for rows, times in ((tile[:whole], several), (tile[whole:], 1)):
+                long = rows.reshape(-1, width * times)
+                long -= mean[: width * times]
+                long /= std[: width * times]
+            room[first : first + step] = tile
 
     def _tiles(
         self, columns: Sequence[Sequence[Piece]], index: npt.NDArray[np.int64], rows: int

@@ -54,7 +54,7 @@ def vectors(draw: st.DrawFn) -> tuple[pa.ChunkedArray, pa.Table]:
 
 def fitted(table: pa.Table, features: Features, kind: str, inf: str, dtype: str | None) -> Scaler:
     moments = merge_all(
-        observe([features.pieces(TableWindow(table))], len(features), len(table), 0), len(features)
+        observe(features.pieces(TableWindow(table)), len(features), len(table), 0), len(features)
     )
     kinds = (kind,) * len(features.columns)
     return Scaler(features.columns, kinds, moments, 0, inf, dtype, features.vectors)

@@ -14,6 +14,7 @@ from polar_etl.features import (
     fixed,
     in_short_chunks,
     is_open_list,
+    matrix_of,
     of_equal_lengths,
     value_type,
     vector_pieces,
@@ -122,7 +123,7 @@ def test_features_of_a_schema():
 def rows_of(column: pa.ChunkedArray, size: int) -> list:
     """Return the rows as the pieces of their dimensions say, None for each missing number."""
     found = []
-    for pieces in vector_pieces(fixed(column, size), size):
+    for pieces in itertools.chain.from_iterable(vector_pieces(fixed(column, size), size)):
         values = [
             value if there else None
             for piece in pieces
@@ -173,8 +174,8 @@ def test_fixed_size_lists_are_not_copied():
     lists = pa.ListArray.from_arrays(pa.array([0, 3, 6, 9, 12], pa.int32()), pa.array(values))
 
     for column in (array.slice(1), lists.slice(1)):
-        for pieces in vector_pieces(fixed(pa.chunked_array([column]), 3), 3):
-            assert np.shares_memory(pieces[0].values, values)
+        (chunk,) = fixed(pa.chunked_array([column]), 3)
+        assert np.shares_memory(matrix_of(chunk), values)
 
 
 @pytest.mark.parametrize(
