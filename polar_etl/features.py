@@ -35,9 +35,9 @@ from polar_etl.columns import (
 from polar_etl.errors import InputError, describe
 
 _CHUNK_NUMBERS = 1 << 18
-_TRANSPOSED, _TRANSPOSED_ROWS = 64, 256
-"""Dimensions and rows of vectors that are transposed at a time: an eighth of the time that one
-dimension after the other takes (measured)."""
+_TRANSPOSED, _TRANSPOSED_ROWS, _TRANSPOSED_NUMBERS = 64, 256, 1 << 20
+"""Dimensions of vectors that are transposed at a time, if they have no more numbers, some rows
+after the other: a third of the time that one dimension after the other takes (measured)."""
 
 
 def value_type(kind: pa.DataType) -> pa.DataType | None:
@@ -64,7 +64,8 @@ def dimensions(kind: pa.DataType) -> int | None:
     return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else None
 
 
-def _numbers_in(kind: pa.DataType) -> int | None:
+def numbers_in(kind: pa.DataType) -> int | None:
+    """Return how many numbers each vector holds, None if it is none, or the type does not say."""
     return dimensions(kind) if value_type(kind) else None
 
 
@@ -134,7 +135,7 @@ class Features:
             columns: Names of the columns.
             lengths: How many numbers the lists hold where the type does not say.
         """
-        known = by_column(_numbers_in, schema)
+        known = by_column(numbers_in, schema)
         return cls(columns, {**{name: n for name in columns if (n := known[name])}, **lengths})
 
     @classmethod
@@ -256,7 +257,7 @@ def vector_pieces(chunks: list[pa.FixedSizeListArray], size: int) -> Iterator[li
     """
     known = [(matrix_of(chunk), _gaps(chunk), bitmaps_of(chunk)) for chunk in chunks]
     rows = max(map(len, chunks), default=1)
-    many = max(min(_TRANSPOSED, _CHUNK_NUMBERS // rows), 1)
+    many = max(min(_TRANSPOSED, _TRANSPOSED_NUMBERS // rows), 1)
     for low in range(0, size, many):
         places = range(low, min(low + many, size))
         columns: list[list[Piece]] = [[] for _ in places]

@@ -313,11 +313,15 @@ class ColumnReader:
                     continue
                 left = rows
             some = min(left, rows)
-            (pieces,) = decoded_apart([self.pages(self.missing(some))])
+            pieces = self._decoded(self.pages(self.missing(some)))
             if pieces is None:
                 raise UnusualError("its pages are damaged")
             self.take(some, pieces)
             rows -= some
+
+    def _decoded(self, stored: list[StoredPages]) -> list[Piece] | None:
+        """Return the values of pages, None if PyArrow must read them."""
+        return decoded_apart([stored])[0]
 
     def _turn_chunk(self) -> None:
         while self._at == self._chunk.stop:

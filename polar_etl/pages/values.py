@@ -58,6 +58,10 @@ class Chunk(NamedTuple):
     stored: np.dtype[np.generic]
     data: int = 0
     """Where the first page behind the dictionary stands; not beyond `start` if there is none."""
+    size: int = 0
+    """Numbers in each vector, if these are what it holds: each of them counts as a row."""
+    level: int = 1
+    """The definition level of a number that is there."""
 
 
 class StoredPages(NamedTuple):
@@ -146,9 +150,11 @@ def _possible(
 
 def is_plain(chunk: Chunk, header: PageHeader) -> bool:
     """Tell whether a page holds a value for each row and nothing else, as far as its size tells."""
+    if chunk.size:
+        return False
     values = header.rows * chunk.stored.itemsize
     size = len(_no_nulls(chunk, header)) + values
-    return header.holds == "values" and header.size == size and chunk.codec in _UNPACKED_HERE
+    return header.holds == "values" and header.size == size and chunk.codec in UNPACKED_HERE
 
 
 def _no_nulls(chunk: Chunk, header: PageHeader) -> bytes:
@@ -166,7 +172,7 @@ def _plain_values(runs: Sequence[Run]) -> list[list[Piece]]:
         UnusualError: One of them is not, or damaged.
     """
     packed = [item for run in runs for page in run for item in _packed(page)]
-    done = iter(_decompressed(packed))
+    done = iter(decompressed(packed))
     return [[piece for page in run for piece in _values(page, done)] for run in runs]
 
 
@@ -255,7 +261,7 @@ def decompressor() -> zstandard.ZstdDecompressor:
     return _local.zstd
 
 
-def _decompressed(packed: Sequence[tuple[str, memoryview, int]]) -> list[memoryview]:
+def decompressed(packed: Sequence[tuple[str, memoryview, int]]) -> list[memoryview]:
     """Return what each of (codec, bytes, decompressed size) holds.
 
     Raises:
@@ -319,4 +325,4 @@ _UNPACK: Mapping[str, Callable[[memoryview, int], bytes]] = {
 }
 """What is unpacked here besides Zstandard. Of other codecs nobody but PyArrow's own reader tells
 whether contents are as long as they should be."""
-_UNPACKED_HERE = frozenset(("UNCOMPRESSED", "ZSTD", *_UNPACK))
+UNPACKED_HERE = frozenset(("UNCOMPRESSED", "ZSTD", *_UNPACK))

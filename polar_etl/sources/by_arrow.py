@@ -7,7 +7,7 @@ column chunks are short (measured), so whoever wants several threads gives each 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -48,6 +48,8 @@ class ParquetFile:
     words: frozenset[int]
     """Places of the columns of text that are decoded as words and their places: what a row group
     repeats is decoded once."""
+    vectors: Mapping[int, int]
+    """By the places of columns of vectors: how many numbers each of them has."""
     footer: Callable[[], pq.FileMetaData]
     """Returns the footer as PyArrow has it, which takes time and memory."""
 

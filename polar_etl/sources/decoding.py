@@ -17,10 +17,12 @@ from polar_etl.errors import describe
 from polar_etl.pages.ahead import NONE_AHEAD, Ahead
 from polar_etl.pages.headers import UnusualError
 from polar_etl.pages.readers import ColumnReader, read_together
+from polar_etl.pages.vectors import VectorReader
 from polar_etl.short_chunks.single_pages import SinglePages
 from polar_etl.sources.base import Cutter, Reading
 from polar_etl.sources.by_arrow import ArrowColumns, ParquetFile
 from polar_etl.sources.explained import explained
+from polar_etl.sources.vectors import read_vectors, vector_reader
 
 
 class FileColumns:
@@ -50,6 +52,7 @@ class FileColumns:
             self._descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
         self._single: SinglePages | None = None
         self._plain: dict[int, ColumnReader] = {}
+        self._vectors: dict[int, VectorReader] = {}
         self._arrow: list[tuple[list[int], Cutter]] = []
         self._decoded: dict[int, pa.ChunkedArray] = {}
         self._rows, self._ahead = 0, NONE_AHEAD
@@ -59,7 +62,9 @@ class FileColumns:
                 others = [place for place in places if not self._is_single(place)]
                 readers = {place: self._reader(place) for place in others}
                 self._plain = {place: reader for place, reader in readers.items() if reader}
-                self._from_arrow([place for place in others if place not in self._plain])
+                self._vectors = self._vector_readers(others)
+                ours = self._plain.keys() | self._vectors.keys()
+                self._from_arrow([place for place in others if place not in ours])
         except BaseException:
             self.close()
             raise
@@ -91,6 +96,14 @@ class FileColumns:
             return None
         chunks = (chunk for group in self._groups if (chunk := layout.chunk(group, place)))
         return ColumnReader(chunks, self._descriptor, keep=self._how.keep_pages)
+
+    def _vector_readers(self, places: Sequence[int]) -> dict[int, VectorReader]:
+        readers = {
+            place: vector_reader(self._file, place, self._groups, self._descriptor)
+            for place in places
+            if place in self._file.vectors
+        }
+        return {place: reader for place, reader in readers.items() if reader}
 
     def _from_arrow(self, places: list[int]) -> None:
         """Let PyArrow read these columns, from the present row on."""
@@ -136,6 +149,12 @@ class FileColumns:
                 except UnusualError:
                     del self._plain[place]
                     self._from_arrow([place])
+            for place in list(self._vectors):
+                try:
+                    self._vectors[place].skip(self._skip * self._file.vectors[place])
+                except UnusualError:
+                    del self._vectors[place]
+                    self._from_arrow([place])
         self._skip = 0
 
     def pieces(self, places: Sequence[int]) -> list[list[Piece]]:
@@ -179,9 +198,19 @@ class FileColumns:
 
     def column(self, place: int) -> pa.ChunkedArray:
         """Return the present rows of a column of any type; each can be asked for once."""
+        kind = self._file.schema.field(place).type
+        if place in self._vectors:
+            with explained(self._file.path):
+                try:
+                    return read_vectors(
+                        self._vectors[place], self._rows, kind, self._file.vectors[place]
+                    )
+                except UnusualError:
+                    del self._vectors[place]
+                    self._from_arrow([place])
+                    self._decode(*self._arrow[-1])
         if place in self._decoded:
             return self._decoded.pop(place)
-        kind = self._file.schema.field(place).type
         (pieces,) = self.pieces([place])
         values = [piece.values for piece in pieces] or [np.empty(0)]
         joined = np.concatenate(values).astype(kind.to_pandas_dtype())
@@ -189,7 +218,8 @@ class FileColumns:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._single, self._plain, self._arrow, self._decoded = None, {}, [], {}
+        self._single, self._plain, self._vectors = None, {}, {}
+        self._arrow, self._decoded = [], {}
         self._by_arrow.close()
         if self._descriptor >= 0:
             os.close(self._descriptor)

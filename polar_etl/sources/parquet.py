@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from polar_etl.columns import Piece, word_type
 from polar_etl.errors import InputError, describe
-from polar_etl.features import first_length, open_lists, require_lengths
+from polar_etl.features import first_length, numbers_in, open_lists, require_lengths
 from polar_etl.footers.layout import Layout, layout_of
 from polar_etl.pages.ahead import NONE_AHEAD, Ahead
 from polar_etl.short_chunks.short_pieces import SHORT, put_together
@@ -181,8 +181,18 @@ class ParquetSource:
             from_arrow=self.files[index].from_arrow,
             layout=layout,
             words=self.files[index].words,
+            vectors=self._vectors,
             footer=footer,
         )
+
+    @cached_property
+    def _vectors(self) -> dict[int, int]:
+        return {
+            place: size
+            for place in sorted(self.files[0].from_arrow)
+            if (field := self.schema.field(place))
+            and (size := self.lengths.get(field.name) or numbers_in(field.type))
+        }
 
     def refuse_changes(self, file: int) -> None:
         """Check that a file is still the one that was planned for.

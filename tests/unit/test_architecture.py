@@ -33,6 +33,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["pages.levels"],
     ["pages.values"],
     ["pages.readers"],
+    ["pages.vectors"],
     ["encoding"],
     [
         "encoding.slabs",
@@ -67,6 +68,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["sources.base"],
     ["sources.gathered"],
     ["sources.by_arrow"],
+    ["sources.vectors"],
     ["sources.decoding"],
     ["sources.first_look"],
     ["sources.parquet"],

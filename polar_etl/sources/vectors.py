@@ -1,0 +1,84 @@
+"""Columns of vectors of one file, as Arrow has them, read by ourselves where that is possible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from polar_etl.columns import array_of
+from polar_etl.features import value_type, vectors_of
+from polar_etl.pages.values import Chunk, stored_dtype
+from polar_etl.pages.vectors import VectorReader
+from polar_etl.sources.by_arrow import ParquetFile
+
+
+def vector_reader(
+    file: ParquetFile, place: int, groups: Sequence[int], descriptor: int
+) -> VectorReader | None:
+    """Return what reads a column of vectors, None if PyArrow must.
+
+    Args:
+        file: The file.
+        place: Of the column.
+        groups: Row groups that are read, one at least.
+        descriptor: Of the file.
+    """
+    leaves = file.leaves[place]
+    if place not in file.vectors or file.layout is None or len(leaves) != 1:
+        return None
+    if not all(file.layout.tells_of(group, leaves[0]) for group in groups):
+        return None
+    chunks = list(_chunks(file, place, groups))
+    return VectorReader(chunks, descriptor) if len(chunks) == len(groups) else None
+
+
+def _chunks(file: ParquetFile, place: int, groups: Sequence[int]) -> Iterator[Chunk]:
+    """Yield where the numbers stand, for those row groups in which all may be there."""
+    leaf, size = file.leaves[place][0], file.vectors[place]
+    footer, kind = file.footer(), value_type(file.schema.field(place).type)
+    leaf_schema = footer.schema.column(leaf)
+    stored = kind and stored_dtype(kind, leaf_schema.physical_type)
+    if stored is None or leaf_schema.max_repetition_level != 1:
+        return
+    for group in groups:
+        found = footer.row_group(group).column(leaf)
+        numbers = file.group_rows[group] * size
+        start, data = found.dictionary_page_offset, found.data_page_offset
+        if found.num_values != numbers:
+            return
+        yield Chunk(
+            start=start or data,
+            stop=(start or data) + found.total_compressed_size,
+            rows=numbers,
+            codec=found.compression,
+            nullable=True,
+            stored=stored,
+            data=data,
+            size=size,
+            level=leaf_schema.max_definition_level,
+        )
+
+
+def read_vectors(reader: VectorReader, rows: int, kind: pa.DataType, size: int) -> pa.ChunkedArray:
+    """Return the next rows of a column of vectors.
+
+    Args:
+        reader: Reads it.
+        rows: How many.
+        kind: Type of the column.
+        size: Numbers in each vector.
+
+    Raises:
+        UnusualError: PyArrow must read them.
+    """
+    numbers = value_type(kind)
+    assert numbers is not None
+    dtype = np.dtype(numbers.to_pandas_dtype())
+    room = np.frombuffer(pa.allocate_buffer(rows * size * dtype.itemsize), dtype)
+    done = 0
+    for some in reader.vectors(rows):
+        room[done : done + len(some)] = some
+        done += len(some)
+    return pa.chunked_array([vectors_of(kind, array_of(room, None), size, None)], kind)
