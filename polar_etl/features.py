@@ -304,6 +304,11 @@ def _numbers(chunk: pa.FixedSizeListArray) -> pa.Array:
     return chunk.values.slice(chunk.offset * size, len(chunk) * size)
 
 
+def has_nulls(chunk: pa.FixedSizeListArray) -> bool:
+    """Tell whether a vector is null, or any of its numbers."""
+    return bool(chunk.null_count or _numbers(chunk).null_count)
+
+
 def rows_valid(chunks: list[pa.FixedSizeListArray]) -> Bools | None:
     """Return which vectors are there; None if all of them are."""
     return _valid(chunks)

@@ -93,26 +93,29 @@ def joined(chunks: Sequence[Chunk]) -> Encoded:
     return Encoded(content, len(chunks), plain_size, said, np.array(places, np.int64))
 
 
-def entry_of(path: str, physical: int, encodings: tuple[int, ...]) -> bytes:
-    """Return the entry of a scalar column, up to the sizes.
+def entry_of(
+    name: str, physical: int, encodings: tuple[int, ...], inside: tuple[str, ...] = ()
+) -> bytes:
+    """Return the entry of a column that has one leaf, up to the sizes.
 
     Args:
-        path: Its name.
+        name: Of the column.
         physical: Number of the type that Parquet stores its values as.
         encodings: Numbers of those of its pages.
+        inside: The rest of the leaf's path, if it is no scalar.
     """
-    before, behind = _around_path(physical, encodings)
-    name = path.encode()
-    return b"".join((before, thrift.as_varint(len(name)), name, behind))
+    before, behind = _around_path(physical, encodings, 1 + len(inside))
+    path = [part.encode() for part in (name, *inside)]
+    return b"".join((before, *(thrift.as_varint(len(p)) + p for p in path), behind))
 
 
 @lru_cache
-def _around_path(physical: int, encodings: tuple[int, ...]) -> tuple[bytes, bytes]:
+def _around_path(physical: int, encodings: tuple[int, ...], parts: int) -> tuple[bytes, bytes]:
     """Return what stands before and behind the name of a column in its entry, up to the sizes."""
     head = [
         (1, I32, thrift.as_number(physical)),
         (2, LIST, thrift.as_list(I32, [thrift.as_number(number) for number in encodings])),
-        (3, LIST, thrift.list_head(BINARY, 1)),
+        (3, LIST, thrift.list_head(BINARY, parts)),
     ]
     codec = [(4, I32, thrift.as_number(ZSTD))]
     return CHUNK_HEAD + thrift.as_struct(head)[:-1], thrift.as_struct(codec, behind=3)[:-1]

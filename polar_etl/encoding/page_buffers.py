@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -149,6 +150,52 @@ class PagedColumns:
         )
 
 
+class PagedVectors:
+    """A column of vectors, all of them there, laid out as pages of whole ones.
+
+    They are this thread's scratch: good until the next ones are made.
+
+    Args:
+        rows: How many there are.
+        size: Numbers in each.
+        dtype: Of the numbers.
+    """
+
+    def __init__(self, rows: int, size: int, dtype: np.dtype[Any]) -> None:
+        self.numbers = rows * size
+        """Of all of them."""
+        self._rows, self._size, self._dtype = rows, size, dtype
+        self._length = max(PAGE_BYTES // (size * dtype.itemsize), 1)
+        self._room = _aligned(len(_vector_levels(min(self._length, rows), size, 0)))
+        self._stride = self._room + _aligned(self._length * size * dtype.itemsize)
+        pages = -(-rows // self._length)
+        self._memory = scratch(f"vectors {dtype}", pages * self._stride).data
+
+    def tables(self) -> Iterator[Values]:
+        """Yield the vectors of each page, shape `(rows, size)`, which are to be put there."""
+        for place, first in enumerate(range(0, self._rows, self._length)):
+            shape = min(self._length, self._rows - first), self._size
+            at = place * self._stride + self._room
+            yield np.ndarray(shape, self._dtype, self._memory, at)
+
+    def laid_out(self, level: int) -> LaidOut:
+        """Return the pages.
+
+        Args:
+            level: The definition level of a number that is there.
+        """
+        pages: list[Bytes] = []
+        tables = list(self.tables())
+        for place, table in enumerate(tables):
+            levels = _vector_levels(len(table), self._size, level)
+            stop = place * self._stride + self._room
+            self._memory[stop - len(levels) : stop] = levels
+            pages.append(self._memory[stop - len(levels) : stop + table.nbytes])
+        sizes = np.array([len(page) for page in pages], np.int64)
+        numbers = np.array([table.size for table in tables], np.int64)
+        return LaidOut(pages, sizes, numbers, [len(pages)])
+
+
 class LaidOut(NamedTuple):
     """Pages of some columns, not yet compressed, one column behind the other."""
 
@@ -169,6 +216,14 @@ class Filled(NamedTuple):
     columns: PagedColumns
     valid: Mapping[int, Bools]
     """Of those with nulls, by number within `columns`: which rows are not null."""
+
+
+@lru_cache
+def _vector_levels(rows: int, size: int, level: int) -> bytes:
+    """Return the levels of a page of vectors: where each begins, and that all numbers are there."""
+    more = thrift.as_varint((size - 1) << 1) + b"\x01" if size > 1 else b""
+    begins = (b"\x02\x00" + more) * rows  # a run of one level 0, and one of the others
+    return len(begins).to_bytes(4, "little") + begins + equal_levels(rows * size, bytes((level,)))
 
 
 def levels_of(rows: int, valid: Bools | None, filled: int) -> bytes:

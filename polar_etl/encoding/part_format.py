@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from zlib_ng import zlib_ng
 
+from polar_etl.columns import plain_width
 from polar_etl.encoding.chunks import (
     CHUNK_HEAD,
     PHYSICAL,
@@ -29,7 +30,14 @@ from polar_etl.encoding.chunks import (
 )
 from polar_etl.encoding.compression import LEVEL, compressed, worthwhile_level
 from polar_etl.encoding.dictionaries import LookedUp, looked_up_chunks, looked_up_text
-from polar_etl.encoding.page_buffers import PAGE_BYTES, Bools, Filled, LaidOut, PagedColumns
+from polar_etl.encoding.page_buffers import (
+    PAGE_BYTES,
+    Bools,
+    Filled,
+    LaidOut,
+    PagedColumns,
+    PagedVectors,
+)
 from polar_etl.encoding.uniqueness import are_unique
 from polar_etl.pages import thrift
 from polar_etl.pages.thrift import I64, LIST, STRUCT, Field
@@ -42,6 +50,10 @@ _PAGE_HEADER = b"\x15\x00\x15%b\x15%b\x15%b\x1c\x15%b\x15\x00\x15\x06\x15\x06\x0
 """A data page with checksum: plain values, levels in runs."""
 _PLAIN = (0, 3)
 """Encodings of a chunk: plain values, and levels in runs."""
+_IN_LISTS = ("list", "element")
+"""How a leaf of lists goes on behind the name of its column."""
+_FLOATS = {"FLOAT": 4, "DOUBLE": 5}
+"""Numbers of Parquet's types, by the names that PyArrow has for them."""
 _OFFSETS = (9, 10, 11)
 """Fields of `ColumnMetaData` that hold places in the file."""
 
@@ -65,7 +77,25 @@ class PartFormat:
             column = self.schema.field(name)
             if number := physical.get(column.type.id):
                 found[name] = entry_of(name, number, _PLAIN), column.nullable
+            elif name in self._in_lists:
+                physical_type = _FLOATS[self._in_lists[name].physical_type]
+                found[name] = entry_of(name, physical_type, _PLAIN, _IN_LISTS), False
         return found
+
+    @cached_property
+    def _in_lists(self) -> dict[str, pq.ColumnSchema]:
+        """By column of vectors that Parquet has as lists: what it says of their numbers."""
+        columns = [self.schema.field(name) for name in self.plain]
+        leaves = {
+            column.name: _parquet_schema(pa.schema([column])).column(0)
+            for column in columns
+            if not plain_width(column.type)
+        }
+        return {
+            name: leaf
+            for name, leaf in leaves.items()
+            if leaf.path == ".".join((name, *_IN_LISTS)) and leaf.physical_type in _FLOATS
+        }
 
     def scalars(self, names: Sequence[str], filled: Iterable[Filled]) -> list[Chunk]:
         """Return scalar columns of plain numbers as chunks.
@@ -80,6 +110,15 @@ class PartFormat:
                 chunks = self._chunks([names[places[at]] for at in which], columns.rows, laid_out)
                 found |= zip((places[at] for at in which), chunks, strict=True)
         return [found[place] for place in range(len(names))]
+
+    def vectors(self, name: str, paged: PagedVectors) -> Chunk | None:
+        """Return a column of vectors as a chunk, None if PyArrow must encode it."""
+        leaf = self._in_lists.get(name)
+        if leaf is None or not paged.numbers:
+            return None
+        laid_out = paged.laid_out(leaf.max_definition_level)
+        (chunk,) = self._chunks([name], paged.numbers, laid_out)
+        return chunk
 
     def _laid_out(
         self, names: Sequence[str], columns: PagedColumns, valid: Mapping[int, Bools]
@@ -270,8 +309,12 @@ def leaf_paths(schema: pa.Schema) -> list[str]:
     """
     if not schema.names:
         return []
+    found = _parquet_schema(schema)
+    return [found.column(i).path for i in range(len(found))]
+
+
+def _parquet_schema(schema: pa.Schema) -> pq.ParquetSchema:
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, schema):
         pass
-    found = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
-    return [found.column(i).path for i in range(len(found))]
+    return pq.read_metadata(pa.BufferReader(sink.getvalue())).schema

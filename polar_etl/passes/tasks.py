@@ -206,8 +206,12 @@ class Encoder:
         others: dict[str, pa.Array | pa.ChunkedArray] = {}
         for name in names:
             if name in places and name in vectors:
-                how, kind = self.standardizer.select(places[name]), self.form.schema.field(name)
-                made = how.apply_to_vectors(window.column(name), kind.type)
+                how, column = self.standardizer.select(places[name]), window.column(name)
+                paged = how.paged_vectors(column)
+                if paged and (chunk := self.form.vectors(name, paged)):
+                    chunks[name] = [chunk]
+                    continue
+                made = how.apply_to_vectors(column, self.form.schema.field(name).type)
                 others[name] = in_short_chunks(made, vectors[name])
             elif name not in chunks and word_type(self.form.schema.field(name).type) is None:
                 others[name] = passed_through(name, window.column(name))

@@ -11,8 +11,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from polar_etl.columns import Piece, array_of, fill, validity
-from polar_etl.encoding.page_buffers import Filled, PagedColumns
-from polar_etl.features import fixed, matrix_of, numbers_valid, rows_valid, vectors_of
+from polar_etl.encoding.page_buffers import Filled, PagedColumns, PagedVectors
+from polar_etl.features import (
+    fixed,
+    has_nulls,
+    matrix_of,
+    numbers_valid,
+    rows_valid,
+    vectors_of,
+)
 from polar_etl.scratch import TILE_VALUES, scratch_floats, tile_arithmetic
 
 Floats = npt.NDArray[np.float64]
@@ -116,7 +123,32 @@ class Standardizer:
         made = array_of(numbers, valid)
         return vectors_of(kind, made, width, rows_valid(chunks))
 
-    def _put_vectors(self, matrix: npt.NDArray[np.generic], room: npt.NDArray[np.floating]) -> None:
+    def paged_vectors(self, column: pa.ChunkedArray) -> PagedVectors | None:
+        """Return a vector column as `apply_to_vectors` does, as pages; None if it has any nulls.
+
+        They are this thread's scratch: good until the next call.
+
+        Args:
+            column: The column, with as many dimensions as there are features.
+        """
+        width = len(self.mean)
+        chunks = fixed(column, width)
+        if self.inf_to_null.any() or any(map(has_nulls, chunks)):
+            return None
+        dtype = np.dtype(np.float32 if self.single.all() else np.float64)
+        paged = PagedVectors(len(column), width, dtype)
+        matrices = iter([matrix_of(chunk) for chunk in chunks])
+        matrix: npt.NDArray[np.generic] = np.empty((0, width))
+        with tile_arithmetic():
+            for table in paged.tables():
+                while len(table):
+                    matrix = matrix if len(matrix) else next(matrices)
+                    some = min(len(table), len(matrix))
+                    self._put_vectors(matrix[:some], table[:some])
+                    matrix, table = matrix[some:], table[some:]
+        return paged
+
+    def _put_vectors(self, matrix: npt.NDArray[np.generic], room: npt.NDArray[np.number]) -> None:
         """Write standardized vectors to `room`, rounding them; both of shape `(rows, width)`."""
         width = matrix.shape[1]
         several = max(_SHORT_ROW // width, 1)
