@@ -35,8 +35,10 @@ from polar_etl.pages.values import (
     require_possible,
 )
 
-_AT_A_TIME = 1 << 20
+AT_A_TIME = 1 << 20
 """Numbers that are fetched and decompressed at one go."""
+USUAL_PAGE = 1 << 22
+"""Bytes of a page, decompressed, at most, as writers make them."""
 _LARGEST_PAGE = 1 << 25
 """Bytes of a page, decompressed, from which on it is PyArrow's, which decodes some at a time."""
 
@@ -57,7 +59,7 @@ class VectorReader(ColumnReader):
             UnusualError: PyArrow must read them.
         """
         size = self._chunk.size
-        step = max(_AT_A_TIME // size, 1)
+        step = max(AT_A_TIME // size, 1)
         for done in range(0, rows, step):
             numbers = min(step, rows - done) * size
             missing = self.missing(numbers)
@@ -169,3 +171,13 @@ def _dictionary(stored: StoredPages) -> bytes:
     header = header_of(raw)
     (content,) = _contents([(stored.chunk, header, raw[header.length :])])
     return plain_header(DICTIONARY, len(content), header.rows, PLAIN) + bytes(content)
+
+
+def is_usual_chunk(chunk: Chunk, file: int) -> bool:
+    """Tell whether a column chunk can be read here, as far as its first page tells."""
+    try:
+        header = VectorReader([chunk], file).peek()
+    except UnusualError:
+        return False
+    usual = chunk.codec in UNPACKED_HERE and header.levels is None
+    return usual and header.holds != "others" and header.size <= USUAL_PAGE

@@ -74,7 +74,7 @@ class _Moments:
         batches = list(_extents(run, self.covered, len(self.features)))
         if run.plan.deals_rows:
             starts = [run.offsets[file] + extent.first for file, extent in batches]
-            opened = run.shares_in_turn(self.features, starts)
+            opened = run.shares_in_turn(self.features.columns, starts)
         else:
             opened = run.shares_to_observe(self.features, sum(self.covered.values()))
         with opened as shares:

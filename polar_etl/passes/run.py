@@ -157,14 +157,14 @@ class Run:
         return cut_again(work, team, self._runs(features), kept)
 
     @contextmanager
-    def shares_in_turn(self, features: Features, starts: Sequence[int]) -> Iterator[list[Share]]:
-        """Yield all columns of features as often as there are threads, which have batches by turns.
+    def shares_in_turn(self, names: Sequence[str], starts: Sequence[int]) -> Iterator[list[Share]]:
+        """Yield the columns `names` as often as there are threads, which have rows by turns.
 
         Args:
-            features: What is looked at.
-            starts: First rows of the batches, counted over all files.
+            names: Of the columns.
+            starts: First rows of the batches or slabs, counted over all files.
         """
-        names, lanes = tuple(features.columns), self._lanes
+        names, lanes = tuple(names), self._lanes
         opened = partial(self.source.columns, names, how=self.plan.reading)
         turns = [RowsInTurn(opened, iter(starts[lane::lanes])) for lane in range(lanes)]
         with ExitStack() as stack:

@@ -17,7 +17,7 @@ from polar_etl.errors import UsageError
 from polar_etl.events import BatchFinished, PassFinished, PassStarted, Warned
 from polar_etl.executors.forked import Work
 from polar_etl.memory import give_back
-from polar_etl.pages.ahead import Ahead
+from polar_etl.pages.ahead import NONE_AHEAD, Ahead
 from polar_etl.passes.run import Run, Share
 from polar_etl.passes.tasks import EncodedSlab, Encoder, Place, Slab
 from polar_etl.planning.batches import last_end
@@ -132,14 +132,21 @@ class _Slabs:
         encoder = self.encoder or Encoder.of(run.source.schema, self.scaler, self.level)
         total = run.offsets[-1]
         first, stop = (part * run.plan.part_rows for part in (self.parts[0], self.parts[-1] + 1))
-        rows = min(first, total), min(stop, total)
-        with run.shares_to_encode(self.scaler.features, self.names, *rows) as shares:
-            plan = run.plan
+        rows, plan = (min(first, total), min(stop, total)), run.plan
+        if plan.deals_slabs:
+            lengths = (place.rows for place in _places(plan, self.parts, total))
+            starts = list(accumulate(lengths, initial=first))
+            opened = run.shares_in_turn(self.names, starts)
+        else:
+            opened = run.shares_to_encode(self.scaler.features, self.names, *rows)
+        with opened as shares:
             yield Work(
                 encoder.encode_slab,
                 lambda: _slabs(run, shares, self.parts),
                 lane=lambda slab: slab.lane,
-                in_flight=plan.in_flight * max(len(shares), plan.shares) // plan.shares,
+                in_flight=plan.in_flight
+                if plan.deals_slabs
+                else plan.in_flight * max(len(shares), plan.shares) // plan.shares,
             )
 
 
@@ -160,16 +167,18 @@ def _part_rows(plan: Plan, index: int, total: int) -> int:
 def _slabs(run: Run, shares: Sequence[Share], parts: Sequence[int]) -> Iterator[Slab]:
     """Yield the slabs of some parts, share by share."""
     since = 0
-    for place, ahead, turn in _turns(run, parts, len(shares)):
+    deals = run.plan.deals_slabs
+    turns = (_by_turns if deals else _turns)(run, parts, len(shares))
+    for place, ahead, turn in turns:
         if run.stop.requested:
             return
         for number in turn:
-            since += place.rows * run.row_bytes // len(shares)
+            since += place.rows * run.row_bytes // (1 if deals else len(shares))
             if since >= _GIVEN_BACK:  # in every process, so that long runs peak as short ones do
                 give_back()
                 since = 0
             yield Slab(
-                place._replace(ends=number == len(shares) - 1),
+                place._replace(ends=deals or number == len(shares) - 1),
                 columns=shares[number].columns,
                 names=shares[number].names,
                 lane=shares[number].lane,
@@ -188,6 +197,13 @@ def _turns(run: Run, parts: Sequence[int], shares: int) -> Iterator[tuple[Place,
             for place in places:
                 soon -= place.rows
                 yield place, Ahead(soon, rest), range(low, min(low + several, shares))
+
+
+def _by_turns(run: Run, parts: Sequence[int], shares: int) -> Iterator[tuple[Place, Ahead, range]]:
+    """Yield the same where each share has all columns of every so many-th slab."""
+    for number, place in enumerate(_places(run.plan, parts, run.offsets[-1])):
+        turn = number % shares
+        yield place, NONE_AHEAD, range(turn, turn + 1)
 
 
 def _abreast(run: Run, parts: Sequence[int]) -> Iterator[tuple[list[Place], int]]:

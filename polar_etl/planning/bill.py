@@ -84,7 +84,7 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
     """
     rows = max(shape.rows, 1)
     slab, batch = min(plan.slab_rows, rows), min(max(plan.batch_rows, plan.slab_rows), rows)
-    first = shape.first_pass()
+    first, lanes = shape.first_pass(), plan.threads if plan.deals_slabs else 1
     objects = max(shape.columns, shape.normalized) * _COLUMN_OBJECTS
     objects *= plan.threads // plan.processes if plan.deals_rows else 1
     statistics = objects + shape.normalized * _STATISTICS
@@ -93,12 +93,12 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
     passes = (
         _Worked(
             held,
-            decoding_bytes(first, plan, plan.batch_rows, plan.batch_rest),
+            lanes * decoding_bytes(first, plan, plan.batch_rows, plan.batch_rest),
             _working(first, plan, plan.batch_together, batch, plan.batch_rest),
         ),
         _Worked(
             held,
-            decoding_bytes(shape, plan, plan.slab_rows, held_ahead(shape, plan)),
+            lanes * decoding_bytes(shape, plan, plan.slab_rows, held_ahead(shape, plan)),
             _working(shape, plan, plan.together, slab, more),
             _encoded(shape, plan, slab),
         ),
@@ -189,6 +189,7 @@ def _working(shape: Shape, plan: Plan, together: Together, slab: int, more: int)
     copies += shape.nulls and bool(ours)  # values as they stand in the file, and between nulls
     worker = _WORKER if together.values >= MANY_VALUES else _SMALL_WORKER
     ready = max(gathered - columns, 0)
+    passed *= plan.threads if plan.deals_slabs else 1
     return plan.threads * worker + copies * columns + ready + filed + int(passed * SLACK)
 
 
@@ -227,6 +228,8 @@ def _encoded(shape: Shape, plan: Plan, slab: int) -> int:
     """
     shares, in_flight = plan.shares, plan.in_flight
     row = max(shape.output_bytes, shape.row_bytes)
+    if plan.deals_slabs:
+        return int(in_flight * slab * row * SLACK)
     large = min(shape.vector_output_bytes + shape.word_bytes + shape.text_bytes, row)
     uneven = _UNEVEN / shares + 1 / shape.columns
     even = in_flight * (row - large) * min(uneven * SLACK, 1)

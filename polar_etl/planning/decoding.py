@@ -6,6 +6,7 @@ from functools import lru_cache
 from math import ceil, gcd
 
 from polar_etl.pages.ahead import MOSTLY
+from polar_etl.pages.vectors import AT_A_TIME, USUAL_PAGE
 from polar_etl.planning.plan import MIB, Plan
 from polar_etl.planning.shapes import TEXT_COPIES, Shape
 from polar_etl.sources.by_arrow import columns_at_a_time
@@ -18,6 +19,9 @@ _STREAM = 24 * MIB
 """What PyArrow takes to read from inside a row group whatever its shape (measured: 10 to 20 MB)."""
 _VECTOR = 36 * MIB
 """Levels and bitmaps of a column of vectors, as read and as written (measured: up to 28 MB)."""
+_VECTORS_AT_A_TIME, _PAGES = 3, 2
+"""How often numbers of vectors that are decompressed at one go are held: as read, decompressed,
+transposed; and how many pages beyond them."""
 _PAGE_COPIES = 1.5
 """How often PyArrow holds a page while it reads rows from inside it (measured: 1.3)."""
 _GROWTH = 0.75
@@ -60,6 +64,13 @@ def decoding_bytes(shape: Shape, plan: Plan, window: int, ahead: float) -> int:
         window: Rows that are decoded at a time in this pass.
         ahead: Rows of each column that are held decoded ahead of those that come next.
     """
+    if shape.vectors and shape.whole_vectors:
+        return decoding_bytes(shape.without_vectors(), plan, window, ahead) + sum(
+            int(SLACK * min(window, max(shape.rows, 1)) * size * width)
+            + _VECTORS_AT_A_TIME * AT_A_TIME * width
+            + _PAGES * USUAL_PAGE
+            for size, width in shape.vectors
+        )
     rows, reading = max(shape.rows, 1), plan.reading
     plain = shape.columns - shape.arrow_columns
     behind = max(_behind_batch(shape, plan), _left_behind(shape, plan.slab_rows))
@@ -96,7 +107,8 @@ def decoding_bytes(shape: Shape, plan: Plan, window: int, ahead: float) -> int:
 
 def held_bytes(shape: Shape, rows: float) -> int:
     """Return the bytes of so many rows that are held decoded ahead."""
-    return int(rows * shape.row_bytes * (_HELD_AS_ONE if shape.has_page_files else _HELD))
+    row = shape.row_bytes - shape.vector_bytes * shape.whole_vectors
+    return int(rows * row * (_HELD_AS_ONE if shape.has_page_files else _HELD))
 
 
 def _behind_batch(shape: Shape, plan: Plan) -> int:

@@ -70,6 +70,8 @@ class Plan(NamedTuple):
     deals_rows: bool = False
     """Whether threads have batches of the first pass by turns, rather than some columns of each: so
     each of many short files is opened by one of them."""
+    deals_slabs: bool = False
+    """Whether they have slabs by turns, too: a column of vectors is encoded by one thread."""
     keeps: bool = False
     """Whether the first pass keeps the numbers that it decodes for the second one."""
 

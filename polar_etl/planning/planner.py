@@ -62,6 +62,8 @@ _LONG_RUN = 1 << 16
 _SHORT_FILE = 1 << 21
 """Values of a file, on average, up to which its batches are dealt to threads as they are: opening
 it takes a tenth of the time that its moments take (measured)."""
+_VECTOR_VALUES = 1 << 22
+"""Values of a batch most of which are in vectors, or a block: all of them are decoded at one go."""
 _LEAST_WIDTH = 4
 """Bytes of a number in Parquet, at least."""
 _AHEAD = 16
@@ -100,7 +102,8 @@ def make_plan(
     smallest = fastest = None
     enough = inf
     forks = processes and shape.rows * shape.row_bytes >= _WORTH_FORKING
-    if not 0 < shape.rows * shape.kept_bytes <= min(spare, limit - base):
+    vectors_make_most = _deals_vectors(shape, slab, threads)
+    if vectors_make_most or not 0 < shape.rows * shape.kept_bytes <= min(spare, limit - base):
         spare = 0  # whatever the plan, so none is looked for
     for time, way in _ways(shape, slab, threads, forks=forks):
         if time > enough:
@@ -240,7 +243,7 @@ def _together(shape: Shape, slab: int) -> Iterator[tuple[float, tuple[int, bool]
 def _calls(shape: Shape, slab: int, way: _Way) -> float:
     """Return the time taken, as each call decodes values of one run of rows, if these are short."""
     rows = max(shape.rows, 1) / max(shape.stretches, 1)
-    if rows >= _LONG_RUN:
+    if rows >= _LONG_RUN or shape.vectors_make_most:
         return 1.0
     together = _worked_on(shape, way, slab, way.abreast)
     columns = max(min(way.values // slab, together.columns), together.gathered)
@@ -276,6 +279,16 @@ def _has_short_files(shape: Shape, threads: int) -> bool:
         shape.vectors or shape.normalized_arrow
     )  # PyArrow decodes row groups of all columns
     return ours and shape.files >= 2 * threads and values <= _SHORT_FILE * shape.files
+
+
+def _deals_vectors(shape: Shape, slab: int, threads: int) -> bool:
+    """Tell whether rows are dealt to threads, because vectors make most of them.
+
+    What PyArrow decodes of a row group before the rows of a slab is decoded for nothing.
+    """
+    others = shape.arrow_columns - len(shape.vectors)
+    few = not others or shape.largest_group <= slab
+    return threads > 1 and shape.whole_vectors and few and shape.vectors_make_most
 
 
 def _gathered(shape: Shape, rows: int, most: int) -> int:
@@ -328,13 +341,22 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     shares *= way.finer
     apart = max(shape.columns - shape.arrow_columns, 1) + shape.arrow_columns // _ARROW_SHARE + 1
     shares = max(min(shares, apart, shape.columns), 1)
-    threads, in_flight = way.threads, way.in_flight
-    if shape.vectors:  # a column of them is one share, whose next slab only one thread can work on
+    threads, in_flight, abreast, rest = way.threads, way.in_flight, way.abreast, way.holds_rest
+    deals_vectors = _deals_vectors(shape, slab, threads)
+    if deals_vectors:
+        shares, abreast, rest = 1, 1, False
+        in_flight = min(in_flight, threads + 2)
+    elif (
+        shape.vectors
+    ):  # a column of them is one share, whose next slab only one thread can work on
         threads, in_flight = min(threads, shares), min(in_flight, max(2 * shares - 1, 1))
     block = block_rows(shape.normalized)
-    batch = max(min(slab_rows(shape.normalized_bytes), rows) // block, 1) * block
+    page_by_page = shape.whole_vectors and shape.vectors_make_most  # of one column
+    longest = _VECTOR_VALUES // max(shape.normalized, 1) if page_by_page else rows
+    batch = max(min(slab_rows(shape.normalized_bytes), longest, rows) // block, 1) * block
     whole = min(shape.largest_group, rows)
     whole_groups = shape.number_dictionaries > 0 or not way.reading.keep_pages
+    whole_groups = whole_groups and not page_by_page
     if whole_groups:  # all is decoded once
         most = _AT_STAKE // max(block * shape.normalized_bytes, 1)
         batch = max(batch, min(ceil(whole / block), most) * block)
@@ -346,18 +368,19 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
         batch_rows=batch,
         batch_rest=rest_behind(shape, block) if whole_groups else 0,
         threads=threads,
-        processes=min(way.processes, threads, shares),
+        processes=min(way.processes, threads, threads if deals_vectors else shares),
         shares=shares,
         ahead=max(min(_AHEAD, ahead), 2),
         in_flight=in_flight,
-        abreast=way.abreast,
-        rest=rest_behind(shape, slab) if way.holds_rest else 0,
-        together=_worked_on(shape, way, slab, way.abreast),
+        abreast=abreast,
+        rest=rest_behind(shape, slab) if rest else 0,
+        together=_worked_on(shape, way, slab, abreast),
         batch_together=_worked_on(shape, way, batch),
         reading=way.reading,
         bill=(),
         limit=limit,
-        deals_rows=threads > 1 and _has_short_files(shape, threads),
+        deals_rows=deals_vectors or (threads > 1 and _has_short_files(shape, threads)),
+        deals_slabs=deals_vectors,
     )
     plan = plan._replace(bill=bill_of(shape, plan, base))
     if plan.batch_rest and plan.projected > limit:

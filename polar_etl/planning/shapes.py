@@ -87,6 +87,8 @@ class Shape(NamedTuple):
     """Of each column of vectors: numbers in a row, and bytes of a number in Parquet."""
     vector_bytes: int = 0
     """Decoded bytes of the vectors of a row."""
+    whole_vectors: bool = False
+    """Whether all vectors are there, and none is decoded by PyArrow."""
     vector_output_bytes: int = 0
     """Bytes of the vectors of a row of the output."""
     text_bytes: int = 0
@@ -109,6 +111,21 @@ class Shape(NamedTuple):
     def number_bytes(self) -> int:
         """Bytes of a number that is normalized, decoded."""
         return min(max(-(-self.normalized_bytes // max(self.normalized, 1)), _STORED), 8)
+
+    @property
+    def vectors_make_most(self) -> bool:
+        """Whether rows hold more bytes in vectors than in all other columns."""
+        return 2 * self.vector_bytes > self.row_bytes
+
+    def without_vectors(self) -> Shape:
+        """Return what there is of it besides columns of vectors."""
+        return self._replace(
+            columns=self.columns - len(self.vectors),
+            arrow_columns=self.arrow_columns - len(self.vectors),
+            row_bytes=self.row_bytes - self.vector_bytes,
+            vectors=(),
+            vector_bytes=0,
+        )
 
     @property
     def has_page_files(self) -> bool:
@@ -212,6 +229,8 @@ def shape_of(
         dictionary_bytes=max((file.dictionary_bytes for file in files), default=0),
         vectors=tuple((size, max(width(numbers[name]), 4)) for name, size in vectors.items()),
         vector_bytes=sum(read[name] for name in vectors),
+        whole_vectors=bool(files)
+        and all(vectors.keys() <= {names[at] for at in file.whole_vectors} for file in files),
         vector_output_bytes=vector_output,
         text_bytes=text,
         text_windows=windows,

@@ -52,6 +52,9 @@ class SourceFile(NamedTuple):
     """Bytes of a row of them, not compressed, in the row group where these are most."""
     dictionary_bytes: int = 0
     """Bytes of their words in a row group, which are held together."""
+    whole_vectors: frozenset[int] = frozenset()
+    """Places of columns of vectors of which the footer says that all of them are there, and that
+    need not be decoded by PyArrow."""
     text_windows: tuple[int, ...] = ()
     """At place k: bytes of other text in 2^(k / 4) neighbouring rows, at most; empty if unknown."""
     text_page: int = 0

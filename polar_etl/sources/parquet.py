@@ -30,6 +30,7 @@ from polar_etl.sources.decoding import FileColumns
 from polar_etl.sources.explained import explained
 from polar_etl.sources.first_look import UNLIMITED, Room, footer_of, inspect, texts_of
 from polar_etl.sources.schemas import difference, leaf_ranges
+from polar_etl.sources.vectors import are_whole
 
 _ROWS_LOOKED_AT = 256
 
@@ -132,12 +133,31 @@ class ParquetSource:
         """
         lists = open_lists(self.schema, columns)
         if not lists:
-            return self
+            return self.with_whole_vectors()
         lengths = {
             name: known.get(name) or first_length(self._rows_of(name), name) for name in lists
         }
-        files = tuple(self._without(file, lengths) for file in self.files)
-        return replace(self, lengths=lengths, files=files)
+        found = replace(
+            self,
+            lengths=lengths,
+            files=tuple(self._without(file, lengths) for file in self.files),
+            _opened=WeakValueDictionary(),  # those that were opened know of no lengths
+            _last=deque(maxlen=2),
+        )
+        return found.with_whole_vectors()
+
+    def with_whole_vectors(self) -> ParquetSource:
+        """Return the source with what footers tell of vectors, see `SourceFile.whole_vectors`."""
+        if not self._vectors:
+            return self
+        whole = map(self._whole_vectors, range(len(self.files)))
+        pairs = zip(self.files, whole, strict=True)
+        return replace(self, files=tuple(f._replace(whole_vectors=some) for f, some in pairs))
+
+    def _whole_vectors(self, index: int) -> frozenset[int]:
+        opened = self.opened(index)
+        with explained(opened.path), open(opened.path, "rb") as raw:
+            return frozenset(p for p in self._vectors if are_whole(opened, p, raw.fileno()))
 
     @staticmethod
     def _without(file: SourceFile, vectors: Collection[str]) -> SourceFile:

@@ -10,8 +10,11 @@ import pyarrow as pa
 from polar_etl.columns import array_of
 from polar_etl.features import value_type, vectors_of
 from polar_etl.pages.values import Chunk, stored_dtype
-from polar_etl.pages.vectors import VectorReader
+from polar_etl.pages.vectors import VectorReader, is_usual_chunk
 from polar_etl.sources.by_arrow import ParquetFile
+
+_ENCODINGS = frozenset(("PLAIN", "RLE", "RLE_DICTIONARY", "PLAIN_DICTIONARY", "BIT_PACKED"))
+"""Those of vectors, and of their levels, that are decoded here."""
 
 
 def vector_reader(
@@ -32,6 +35,31 @@ def vector_reader(
         return None
     chunks = list(_chunks(file, place, groups))
     return VectorReader(chunks, descriptor) if len(chunks) == len(groups) else None
+
+
+def are_whole(file: ParquetFile, place: int, descriptor: int) -> bool:
+    """Tell whether all vectors of a column are there and can be read here.
+
+    The footer tells that none has a null, and how many numbers there are; the first page of each
+    row group, how they are encoded.
+
+    Args:
+        file: The file.
+        place: Of the column.
+        descriptor: Of the file.
+    """
+    groups = [group for group, rows in enumerate(file.group_rows) if rows]
+    if file.vectors[place] < 2 or not vector_reader(file, place, groups, descriptor):
+        return False  # a null vector counts as one number
+    leaf = file.leaves[place][0]
+    found = [file.footer().row_group(group).column(leaf) for group in groups]
+    return all(
+        chunk.statistics is not None
+        and chunk.statistics.has_null_count
+        and not chunk.statistics.null_count
+        and _ENCODINGS.issuperset(chunk.encodings)
+        for chunk in found
+    ) and all(is_usual_chunk(chunk, descriptor) for chunk in _chunks(file, place, groups))
 
 
 def _chunks(file: ParquetFile, place: int, groups: Sequence[int]) -> Iterator[Chunk]:

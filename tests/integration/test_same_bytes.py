@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from support import cli, tables, trees
@@ -200,3 +201,51 @@ def test_long_texts_come_out_alike_however_they_were_encoded(run_process, tmp_pa
             results.append(trees.result(tmp_path / "out"))
     assert all(result == results[0] for result in results)
     assert tables.read(tmp_path / "out").drop(["x"]).equals(pa.table(columns).drop(["x"]))
+
+
+def embeddings(kind: pa.DataType, missing: bool) -> pa.Table:
+    """Return vectors that make most of their table, some of which miss a number or are null."""
+    draw = np.random.default_rng(1)
+    size = 48
+    values = draw.standard_normal(VECTORS * size, np.float32)
+    gaps = np.zeros(len(values), np.bool_)
+    gaps[size * 60_000 + 5] = missing
+    rows = np.zeros(VECTORS, np.bool_)
+    rows[30_000] = missing
+    flat = pa.array(values, mask=gaps)
+    vectors = pa.FixedSizeListArray.from_arrays(flat, size, mask=pa.array(rows)).cast(kind)
+    numbers = pa.array(draw.standard_normal(VECTORS))
+    return pa.table({"v": vectors, "x": numbers, "name": [f"n{i % 9}" for i in range(VECTORS)]})
+
+
+VECTORS = 80_000
+WRITTEN = {
+    "zstd": {"compression": "zstd", "use_dictionary": False, "row_group_size": 9_000},
+    "one group": {"row_group_size": VECTORS},
+    "short pages": {"row_group_size": 30_001, "compression": "gzip", "data_page_size": 5_000},
+    "version 2": {"row_group_size": 7_000, "data_page_version": "2.0"},
+    "brotli": {"row_group_size": 7_000, "compression": "brotli", "write_statistics": False},
+}
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["whole", "with gaps"])
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32(), 48), pa.list_(pa.float32())], ids=str)
+def test_vectors_become_the_same_whoever_reads_them(tmp_path, kind, missing):
+    """Threads may have rows by turns; pages are read here or by PyArrow; runs are killed."""
+    table = embeddings(kind, missing)
+    command = ("normalize", "in.parquet", "out", "--columns", "v", "--columns", "x", *PARTS)
+    found = []
+    for number, how in enumerate(WRITTEN.values()):
+        folder = tmp_path / str(number)
+        tables.write(folder / "in.parquet", table, **how)
+        for threads in (1, 2, 3):
+            args = (*command, "--threads", threads, "--json", "--overwrite")
+            if threads == 2:
+                killed(args, folder, "parts", 1 + number % 2)
+                args = args[:-1]
+            cli.run(*args, cwd=folder).expect(0)
+            found.append(trees.result(folder / "out"))
+    assert all(result == found[0] for result in found)
+    read = tables.read(tmp_path / "0" / "out")
+    assert read["name"].equals(table["name"])
+    assert read["v"].null_count == table["v"].null_count == int(missing)

@@ -95,7 +95,7 @@ def test_threads_that_have_rows_by_turns_have_all_columns_of_them():
     run = run_of([], processes=2, deals_rows=True)
     run.source.columns = columns
     assert [some.names for some in run.portions(FEATURES)] == [FEATURES.columns]
-    with run.shares_in_turn(FEATURES, [0, 10, 30]) as shares:
+    with run.shares_in_turn(FEATURES.columns, [0, 10, 30]) as shares:
         assert [share.lane for share in shares] == [0, 1]
         for lane, rows in ((0, 10), (1, 20), (0, 5)):
             shares[lane].columns.next(rows)
