@@ -17,6 +17,8 @@ PEERS = {
     "dask": ("dask_frame", "dask.dataframe", "out"),
     "spark": ("spark_local", "pyspark", "out"),
     "copy": ("polars_copy", "polars", "out.parquet"),
+    "vectors in memory": ("vectors_in_memory", "polars", "out.parquet"),
+    "vectors in batches": ("vectors_in_batches", "pyarrow", "out.parquet"),
 }
 """By name: module in `benchmarks.peers`, what must be importable, and what it writes."""
 
@@ -43,7 +45,7 @@ def scaler_of(contestant: Contestant) -> Path:
 def peer(name: str, source: Path, scratch: Path) -> Contestant:
     """Return a peer by its name in `PEERS`."""
     module, _, output = PEERS[name]
-    folder = scratch / name
+    folder = scratch / name.replace(" ", "-")
     words = (sys.executable, "-m", f"benchmarks.peers.{module}", str(source), str(folder / output))
     return Contestant(name, words, folder, folder / output)
 
