@@ -19,7 +19,7 @@ _TIME, _BOOLEAN = 12, 4
 def work_of(source: Source) -> dict[str, int]:
     """Return what there is to do for a value of each column in the second pass."""
     names, kinds = listed(source.schema)
-    words = frozenset.intersection(*(file.words for file in source.files))
+    words = frozenset.intersection(*[file.words for file in source.files] or [frozenset[int]()])
     text = [
         place
         for place, kind in enumerate(kinds)

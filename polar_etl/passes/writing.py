@@ -132,21 +132,20 @@ class _Slabs:
         encoder = self.encoder or Encoder.of(run.source.schema, self.scaler, self.level)
         total = run.offsets[-1]
         first, stop = (part * run.plan.part_rows for part in (self.parts[0], self.parts[-1] + 1))
-        rows, plan = (min(first, total), min(stop, total)), run.plan
+        plan = run.plan
         if plan.deals_slabs:
             lengths = (place.rows for place in _places(plan, self.parts, total))
-            starts = list(accumulate(lengths, initial=first))
-            opened = run.shares_in_turn(self.names, starts)
+            opened = run.shares_in_turn(self.names, list(accumulate(lengths, initial=first)))
         else:
+            rows = min(first, total), min(stop, total)
             opened = run.shares_to_encode(self.scaler.features, self.names, *rows)
         with opened as shares:
+            many = len(shares) if plan.deals_slabs else plan.shares
             yield Work(
                 encoder.encode_slab,
                 lambda: _slabs(run, shares, self.parts),
                 lane=lambda slab: slab.lane,
-                in_flight=plan.in_flight
-                if plan.deals_slabs
-                else plan.in_flight * max(len(shares), plan.shares) // plan.shares,
+                in_flight=plan.in_flight * max(len(shares), many) // many,
             )
 
 
@@ -166,10 +165,8 @@ def _part_rows(plan: Plan, index: int, total: int) -> int:
 
 def _slabs(run: Run, shares: Sequence[Share], parts: Sequence[int]) -> Iterator[Slab]:
     """Yield the slabs of some parts, share by share."""
-    since = 0
-    deals = run.plan.deals_slabs
-    turns = (_by_turns if deals else _turns)(run, parts, len(shares))
-    for place, ahead, turn in turns:
+    since, deals = 0, run.plan.deals_slabs
+    for place, ahead, turn in (_by_turns if deals else _turns)(run, parts, len(shares)):
         if run.stop.requested:
             return
         for number in turn:

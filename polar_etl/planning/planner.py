@@ -334,59 +334,67 @@ def _readings(shape: Shape, slab: int) -> list[tuple[float, tuple[int, int]]]:
 
 def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) -> Plan:
     """Return the plan of one way to go, with its bill."""
-    rows = max(shape.rows, 1)
-    slab_bytes = min(slab, rows) * max(shape.output_bytes, shape.row_bytes)
-    each = _SHARES if way.threads > 1 and shape.files_in_slab <= _MANY_FILES else 1
-    shares = max(each * way.threads, ceil(slab_bytes / _SHARE_BYTES))
-    shares *= way.finer
-    apart = max(shape.columns - shape.arrow_columns, 1) + shape.arrow_columns // _ARROW_SHARE + 1
-    shares = max(min(shares, apart, shape.columns), 1)
-    threads, in_flight, abreast, rest = way.threads, way.in_flight, way.abreast, way.holds_rest
-    deals_vectors = _deals_vectors(shape, slab, threads)
-    if deals_vectors:
-        shares, abreast, rest = 1, 1, False
-        in_flight = min(in_flight, threads + 2)
-    elif (
-        shape.vectors
-    ):  # a column of them is one share, whose next slab only one thread can work on
-        threads, in_flight = min(threads, shares), min(in_flight, max(2 * shares - 1, 1))
-    block = block_rows(shape.normalized)
-    page_by_page = shape.whole_vectors and shape.vectors_make_most  # of one column
-    longest = _VECTOR_VALUES // max(shape.normalized, 1) if page_by_page else rows
-    batch = max(min(slab_rows(shape.normalized_bytes), longest, rows) // block, 1) * block
-    whole = min(shape.largest_group, rows)
-    whole_groups = shape.number_dictionaries > 0 or not way.reading.keep_pages
-    whole_groups = whole_groups and not page_by_page
-    if whole_groups:  # all is decoded once
-        most = _AT_STAKE // max(block * shape.normalized_bytes, 1)
-        batch = max(batch, min(ceil(whole / block), most) * block)
+    shares = _shares(shape, slab, way)
+    deals_slabs = _deals_vectors(shape, slab, way.threads)
+    if deals_slabs:
+        few = min(way.in_flight, way.threads + 2)
+        shares, way = 1, way._replace(in_flight=few, abreast=1, holds_rest=False)
+    elif shape.vectors:  # a column is one share, whose next slab only one thread can work on
+        few = min(way.in_flight, max(2 * shares - 1, 1))
+        way = way._replace(in_flight=few, threads=min(way.threads, shares))
+    threads = way.threads
+    batch, rest = _batch(shape, way)
     ahead = _MOMENTS_AHEAD // max(moments_bytes(shape, batch), 1)
     plan = Plan(
         slab_rows=slab,
         part_rows=part,
         parts=max(1, ceil(shape.rows / part)),
         batch_rows=batch,
-        batch_rest=rest_behind(shape, block) if whole_groups else 0,
+        batch_rest=rest,
         threads=threads,
-        processes=min(way.processes, threads, threads if deals_vectors else shares),
+        processes=min(way.processes, threads, threads if deals_slabs else shares),
         shares=shares,
         ahead=max(min(_AHEAD, ahead), 2),
-        in_flight=in_flight,
-        abreast=abreast,
-        rest=rest_behind(shape, slab) if rest else 0,
-        together=_worked_on(shape, way, slab, abreast),
+        in_flight=way.in_flight,
+        abreast=way.abreast,
+        rest=rest_behind(shape, slab) if way.holds_rest else 0,
+        together=_worked_on(shape, way, slab, way.abreast),
         batch_together=_worked_on(shape, way, batch),
         reading=way.reading,
         bill=(),
         limit=limit,
-        deals_rows=deals_vectors or (threads > 1 and _has_short_files(shape, threads)),
-        deals_slabs=deals_vectors,
+        deals_rows=deals_slabs or (threads > 1 and _has_short_files(shape, threads)),
+        deals_slabs=deals_slabs,
     )
     plan = plan._replace(bill=bill_of(shape, plan, base))
     if plan.batch_rest and plan.projected > limit:
         plan = plan._replace(batch_rest=0)
         plan = plan._replace(bill=bill_of(shape, plan, base))
     return plan
+
+
+def _shares(shape: Shape, slab: int, way: _Way) -> int:
+    """Return how many runs of columns slabs are cut into."""
+    slab_bytes = min(slab, max(shape.rows, 1)) * max(shape.output_bytes, shape.row_bytes)
+    each = _SHARES if way.threads > 1 and shape.files_in_slab <= _MANY_FILES else 1
+    shares = max(each * way.threads, ceil(slab_bytes / _SHARE_BYTES)) * way.finer
+    apart = max(shape.columns - shape.arrow_columns, 1) + shape.arrow_columns // _ARROW_SHARE + 1
+    return max(min(shares, apart, shape.columns), 1)
+
+
+def _batch(shape: Shape, way: _Way) -> tuple[int, int]:
+    """Return the rows of a batch, and those that may be held of a row group behind one."""
+    rows, block = max(shape.rows, 1), block_rows(shape.normalized)
+    most = min(slab_rows(shape.normalized_bytes), rows)
+    if shape.whole_vectors and shape.vectors_make_most:
+        most = min(most, _VECTOR_VALUES // max(shape.normalized, 1))
+        return max(most // block, 1) * block, 0
+    batch = max(most // block, 1) * block
+    if not shape.number_dictionaries and way.reading.keep_pages:
+        return batch, 0
+    whole = ceil(min(shape.largest_group, rows) / block)  # all of it is decoded once
+    at_stake = _AT_STAKE // max(block * shape.normalized_bytes, 1)
+    return max(batch, min(whole, at_stake) * block), rest_behind(shape, block)
 
 
 def _refusal(smallest: Plan, limit: int, *, held: bool) -> MemoryLimitError:

@@ -46,3 +46,22 @@ def shape(
     )
     held = file.held_chunks * files
     return shape_of(schema, (file,) * files, Options().settings(schema), held)
+
+
+def embeddings(*, whole: bool, group: int = 20_000, text: bool = False) -> Shape:
+    """Return the shape of 200,000 vectors of 768 numbers beside a key, and perhaps text."""
+    columns = [("key", pa.int64()), ("v", pa.list_(pa.float32(), 768))]
+    schema = pa.schema([*columns, ("t", pa.string())][: 3 if text else 2])
+    file = SourceFile(
+        path="/data.parquet",
+        size=1 << 30,
+        mtime_ns=0,
+        footer="",
+        group_rows=(group,) * (200_000 // group),
+        chunks=len(schema) * (200_000 // group),
+        variable_bytes=20 * 200_000 if text else 0,
+        page_bytes=1 << 20,
+        from_arrow=frozenset(range(1, len(schema))),
+        whole_vectors=frozenset({1} if whole else ()),
+    )
+    return shape_of(schema, (file,), Options().settings(schema))

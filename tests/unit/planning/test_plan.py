@@ -18,7 +18,7 @@ from polar_etl.planning.planner import make_plan
 from polar_etl.planning.shapes import Shape, files_within
 from polar_etl.sources.base import HELD_CHUNK, HELD_PART
 from polar_etl.statistics.blocks import block_rows
-from tests.unit.shapes import shape
+from tests.unit.shapes import embeddings, shape
 
 NARROW = shape(4_000_000, 50, 131_072)
 BIG_GROUPS = shape(1_500_000, 500, 1_048_576, page_bytes=1 << 16)
@@ -40,6 +40,12 @@ SHAPES = {
     "text": shape(1_000_000, 10, 100_000, text_bytes=5 * 10**7),
     "one row group": shape(10_000_000, 8, 10_000_000, kind=pa.float64()),
 }
+VECTORS = {
+    "embeddings": embeddings(whole=True),
+    "embeddings by PyArrow": embeddings(whole=False),
+    "embeddings and text": embeddings(whole=True, text=True),
+}
+ALL = SHAPES | VECTORS
 BASE = 100 << 20
 
 
@@ -50,7 +56,7 @@ def plan(given: Shape, **changes: object) -> Plan:
     )
 
 
-@pytest.mark.parametrize("given", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("given", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("limit", [10**8, 5 * 10**8, 10**9, 2 * 10**9, 4 * 10**9, 10**11])
 @pytest.mark.parametrize("threads", [1, 2, 16])
 def test_projected_stays_within_the_limit_or_the_run_is_refused(given, limit, threads):
@@ -67,7 +73,7 @@ def test_projected_stays_within_the_limit_or_the_run_is_refused(given, limit, th
         assert found.in_flight >= 1
 
 
-@pytest.mark.parametrize("given", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("given", ALL.values(), ids=ALL)
 def test_what_shapes_the_output_depends_on_neither_limit_nor_threads(given):
     found = {
         (made.slab_rows, made.part_rows, made.parts)
@@ -336,3 +342,27 @@ def test_files_that_some_neighbouring_rows_reach_into(lengths, rows):
     ]
     files = [SimpleNamespace(rows=length) for length in lengths]
     assert files_within(rows, files) == max(reached, default=0)
+
+
+def test_threads_have_rows_by_turns_where_vectors_make_most_of_them():
+    whole = embeddings(whole=True)
+    found = plan(whole, limit=4 * 10**9, threads=2)
+    assert found.deals_rows
+    assert found.deals_slabs
+    assert not found.keeps
+    assert found.in_flight > found.threads == 2
+    assert not plan(whole, limit=4 * 10**9, threads=1).deals_slabs
+    assert not plan(whole, limit=330 * 10**6, threads=2).deals_slabs  # no room for the rows of two
+
+
+def test_nothing_is_decoded_twice_so_that_rows_can_be_dealt():
+    """PyArrow decodes a row group from its start: vectors with nulls, and text besides them."""
+    for some in (
+        embeddings(whole=False),
+        embeddings(whole=True, group=200_000, text=True),
+    ):
+        assert not plan(some, limit=4 * 10**9, threads=2).deals_slabs
+    assert plan(
+        embeddings(whole=True, group=5_000, text=True), limit=4 * 10**9, threads=2
+    ).deals_slabs
+    assert plan(embeddings(whole=True, group=200_000), limit=4 * 10**9, threads=2).deals_slabs
