@@ -88,7 +88,7 @@ class Shape(NamedTuple):
     vector_bytes: int = 0
     """Decoded bytes of the vectors of a row."""
     whole_vectors: bool = False
-    """Whether all vectors are there, and none is decoded by PyArrow."""
+    """Whether all vectors are there, and none is decoded or encoded by PyArrow."""
     vector_output_bytes: int = 0
     """Bytes of the vectors of a row of the output."""
     text_bytes: int = 0
@@ -230,6 +230,7 @@ def shape_of(
         vectors=tuple((size, max(width(numbers[name]), 4)) for name, size in vectors.items()),
         vector_bytes=sum(read[name] for name in vectors),
         whole_vectors=bool(files)
+        and vectors.keys() <= normalized
         and all(vectors.keys() <= {names[at] for at in file.whole_vectors} for file in files),
         vector_output_bytes=vector_output,
         text_bytes=text,

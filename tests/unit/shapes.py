@@ -48,7 +48,9 @@ def shape(
     return shape_of(schema, (file,) * files, Options().settings(schema), held)
 
 
-def embeddings(*, whole: bool, group: int = 20_000, text: bool = False) -> Shape:
+def embeddings(
+    *, whole: bool, group: int = 20_000, text: bool = False, exclude: str | None = None
+) -> Shape:
     """Return the shape of 200,000 vectors of 768 numbers beside a key, and perhaps text."""
     columns = [("key", pa.int64()), ("v", pa.list_(pa.float32(), 768))]
     schema = pa.schema([*columns, ("t", pa.string())][: 3 if text else 2])
@@ -64,4 +66,4 @@ def embeddings(*, whole: bool, group: int = 20_000, text: bool = False) -> Shape
         from_arrow=frozenset(range(1, len(schema))),
         whole_vectors=frozenset({1} if whole else ()),
     )
-    return shape_of(schema, (file,), Options().settings(schema))
+    return shape_of(schema, (file,), Options(exclude=exclude).settings(schema))
