@@ -24,6 +24,8 @@ _ROOM = 64
 """Bytes left free before the values of a page, besides a bit for each: a run of levels takes up to
 9 besides its bits."""
 _ALIGNED = 64
+_SHORT_VECTOR = 40
+"""Numbers of a vector from which on runs of levels take less than a bit for each of them."""
 
 
 class Page(NamedTuple):
@@ -221,8 +223,11 @@ class Filled(NamedTuple):
 @lru_cache
 def _vector_levels(rows: int, size: int, level: int) -> bytes:
     """Return the levels of a page of vectors: where each begins, and that all numbers are there."""
-    more = thrift.as_varint((size - 1) << 1) + b"\x01" if size > 1 else b""
-    begins = (b"\x02\x00" + more) * rows  # a run of one level 0, and one of the others
+    if size < _SHORT_VECTOR:
+        bits = np.packbits(np.tile(np.arange(size) > 0, rows), bitorder="little")
+        begins = thrift.as_varint(len(bits) << 1 | 1) + bits.tobytes()
+    else:  # a run of one level 0, and one of the others
+        begins = (b"\x02\x00" + thrift.as_varint((size - 1) << 1) + b"\x01") * rows
     return len(begins).to_bytes(4, "little") + begins + equal_levels(rows * size, bytes((level,)))
 
 

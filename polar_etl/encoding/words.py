@@ -22,6 +22,8 @@ _WORDS, _REPEATED = 1 << 20, 16
 of the text by so many."""
 _FEW_WORDS, _SAVED = 1 << 8, 2
 """More than so few words must be shorter than the text by so much, or are too many."""
+_END = 1 << 6
+"""Letters at either end of a text that is held against others."""
 _LONG_WORD, _COPIED = 1 << 10, 1 << 14
 """Letters that a word may have that is copied with others; letters that are copied at once."""
 
@@ -107,13 +109,21 @@ def _addresses_at(chunk: pa.DictionaryArray, rows: Ints) -> list[Hashable]:
 
 
 def _texts_at(chunk: pa.Array, rows: Ints) -> list[Hashable]:
-    """Return the letters of some rows, none of which is null."""
+    """Return the letters of some rows, none of which is null; of long texts some at either end.
+
+    Those that have these in common may be alike, which is looked at in another way then.
+    """
     if pa.types.is_dictionary(chunk.type):
         return _texts_at(chunk.dictionary, piece_of(chunk.indices).values[rows].astype(np.int64))
     ends, letters = letters_of(chunk)
     raw = letters.data
     bounds = zip(ends[rows].tolist(), ends[rows + 1].tolist(), strict=True)
-    return [bytes(raw[start:stop]) for start, stop in bounds]
+    return [
+        bytes(raw[start:stop])
+        if stop - start <= 2 * _END
+        else bytes(raw[start : start + _END]) + bytes(raw[stop - _END : stop])
+        for start, stop in bounds
+    ]
 
 
 def _all_letters(text: pa.Array) -> int:

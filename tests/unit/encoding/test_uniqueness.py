@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -108,3 +109,27 @@ def test_text_becomes_the_same_however_it_was_encoded_and_cut(order, times, null
     (bytes_,) = found
     if times != 2:  # half of the letters are what a dictionary may have
         assert bytes_.startswith(b"\x15\x04\x15") == (times > 1)
+
+
+def test_of_long_texts_a_few_letters_are_held():
+    """A sample of whole texts might take more memory than there is."""
+    texts = pa.array([f"{i:06}" + "x" * 2_000 for i in range(20_000)])
+    column = pa.chunked_array([texts.slice(0, 9_000), texts.slice(9_000)])
+    passed_through("t", column, pa.string())  # so that nothing is loaded while it is measured
+    tracemalloc.start()
+    try:
+        found = passed_through("t", column, pa.string())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert isinstance(found, pa.ChunkedArray)  # no dictionary
+    assert peak < 4_000_000
+
+
+def test_long_texts_that_differ_inside_only_are_looked_at_as_a_whole():
+    texts = pa.array(["x" * 100 + f"{i % 3}" + "x" * 100 for i in range(20_000)])
+
+    found = passed_through("t", pa.chunked_array([texts]), pa.string())
+
+    assert len(found.dictionary) == 3
