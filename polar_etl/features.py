@@ -35,7 +35,7 @@ from polar_etl.columns import (
 from polar_etl.errors import InputError, describe
 
 _CHUNK_NUMBERS = 1 << 18
-_TRANSPOSED, _TRANSPOSED_ROWS, _TRANSPOSED_NUMBERS = 64, 256, 1 << 20
+_TRANSPOSED, _TRANSPOSED_ROWS, _TRANSPOSED_NUMBERS = 64, 256, 1 << 21
 """Dimensions of vectors that are transposed at a time, if they have no more numbers, some rows
 after the other: a third of the time that one dimension after the other takes (measured)."""
 
@@ -256,8 +256,8 @@ def vector_pieces(chunks: list[pa.FixedSizeListArray], size: int) -> Iterator[li
     They have memory of their own, where those of a dimension are neighbours.
     """
     known = [(matrix_of(chunk), _gaps(chunk), bitmaps_of(chunk)) for chunk in chunks]
-    rows = max(map(len, chunks), default=1)
-    many = max(min(_TRANSPOSED, _TRANSPOSED_NUMBERS // rows), 1)
+    rows = sum(map(len, chunks))
+    many = max(min(_TRANSPOSED, _TRANSPOSED_NUMBERS // max(rows, 1)), 1)
     for low in range(0, size, many):
         places = range(low, min(low + many, size))
         columns: list[list[Piece]] = [[] for _ in places]
