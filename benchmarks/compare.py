@@ -25,7 +25,7 @@ from benchmarks.agreement import Agreement, agreement
 from benchmarks.contestants import PEERS, missing, ours, peer, scaler_of
 from benchmarks.tables import TABLES, Data, add_arguments, data_of
 
-_CHOICES = tuple(name for name in PEERS if name != "copy" and not name.startswith("vectors"))
+_CHOICES = tuple(name for name in PEERS if name != "copy")
 
 
 def compare(

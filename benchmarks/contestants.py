@@ -17,10 +17,13 @@ PEERS = {
     "dask": ("dask_frame", "dask.dataframe", "out"),
     "spark": ("spark_local", "pyspark", "out"),
     "copy": ("polars_copy", "polars", "out.parquet"),
+}
+"""By name: module in `benchmarks.peers`, what must be importable, and what it writes."""
+OF_VECTORS = {
     "vectors in memory": ("vectors_in_memory", "polars", "out.parquet"),
     "vectors in batches": ("vectors_in_batches", "pyarrow", "out.parquet"),
 }
-"""By name: module in `benchmarks.peers`, what must be importable, and what it writes."""
+"""The same, for embeddings."""
 
 
 def ours(source: Path, scratch: Path, limit: str, *more: str) -> Contestant:
@@ -43,8 +46,8 @@ def scaler_of(contestant: Contestant) -> Path:
 
 
 def peer(name: str, source: Path, scratch: Path) -> Contestant:
-    """Return a peer by its name in `PEERS`."""
-    module, _, output = PEERS[name]
+    """Return a peer by its name in `PEERS` or `OF_VECTORS`."""
+    module, _, output = (PEERS | OF_VECTORS)[name]
     folder = scratch / name.replace(" ", "-")
     words = (sys.executable, "-m", f"benchmarks.peers.{module}", str(source), str(folder / output))
     return Contestant(name, words, folder, folder / output)

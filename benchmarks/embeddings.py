@@ -21,11 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import measure
-from benchmarks.contestants import ours, peer
+from benchmarks.contestants import OF_VECTORS, ours, peer
 from benchmarks.shapes import SHAPES
 from benchmarks.tables import add_arguments, data_of
 
-_PEERS = ("vectors in memory", "vectors in batches")
 _ROWS = 20_000
 _TOLERANCE = 1e-5
 
@@ -65,7 +64,7 @@ def main() -> None:
     data = data_of(arguments)
     source, scratch = SHAPES["vectors"].path("vectors", data), data.scratch("vectors")
     mine = [ours(source, scratch, limit) for limit in arguments.limits.split(",")]
-    others = [peer(name, source, scratch) for name in _PEERS]
+    others = [peer(name, source, scratch) for name in OF_VECTORS]
     try:
         measure.warm(source)
         runs = measure.race([*mine, *others], arguments.repeat)

@@ -143,18 +143,14 @@ class FileColumns:
 
     def _skip_plain(self) -> None:
         with explained(self._file.path):
-            for place in list(self._plain):
-                try:
-                    self._plain[place].skip(self._skip)
-                except UnusualError:
-                    del self._plain[place]
-                    self._from_arrow([place])
-            for place in list(self._vectors):
-                try:
-                    self._vectors[place].skip(self._skip * self._file.vectors[place])
-                except UnusualError:
-                    del self._vectors[place]
-                    self._from_arrow([place])
+            for readers in (self._plain, self._vectors):
+                for place in list(readers):
+                    numbers = self._skip * self._file.vectors.get(place, 1)
+                    try:
+                        readers[place].skip(numbers)
+                    except UnusualError:
+                        del readers[place]
+                        self._from_arrow([place])
         self._skip = 0
 
     def pieces(self, places: Sequence[int]) -> list[list[Piece]]:
@@ -192,7 +188,8 @@ class FileColumns:
 
     def _give_up(self, place: int) -> None:
         """Let PyArrow read a column, from the present rows on."""
-        del self._plain[place]
+        self._plain.pop(place, None)
+        self._vectors.pop(place, None)
         self._from_arrow([place])
         self._decode(*self._arrow[-1])
 
@@ -206,9 +203,7 @@ class FileColumns:
                         self._vectors[place], self._rows, kind, self._file.vectors[place]
                     )
                 except UnusualError:
-                    del self._vectors[place]
-                    self._from_arrow([place])
-                    self._decode(*self._arrow[-1])
+                    self._give_up(place)
         if place in self._decoded:
             return self._decoded.pop(place)
         (pieces,) = self.pieces([place])

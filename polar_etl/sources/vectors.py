@@ -24,17 +24,12 @@ def vector_reader(
 
     Args:
         file: The file.
-        place: Of the column.
+        place: Of the column, which is one of `file.vectors`.
         groups: Row groups that are read, one at least.
         descriptor: Of the file.
     """
-    leaves = file.leaves[place]
-    if place not in file.vectors or file.layout is None or len(leaves) != 1:
-        return None
-    if not all(file.layout.tells_of(group, leaves[0]) for group in groups):
-        return None
-    chunks = list(_chunks(file, place, groups))
-    return VectorReader(chunks, descriptor) if len(chunks) == len(groups) else None
+    chunks = _chunks(file, place, groups)
+    return VectorReader(chunks, descriptor) if chunks else None
 
 
 def are_whole(file: ParquetFile, place: int, descriptor: int) -> bool:
@@ -49,7 +44,8 @@ def are_whole(file: ParquetFile, place: int, descriptor: int) -> bool:
         descriptor: Of the file.
     """
     groups = [group for group, rows in enumerate(file.group_rows) if rows]
-    if file.vectors[place] < 2 or not vector_reader(file, place, groups, descriptor):
+    chunks = _chunks(file, place, groups)
+    if file.vectors[place] < 2 or not chunks:
         return False  # a null vector counts as one number
     leaf = file.leaves[place][0]
     found = [file.footer().row_group(group).column(leaf) for group in groups]
@@ -59,11 +55,22 @@ def are_whole(file: ParquetFile, place: int, descriptor: int) -> bool:
         and not chunk.statistics.null_count
         and _ENCODINGS.issuperset(chunk.encodings)
         for chunk in found
-    ) and all(is_usual_chunk(chunk, descriptor) for chunk in _chunks(file, place, groups))
+    ) and all(is_usual_chunk(chunk, descriptor) for chunk in chunks)
 
 
-def _chunks(file: ParquetFile, place: int, groups: Sequence[int]) -> Iterator[Chunk]:
-    """Yield where the numbers stand, for those row groups in which all may be there."""
+def _chunks(file: ParquetFile, place: int, groups: Sequence[int]) -> list[Chunk]:
+    """Return where the numbers of a column of vectors stand; nothing if one may not be there."""
+    leaves, layout = file.leaves[place], file.layout
+    if layout is None or len(leaves) != 1:
+        return []
+    if not all(layout.tells_of(group, leaves[0]) for group in groups):
+        return []
+    found = list(_possible_chunks(file, place, groups))
+    return found if len(found) == len(groups) else []
+
+
+def _possible_chunks(file: ParquetFile, place: int, groups: Sequence[int]) -> Iterator[Chunk]:
+    """Yield where the numbers stand, up to the first row group in which not all can be there."""
     leaf, size = file.leaves[place][0], file.vectors[place]
     footer, kind = file.footer(), value_type(file.schema.field(place).type)
     leaf_schema = footer.schema.column(leaf)
