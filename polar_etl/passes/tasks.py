@@ -23,7 +23,7 @@ from polar_etl.encoding.part_format import PartFormat
 from polar_etl.encoding.repeats import repeats_in
 from polar_etl.encoding.words import words_of
 from polar_etl.errors import InputError, describe
-from polar_etl.features import Features, in_short_chunks, with_values
+from polar_etl.features import Features, with_values
 from polar_etl.pages.ahead import NONE_AHEAD, Ahead
 from polar_etl.planning.plan import Together
 from polar_etl.sources.base import Columns, Window
@@ -32,6 +32,7 @@ from polar_etl.statistics.blocks import observe
 from polar_etl.statistics.moments import Moments
 from polar_etl.statistics.scaler import Scaler, output_type
 from polar_etl.statistics.standardize import Standardizer
+from polar_etl.vectors import in_short_chunks
 
 
 def groups_of(names: Sequence[str], rows: int, together: Together) -> Iterator[Sequence[str]]:

@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from polar_etl.columns import array_of
-from polar_etl.features import value_type, vectors_of
+from polar_etl.features import value_type
 from polar_etl.pages.values import Chunk, stored_dtype
 from polar_etl.pages.vectors import VectorReader, is_usual_chunk
 from polar_etl.sources.by_arrow import ParquetFile
+from polar_etl.vectors import vectors_of
 
 _ENCODINGS = frozenset(("PLAIN", "RLE", "RLE_DICTIONARY", "PLAIN_DICTIONARY", "BIT_PACKED"))
 """Those of vectors, and of their levels, that are decoded here."""

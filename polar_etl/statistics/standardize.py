@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from polar_etl.columns import Piece, array_of, fill, validity
 from polar_etl.encoding.page_buffers import Filled, PagedColumns, PagedVectors
-from polar_etl.features import (
+from polar_etl.scratch import TILE_VALUES, scratch_floats, tile_arithmetic
+from polar_etl.vectors import (
     fixed,
     has_nulls,
     matrix_of,
@@ -20,7 +21,6 @@ from polar_etl.features import (
     rows_valid,
     vectors_of,
 )
-from polar_etl.scratch import TILE_VALUES, scratch_floats, tile_arithmetic
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

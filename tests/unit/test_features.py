@@ -11,16 +11,12 @@ from polar_etl.features import (
     Features,
     dimensions,
     first_length,
-    fixed,
-    in_short_chunks,
     is_open_list,
-    matrix_of,
     of_equal_lengths,
     value_type,
-    vector_pieces,
-    vectors_of,
     with_values,
 )
+from polar_etl.vectors import fixed, in_short_chunks, matrix_of, vector_pieces, vectors_of
 
 TENSOR = pa.fixed_shape_tensor(pa.int16(), (2, 3), dim_names=["a", "b"], permutation=[1, 0])
 

@@ -14,10 +14,10 @@ import pytest
 from polar_etl.encoding.chunks import Chunk, joined
 from polar_etl.encoding.page_buffers import PagedVectors
 from polar_etl.encoding.part_format import PartFormat
-from polar_etl.features import vectors_of
 from polar_etl.pages.headers import pages_of
 from polar_etl.storage.direct import Staging
 from polar_etl.storage.parts import PartWriter, part_name
+from polar_etl.vectors import vectors_of
 
 
 def kinds(values: pa.DataType, size: int) -> dict[str, pa.Field]:
