@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice, pairwise
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from polar_etl.encoding.words import letters_of
 from polar_etl.pages import thrift
 from polar_etl.pages.thrift import BINARY, I64, TRUE
 
+Ints = npt.NDArray[np.int64]
 Places = npt.NDArray[np.unsignedinteger[Any]]
 
 _BYTE_ARRAY = 6
@@ -27,6 +28,8 @@ _TEXT_ROWS = PAGE_BYTES // 4
 """Rows of a page of text."""
 _LONGEST_SAID = 1 << 12
 """Bytes of a text that is not too long to be the least or the greatest in a footer."""
+_FEW_WORDS, _LETTERS_TRIED = 1 << 6, 1 << 5
+"""So few words are compared as they are; of more, so many letters are looked at before."""
 _ENCODINGS = (0, 3, 8)
 """Of a chunk: the plain values of the dictionary, levels in runs, places."""
 _PLACES = b"\x15\x00\x15%b\x15%b\x15%b\x1c\x15%b\x15\x10\x15\x06\x15\x06\x00\x00"
@@ -120,17 +123,48 @@ def _plain_text(words: pa.Array) -> bytes:
 
 def _statistics_of(words: pa.Array, nulls: int) -> bytes:
     """Return `Statistics` of some text: nulls, the greatest and the least word, if not too long."""
-    ends, letters = letters_of(words)
-    bounds = ends.tolist()
-    raw = letters.tobytes()
-    found = [raw[start:stop] for start, stop in pairwise(bounds)]
     said = [(3, I64, thrift.as_number(nulls))]
     exact = []
-    for place, word in ((5, max(found)), (6, min(found))):
+    least, greatest = _extremes(words)
+    for place, word in ((5, greatest), (6, least)):
         if len(word) <= _LONGEST_SAID:
             said.append((place, BINARY, thrift.as_varint(len(word)) + word))
             exact.append((place + 2, TRUE, b""))
     return thrift.as_struct([*said, *exact])
+
+
+def _extremes(words: pa.Array) -> tuple[bytes, bytes]:
+    """Return the least and the greatest word; there is one at least, and no null.
+
+    Of many words those are left out, letter by letter, that are neither, so that a few are left
+    that are compared as they are.
+    """
+    ends, letters = letters_of(words)
+    first, stop = ends[:-1].astype(np.int64), ends[1:].astype(np.int64)
+    shared = _shared(first, stop, letters)
+    found = []
+    for of_letters, of_words in ((np.min, min), (np.max, max)):
+        low, high = first, stop
+        for at in range(shared, shared + _LETTERS_TRIED):
+            if len(low) <= _FEW_WORDS:
+                break
+            there = low + at < high
+            some = np.where(there, letters[np.where(there, low + at, 0)].astype(np.int16), -1)
+            left = some == of_letters(some)
+            low, high = low[left], high[left]
+        bounds = zip(low.tolist(), high.tolist(), strict=True)
+        found.append(of_words(bytes(letters[start:end]) for start, end in bounds))
+    return found[0], found[1]
+
+
+def _shared(first: Ints, stop: Ints, letters: npt.NDArray[np.uint8]) -> int:
+    """Return how many letters all of some words begin with, as far as it is looked for."""
+    most = min(int((stop - first).min()), _LETTERS_TRIED)
+    for at in range(most):
+        letter = letters[first + at]
+        if (letter != letter[0]).any():
+            return at
+    return most
 
 
 def _run_of(places: Places) -> bytes:

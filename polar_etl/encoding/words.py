@@ -172,9 +172,12 @@ def _letters(text: pa.Array) -> npt.NDArray[np.int64]:
     return np.where(is_valid(text), np.diff(ends), 0).astype(np.int64)
 
 
-def _places(words: pa.DictionaryArray) -> tuple[npt.NDArray[np.generic], Bools | None]:
-    """Return which words the values are, nulls left out, and which are not null, if any is."""
-    places = piece_of(words.indices).values
+def _places(words: pa.DictionaryArray) -> tuple[Ints, Bools | None]:
+    """Return which words the values are, nulls left out, and which are not null, if any is.
+
+    NumPy makes such integers of others each time it is given them as places.
+    """
+    places: Ints = piece_of(words.indices).values.astype(np.int64)
     if not words.null_count:
         return places, None
     valid = is_valid(words)
@@ -196,7 +199,7 @@ def _used(words: pa.DictionaryArray) -> pa.DictionaryArray:
         filled, indices = indices, np.zeros(len(words), np.int32)
         indices[valid] = filled
     words = _taken(words.dictionary, used)
-    return pa.DictionaryArray.from_arrays(array_of(indices, valid), words)
+    return pa.DictionaryArray.from_arrays(array_of(indices, valid), words, safe=False)
 
 
 def _taken(words: pa.Array, which: Ints) -> pa.Array:

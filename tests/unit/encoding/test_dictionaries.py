@@ -11,12 +11,15 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from polar_etl.columns import pieces_of
 from polar_etl.encoding.chunks import Chunk, joined
-from polar_etl.encoding.dictionaries import looked_up_numbers
+from polar_etl.encoding.dictionaries import looked_up_numbers, looked_up_text
 from polar_etl.encoding.part_format import PartFormat
 from polar_etl.encoding.repeats import repeats_in
+from polar_etl.pages import thrift
 from polar_etl.passes.tasks import passed_through
 from polar_etl.storage.direct import Staging
 from polar_etl.storage.parts import PartWriter, part_name
@@ -112,6 +115,21 @@ def test_long_words_are_no_bounds(tmp_path):
     assert said.has_dictionary_page
     assert not said.statistics.has_min_max
     assert said.statistics.null_count == 0
+
+
+@given(
+    words=st.sets(st.lists(st.sampled_from([0, 97, 98, 255]), max_size=9).map(bytes), min_size=65),
+    before=st.binary(max_size=40),
+)
+def test_bounds_are_the_least_and_the_greatest_word(words, before):
+    text = pa.array([before + word for word in words], pa.binary()).dictionary_encode()
+
+    said = looked_up_text(text).statistics
+
+    fields, _ = thrift.fields_of(said)
+    greatest, least = (said[fields[place].start : fields[place].stop] for place in (5, 6))
+    for found, expected in ((least, min(words)), (greatest, max(words))):
+        assert found == thrift.as_varint(len(before + expected)) + before + expected
 
 
 def test_text_without_words(tmp_path):
