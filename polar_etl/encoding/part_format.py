@@ -1,4 +1,4 @@
-"""Column chunks of a row group as bytes: numbers and words by ourselves, the rest by PyArrow.
+"""Column chunks of a row group as bytes: numbers, words and flags by ourselves, others by PyArrow.
 
 PyArrow copies plain numbers twice and makes a level of two bytes for each, a quarter of the work,
 and looks words up anew that come with their places.
@@ -30,6 +30,7 @@ from polar_etl.encoding.chunks import (
 )
 from polar_etl.encoding.compression import LEVEL, compressed, worthwhile_level
 from polar_etl.encoding.dictionaries import LookedUp, looked_up_chunks, looked_up_text
+from polar_etl.encoding.flags import BOOLEAN, pages_of_flags, statistics_of_flags
 from polar_etl.encoding.page_buffers import (
     PAGE_BYTES,
     Bools,
@@ -50,6 +51,8 @@ _PAGE_HEADER = b"\x15\x00\x15%b\x15%b\x15%b\x1c\x15%b\x15\x00\x15\x06\x15\x06\x0
 """A data page with checksum: plain values, levels in runs."""
 _PLAIN = (0, 3)
 """Encodings of a chunk: plain values, and levels in runs."""
+_BEHIND_PLACE = b"\x3c"
+"""Statistics come next in an entry, behind the place of the first page."""
 _IN_LISTS = ("list", "element")
 """How a leaf of lists goes on behind the name of its column."""
 _FLOATS = {"FLOAT": 4, "DOUBLE": 5}
@@ -107,7 +110,8 @@ class PartFormat:
         found: dict[int, Chunk] = {}
         for places, columns, valid in filled:
             for which, laid_out in self._laid_out([names[i] for i in places], columns, valid):
-                chunks = self._chunks([names[places[at]] for at in which], columns.rows, laid_out)
+                entries = [self._described[names[places[at]]][0] for at in which]
+                chunks = self._chunks(entries, columns.rows, laid_out)
                 found |= zip((places[at] for at in which), chunks, strict=True)
         return [found[place] for place in range(len(names))]
 
@@ -117,7 +121,7 @@ class PartFormat:
         if leaf is None or not paged.numbers:
             return None
         laid_out = paged.laid_out(leaf.max_definition_level)
-        (chunk,) = self._chunks([name], paged.numbers, laid_out)
+        (chunk,) = self._chunks([self._described[name][0]], paged.numbers, laid_out)
         return chunk
 
     def _laid_out(
@@ -133,8 +137,17 @@ class PartFormat:
         if others:
             yield others, columns.plain_pages(others, valid, nullable)
 
-    def _chunks(self, names: Sequence[str], rows: int, laid_out: LaidOut) -> Iterator[Chunk]:
-        """Yield columns of so many rows as chunks, from their pages."""
+    def _chunks(
+        self, entries: Sequence[bytes], rows: int, laid_out: LaidOut, behind: bytes = b""
+    ) -> Iterator[Chunk]:
+        """Yield columns of so many rows as chunks, from their pages.
+
+        Args:
+            entries: What the footer says of each, up to the sizes.
+            rows: How long they are.
+            laid_out: Their pages.
+            behind: What it says of all behind the place of the first page.
+        """
         bodies = compressed(laid_out.pages, self.level)
         stored = np.fromiter(map(len, bodies), np.int64, len(bodies))
         sums = np.fromiter(map(zlib_ng.crc32, bodies), np.uint32, len(bodies)).view(np.int32)
@@ -148,12 +161,12 @@ class PartFormat:
         )
         said = zip(repeat(thrift.often_number(rows)), numbers_of(plain_sizes), numbers_of(sizes))
         pages = zip(headers, bodies, strict=True)
-        for name, count, size, plain_size, some in zip(
-            names, laid_out.counts, sizes.tolist(), plain_sizes.tolist(), said, strict=True
+        for entry, count, size, plain_size, some in zip(
+            entries, laid_out.counts, sizes.tolist(), plain_sizes.tolist(), said, strict=True
         ):
-            entry = (self._described[name][0] + SIZES % some, 0, b"\0\0")
             content = [piece for page in islice(pages, count) for piece in page]
-            yield Chunk(content, Described(size, plain_size, entry))
+            whole = (entry + SIZES % some, 0, behind + b"\0\0")
+            yield Chunk(content, Described(size, plain_size, whole))
 
     def looked_up(self, columns: Mapping[str, LookedUp]) -> list[Chunk]:
         """Return scalar columns of few different values as chunks."""
@@ -167,6 +180,25 @@ class PartFormat:
         return self.looked_up({name: looked_up_text(column)})
 
     def others(self, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> dict[str, list[Chunk]]:
+        """Return columns of any type as chunks, one for each leaf."""
+        found = {
+            name: [self._flags(name, column)]
+            for name, column in columns.items()
+            if pa.types.is_boolean(column.type)
+        }
+        left = {name: column for name, column in columns.items() if name not in found}
+        return found | self._by_arrow(left)
+
+    def _flags(self, name: str, column: pa.Array) -> Chunk:
+        nullable = self.schema.field(name).nullable
+        pages, statistics = pages_of_flags(column, nullable=nullable), statistics_of_flags(column)
+        entry = entry_of(name, BOOLEAN, _PLAIN)
+        (chunk,) = self._chunks([entry], len(column), pages, _BEHIND_PLACE + statistics)
+        return chunk
+
+    def _by_arrow(
+        self, columns: Mapping[str, pa.Array | pa.ChunkedArray]
+    ) -> dict[str, list[Chunk]]:
         """Return columns of any type as chunks, one for each leaf, as PyArrow encodes them.
 
         Those in pieces, and numbers that hardly repeat, get no dictionary.

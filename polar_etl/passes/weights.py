@@ -8,11 +8,11 @@ from polar_etl.columns import asked_once, listed, plain_width
 from polar_etl.sources.base import Source
 from polar_etl.sources.schemas import has_variable_width, width
 
-_WORD = 20
+_WORD = 18
 """A word, and its place: PyArrow decodes them, and they are counted and put in order (measured)."""
-_TEXT, _LETTER = 16, 2
+_TEXT, _LETTER = 44, 5
 """Other text, and each of its bytes: PyArrow decodes it, and encodes what is left (measured)."""
-_TIME, _BOOLEAN = 12, 4
+_TIME, _BOOLEAN = 24, 4
 """What PyArrow encodes besides (measured)."""
 
 

@@ -43,7 +43,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
         "encoding.page_buffers",
         "encoding.uniqueness",
     ],
-    ["encoding.chunks", "encoding.repeats", "encoding.words"],
+    ["encoding.chunks", "encoding.flags", "encoding.repeats", "encoding.words"],
     ["encoding.dictionaries"],
     ["encoding.part_format"],
     ["statistics"],

@@ -3,45 +3,20 @@
 from __future__ import annotations
 
 import tracemalloc
-from pathlib import Path
 
-import duckdb
 import numpy as np
-import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from polar_etl.columns import pieces_of
-from polar_etl.encoding.chunks import Chunk, joined
 from polar_etl.encoding.dictionaries import looked_up_numbers, looked_up_text
 from polar_etl.encoding.part_format import PartFormat
 from polar_etl.encoding.repeats import repeats_in
 from polar_etl.pages import thrift
 from polar_etl.passes.tasks import passed_through
-from polar_etl.storage.direct import Staging
-from polar_etl.storage.parts import PartWriter, part_name
-
-
-def written(folder: Path, schema: pa.Schema, chunk: Chunk, rows: int, level: int | None) -> Path:
-    form = PartFormat(schema, (), level)
-    writer = PartWriter(folder, folder, part_name(0), form, Staging())
-    writer.append(joined([chunk]))
-    writer.end_group(rows)
-    writer.commit()
-    return folder / part_name(0)
-
-
-def require(path: Path, expected: pa.ChunkedArray) -> pq.ColumnChunkMetaData:
-    """Check that all readers find a column; return what the footer says of its first chunk."""
-    table = pq.read_table(path, page_checksum_verification=True)
-    table.validate(full=True)
-    by_duckdb = duckdb.sql(f"select * from '{path}'").to_arrow_table()
-    for found in (table, pl.read_parquet(path).to_arrow(), by_duckdb):
-        assert found.column(0).cast(expected.type).equals(expected)
-    return pq.read_metadata(path).row_group(0).column(0)
+from tests.unit.encoding.parts import require, written
 
 
 @pytest.mark.parametrize("level", [None, -7, 9])
@@ -66,7 +41,7 @@ def test_numbers(tmp_path, many, dtype, nulls, level):
 
     (chunk,) = form.looked_up({"x": looked_up_numbers(repeats.values, repeats, rows)})
 
-    said = require(written(tmp_path, form.schema, chunk, rows, level), column)
+    said = require(written(tmp_path, form, chunk, rows), column)
     assert said.num_values == rows
     assert said.has_dictionary_page
     assert said.total_compressed_size == sum(map(len, chunk.content))
@@ -92,7 +67,7 @@ def test_text(tmp_path, many, kind, nulls):
 
     (chunk,) = form.text("t", passed_through("t", column, kind))
 
-    said = require(written(tmp_path, form.schema, chunk, rows, None), column)
+    said = require(written(tmp_path, form, chunk, rows), column)
     assert said.num_values == rows
     hardly_repeated = many == 70_000 and nulls == "a page"
     assert said.has_dictionary_page == (not hardly_repeated)
@@ -111,7 +86,7 @@ def test_long_words_are_no_bounds(tmp_path):
 
     (chunk,) = form.text("t", passed_through("t", column, pa.string()))
 
-    said = require(written(tmp_path, form.schema, chunk, 100, None), column)
+    said = require(written(tmp_path, form, chunk, 100), column)
     assert said.has_dictionary_page
     assert not said.statistics.has_min_max
     assert said.statistics.null_count == 0
@@ -138,7 +113,7 @@ def test_text_without_words(tmp_path):
 
     (chunk,) = form.text("t", passed_through("t", column, pa.string()))
 
-    require(written(tmp_path, form.schema, chunk, 2, None), column)
+    require(written(tmp_path, form, chunk, 2), column)
 
 
 def test_text_that_hardly_repeats_has_no_dictionary(tmp_path):
@@ -147,7 +122,7 @@ def test_text_that_hardly_repeats_has_no_dictionary(tmp_path):
 
     (chunk,) = form.text("t", passed_through("t", column, pa.string()))
 
-    said = require(written(tmp_path, form.schema, chunk, 2_000, None), column)
+    said = require(written(tmp_path, form, chunk, 2_000), column)
     assert not said.has_dictionary_page
     assert (said.statistics.min, said.statistics.max) == ("row 0", "row 999")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import duckdb
 import numpy as np
 import polars as pl
@@ -11,13 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from polar_etl.encoding.chunks import Chunk, joined
+from polar_etl.encoding.chunks import Chunk
 from polar_etl.encoding.page_buffers import PagedVectors
 from polar_etl.encoding.part_format import PartFormat
 from polar_etl.pages.headers import pages_of
-from polar_etl.storage.direct import Staging
-from polar_etl.storage.parts import PartWriter, part_name
 from polar_etl.vectors import vectors_of
+from tests.unit.encoding.parts import written
 
 
 def kinds(values: pa.DataType, size: int) -> dict[str, pa.Field]:
@@ -42,14 +39,6 @@ def chunk_of(form: PartFormat, numbers: np.ndarray) -> Chunk:
     found = form.vectors(form.schema.names[0], paged)
     assert found is not None
     return found
-
-
-def written(folder: Path, form: PartFormat, chunk: Chunk, rows: int) -> Path:
-    writer = PartWriter(folder, folder, part_name(0), form, Staging())
-    writer.append(joined([chunk]))
-    writer.end_group(rows)
-    writer.commit()
-    return folder / part_name(0)
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
