@@ -133,6 +133,19 @@ def bill_of(shape: Shape, plan: Plan, base: int) -> Bill:
     )
 
 
+def least_of(plan: Plan, base: int) -> int:
+    """Return what the projected peak of a run is at least, whatever is processed.
+
+    Most plans for many threads are too large by that alone, which takes no time to see.
+    """
+    workers = plan.threads * _worker_bytes(plan.together)
+    return base + _RUNTIME + (plan.processes - 1) * (base - _FORKED) + workers
+
+
+def _worker_bytes(together: Together) -> int:
+    return _WORKER if together.values >= MANY_VALUES else _SMALL_WORKER
+
+
 def moments_bytes(shape: Shape, batch: int) -> int:
     """Return the bytes of the moments of a batch of so many rows."""
     block = block_rows(shape.normalized)
@@ -187,10 +200,15 @@ def _working(shape: Shape, plan: Plan, together: Together, slab: int, more: int)
     copies = _GROUP_COPIES if ours else _ARROW_COPIES
     copies -= bool(shape.number_dictionaries and ours)  # a file has each value once
     copies += shape.nulls and bool(ours)  # values as they stand in the file, and between nulls
-    worker = _WORKER if together.values >= MANY_VALUES else _SMALL_WORKER
     ready = max(gathered - columns, 0)
     passed *= plan.threads if plan.deals_slabs else 1
-    return plan.threads * worker + copies * columns + ready + filed + int(passed * SLACK)
+    return (
+        plan.threads * _worker_bytes(together)
+        + copies * columns
+        + ready
+        + filed
+        + int(passed * SLACK)
+    )
 
 
 def _passed_words(shape: Shape, slab: int) -> int:

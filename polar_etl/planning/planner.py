@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 from math import ceil, inf, sqrt
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
 from polar_etl.encoding.slabs import slab_rows
 from polar_etl.encoding.words import LETTERS
 from polar_etl.errors import MemoryLimitError
 from polar_etl.memory import NEAR, format_size
-from polar_etl.planning.bill import bill_of, kept_bytes, moments_bytes
+from polar_etl.planning.bill import bill_of, kept_bytes, least_of, moments_bytes
 from polar_etl.planning.decoding import rest_behind
 from polar_etl.planning.plan import MANY_VALUES, MIB, Plan, Together
 from polar_etl.planning.shapes import Shape
@@ -99,28 +99,24 @@ def make_plan(
     slab = slab_rows(shape.nominal_output_bytes, shape.vector_output_bytes)
     part = rows_per_part or slab
     slab = min(slab, part)
-    smallest = fastest = None
-    enough = inf
+    fastest, enough = None, inf
     forks = processes and shape.rows * shape.row_bytes >= _WORTH_FORKING
     vectors_make_most = _deals_vectors(shape, slab, threads)
     if vectors_make_most or not 0 < shape.rows * shape.kept_bytes <= min(spare, limit - base):
         spare = 0  # whatever the plan, so none is looked for
+    plans = _Plans(shape, limit, base, slab, part)
     for time, way in _ways(shape, slab, threads, forks=forks):
         if time > enough:
             break
-        plan = _plan(shape, limit, base, slab, part, way)
-        if plan.projected <= limit:
+        if plan := plans.within_limit(way):
             keeping = _keeping_numbers(shape, plan, base, spare)
             if keeping.keeps or not spare:
                 return keeping
             if fastest is None:
                 fastest, enough = plan, time / _KEEPING
-        if smallest is None or plan.projected < smallest.projected:
-            smallest = plan
     if fastest:
         return fastest
-    assert smallest is not None
-    raise _refusal(smallest, limit, held=shape.files < 2 or shape.held_chunks > 0)
+    raise _refusal(plans.smallest(), limit, held=shape.files < 2 or shape.held_chunks > 0)
 
 
 def _keeping_numbers(shape: Shape, plan: Plan, base: int, spare: int) -> Plan:
@@ -155,6 +151,55 @@ class _Way(NamedTuple):
     gathers: bool
     """Whether more columns are decoded at a time than are worked on, where rows are in short
     pieces."""
+
+    def for_one_thread(self) -> _Way:
+        """Return what takes least memory of all that is done like this."""
+        return self._replace(threads=1, processes=1, in_flight=1)
+
+
+class _Plans:
+    """The plans of the ways to go; most of them are found too large without a bill of their own.
+
+    Args:
+        shape: What is to be processed.
+        limit: Bytes that the process may use.
+        base: Bytes that the process uses already.
+        slab: Rows of a row group of the output.
+        part: Rows of a part.
+    """
+
+    def __init__(self, shape: Shape, limit: int, base: int, slab: int, part: int) -> None:
+        self._shape, self._limit, self._base = shape, limit, base
+        self._slab, self._part = slab, part
+        self._for_one_thread: dict[_Way, Plan] = {}
+
+    def within_limit(self, way: _Way) -> Plan | None:
+        """Return the plan of one way to go, None if it does not stay within the limit."""
+        single = way.for_one_thread()
+        if single not in self._for_one_thread:
+            self._for_one_thread[single] = self._billed(self._plan(single))
+        if self._for_one_thread[single].projected > self._limit:
+            return None
+        plan = self._plan(way)
+        if least_of(plan, self._base) > self._limit:
+            return None
+        plan = self._billed(plan)
+        return plan if plan.projected <= self._limit else None
+
+    def smallest(self) -> Plan:
+        """Return the plan that takes least memory of all that were asked for."""
+        return min(self._for_one_thread.values(), key=attrgetter("projected"))
+
+    def _plan(self, way: _Way) -> Plan:
+        return _plan(self._shape, self._limit, self._slab, self._part, way)
+
+    def _billed(self, plan: Plan) -> Plan:
+        """Return a plan with its bill; nothing is held behind batches where it has no room."""
+        plan = plan._replace(bill=bill_of(self._shape, plan, self._base))
+        if plan.batch_rest and plan.projected > self._limit:
+            plan = plan._replace(batch_rest=0)
+            plan = plan._replace(bill=bill_of(self._shape, plan, self._base))
+        return plan
 
 
 def _ways(shape: Shape, slab: int, threads: int, *, forks: bool) -> list[tuple[float, _Way]]:
@@ -332,8 +377,8 @@ def _readings(shape: Shape, slab: int) -> list[tuple[float, tuple[int, int]]]:
     return whole + inside
 
 
-def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) -> Plan:
-    """Return the plan of one way to go, with its bill."""
+def _plan(shape: Shape, limit: int, slab: int, part: int, way: _Way) -> Plan:
+    """Return the plan of one way to go, without its bill."""
     shares = _shares(shape, slab, way)
     deals_slabs = _deals_vectors(shape, slab, way.threads)
     if deals_slabs:
@@ -345,7 +390,7 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
     threads = way.threads
     batch, rest = _batch(shape, way)
     ahead = _MOMENTS_AHEAD // max(moments_bytes(shape, batch), 1)
-    plan = Plan(
+    return Plan(
         slab_rows=slab,
         part_rows=part,
         parts=max(1, ceil(shape.rows / part)),
@@ -366,11 +411,6 @@ def _plan(shape: Shape, limit: int, base: int, slab: int, part: int, way: _Way) 
         deals_rows=deals_slabs or (threads > 1 and _has_short_files(shape, threads)),
         deals_slabs=deals_slabs,
     )
-    plan = plan._replace(bill=bill_of(shape, plan, base))
-    if plan.batch_rest and plan.projected > limit:
-        plan = plan._replace(batch_rest=0)
-        plan = plan._replace(bill=bill_of(shape, plan, base))
-    return plan
 
 
 def _shares(shape: Shape, slab: int, way: _Way) -> int:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from polar_etl.encoding.slabs import slab_rows
 from polar_etl.errors import MemoryLimitError
 from polar_etl.memory import NEAR, parse_size
+from polar_etl.planning import planner
 from polar_etl.planning.bill import bill_of
 from polar_etl.planning.plan import Plan
 from polar_etl.planning.planner import make_plan
@@ -367,3 +368,19 @@ def test_nothing_is_decoded_twice_so_that_rows_can_be_dealt():
         embeddings(whole=True, group=5_000, text=True), limit=4 * 10**9, threads=2
     ).deals_slabs
     assert plan(embeddings(whole=True, group=200_000), limit=4 * 10**9, threads=2).deals_slabs
+
+
+def test_more_threads_take_no_more_bills_until_a_run_is_refused(monkeypatch):
+    """A table of text and dictionaries has 16,000 ways to go with 64 threads."""
+    given = shape(5_000_000, 50, 1_000_000, text_bytes=10**9, dictionary_bytes=1 << 20, files=20)
+    bills = []
+    monkeypatch.setattr(planner, "bill_of", lambda *args: bills.append(args) or bill_of(*args))
+    counts = []
+
+    for threads in (1, 64):
+        bills.clear()
+        with pytest.raises(MemoryLimitError):
+            make_plan(given, limit=1 << 28, base=BASE, threads=threads, rows_per_part=None)
+        counts.append(len(bills))
+
+    assert counts[0] == counts[1] < 1_000
