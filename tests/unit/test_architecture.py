@@ -86,7 +86,7 @@ ROOMS = [  # a module imports, at its top level, only from rooms above its own
     ["planning.settings"],
     ["planning.selection"],
     ["planning.shapes", "planning.plan"],
-    ["planning.decoding", "planning.batches"],
+    ["planning.decoding", "planning.batches", "planning.ways"],
     ["planning.bill"],
     ["planning.planner"],
     ["executors"],
