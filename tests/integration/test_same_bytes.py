@@ -238,13 +238,11 @@ def test_vectors_become_the_same_whoever_reads_them(tmp_path, kind, missing):
     for number, how in enumerate(WRITTEN.values()):
         folder = tmp_path / str(number)
         tables.write(folder / "in.parquet", table, **how)
-        for threads in (1, 2, 3):
-            args = (*command, "--threads", threads, "--json", "--overwrite")
-            if threads == 2:
-                killed(args, folder, "parts", 1 + number % 2)
-                args = args[:-1]
-            cli.run(*args, cwd=folder).expect(0)
-            found.append(trees.result(folder / "out"))
+        args = (*command, "--json", "--threads")
+        if number % 2:
+            killed((*args, 2), folder, "parts", 1 + number % 3)
+        cli.run(*args, 1 + number % 3, cwd=folder).expect(0)
+        found.append(trees.result(folder / "out"))
     assert all(result == found[0] for result in found)
     read = tables.read(tmp_path / "0" / "out")
     assert read["name"].equals(table["name"])
