@@ -185,10 +185,14 @@ class Features:
 
     def owners(self) -> list[str]:
         """Return the column of each feature."""
+        if not self.vectors:  # as a rule, where there are ten thousand
+            return list(self.columns)
         return [name for name in self.columns for _ in range(self.vectors.get(name, 1))]
 
     def labels(self) -> list[str]:
         """Return the name of each feature: the column's, and the dimension in brackets."""
+        if not self.vectors:
+            return list(self.columns)
         pairs = zip(self.owners(), self.dimensions(), strict=True)
         return [name if place is None else f"{name}[{place}]" for name, place in pairs]
 

@@ -283,15 +283,19 @@ def passed_through(
 def output_schema(schema: pa.Schema, scaler: Scaler) -> pa.Schema:
     """Return the schema of the parts: the source's, with normalized columns as floats."""
     more_nulls = scaler.inf == "null"
+    changed: dict[int, pa.Field] = {}
     dtypes = dict(zip(scaler.columns, scaler.dtypes, strict=True))
-    fields = []
-    for name, kind, column in zip(*listed(schema), schema, strict=True):
-        if name in dtypes:
-            single = output_type(dtypes[name], scaler.dtype) == "float32"
-            floats = pa.float32() if single else pa.float64()
-            if kind.id != floats.id:
-                column = column.with_type(with_values(kind, floats, nullable=more_nulls))
-            if more_nulls and name not in scaler.vectors:
-                column = column.with_nullable(True)
-        fields.append(column)
+    for place, (name, kind) in enumerate(zip(*listed(schema), strict=True)):
+        if name not in dtypes:
+            continue
+        single = output_type(dtypes[name], scaler.dtype) == "float32"
+        floats = pa.float32() if single else pa.float64()
+        if more_nulls or kind.id != floats.id:
+            column = schema.field(place)
+            column = column.with_type(with_values(kind, floats, nullable=more_nulls))
+            more = more_nulls and name not in scaler.vectors
+            changed[place] = column.with_nullable(True) if more else column
+    if not changed:  # as with wide tables of floats, whose columns take a while
+        return schema
+    fields = (changed.get(place, column) for place, column in enumerate(schema))
     return pa.schema(fields, metadata=schema.metadata)
