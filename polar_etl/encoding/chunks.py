@@ -14,7 +14,7 @@ from polar_etl.encoding.contents import Content, Readable
 from polar_etl.encoding.page_buffers import Bytes
 from polar_etl.pages import thrift
 from polar_etl.pages.files import ZSTD
-from polar_etl.pages.thrift import BINARY, I16, I32, I64, LIST, STRUCT
+from polar_etl.pages.thrift import BINARY, I16, I32, I64, LIST, STRUCT, TRUE
 
 Ints = npt.NDArray[np.int64]
 
@@ -28,6 +28,8 @@ PHYSICAL = {
 """Number of the type that Parquet stores these numbers as."""
 _SHORT = 1 << 14
 """Bytes of a piece of content below which writing it alone takes longer than copying it."""
+_LONGEST_SAID = 1 << 12
+"""Bytes of a value that is not too long to be the least or the greatest in a footer."""
 _MANY = 64
 """Numbers that take longer one by one."""
 CHUNK_HEAD = b"\x26\x00\x1c"
@@ -119,6 +121,23 @@ def _around_path(physical: int, encodings: tuple[int, ...], parts: int) -> tuple
     ]
     codec = [(4, I32, thrift.as_number(ZSTD))]
     return CHUNK_HEAD + thrift.as_struct(head)[:-1], thrift.as_struct(codec, behind=3)[:-1]
+
+
+def statistics_of(nulls: int, least: bytes | None = None, greatest: bytes | None = None) -> bytes:
+    """Return `Statistics` of a column: how many nulls, and its bounds, as far as they are short.
+
+    Args:
+        nulls: How many there are.
+        least: The least value as plain Parquet, without its length; None if nothing is there.
+        greatest: The greatest one.
+    """
+    said = [(3, I64, thrift.as_number(nulls))]
+    exact = []
+    for place, bound in ((5, greatest), (6, least)):
+        if bound is not None and len(bound) <= _LONGEST_SAID:
+            said.append((place, BINARY, thrift.as_varint(len(bound)) + bound))
+            exact.append((place + 2, TRUE, b""))
+    return thrift.as_struct([*said, *exact])
 
 
 class Placed(NamedTuple):

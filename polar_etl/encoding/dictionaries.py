@@ -12,13 +12,12 @@ import pyarrow as pa
 from zlib_ng import zlib_ng
 
 from polar_etl.columns import Bools, is_valid, piece_of
-from polar_etl.encoding.chunks import PHYSICAL, SIZES, Chunk, Described, entry_of
+from polar_etl.encoding.chunks import PHYSICAL, SIZES, Chunk, Described, entry_of, statistics_of
 from polar_etl.encoding.compression import compressed
-from polar_etl.encoding.page_buffers import PAGE_BYTES, Bytes, levels_of
+from polar_etl.encoding.page_buffers import PAGE_BYTES, Bytes, filled_pages, page_lengths
 from polar_etl.encoding.repeats import Repeats
 from polar_etl.encoding.words import letters_of
 from polar_etl.pages import thrift
-from polar_etl.pages.thrift import BINARY, I64, TRUE
 
 Ints = npt.NDArray[np.int64]
 Places = npt.NDArray[np.unsignedinteger[Any]]
@@ -26,8 +25,6 @@ Places = npt.NDArray[np.unsignedinteger[Any]]
 _BYTE_ARRAY = 6
 _TEXT_ROWS = PAGE_BYTES // 4
 """Rows of a page of text."""
-_LONGEST_SAID = 1 << 12
-"""Bytes of a text that is not too long to be the least or the greatest in a footer."""
 _FEW_WORDS, _LETTERS_TRIED = 1 << 6, 1 << 5
 """So few words are compared as they are; of more, so many letters are looked at before."""
 _ENCODINGS = (0, 3, 8)
@@ -61,18 +58,12 @@ class LookedUp(NamedTuple):
 
     def page_rows(self) -> list[int]:
         """Return the rows of each page."""
-        starts = range(0, self.rows, self.length)
-        return [min(self.length, self.rows - first) for first in starts]
+        return page_lengths(self.rows, self.length)
 
     def pages(self, *, nullable: bool) -> Iterator[Bytes]:
         """Yield the pages of places, with levels where a column may have nulls."""
-        done = first = 0
-        for rows in self.page_rows():
-            there = None if self.valid is None else self.valid[first : first + rows]
-            filled = rows if there is None else int(np.count_nonzero(there))
-            levels = levels_of(rows, there, filled) if nullable else b""
-            yield levels + _run_of(self.places[done : done + filled])
-            first, done = first + rows, done + filled
+        lengths = self.page_rows()
+        return filled_pages(self.places, self.valid, lengths, _run_of, nullable=nullable)
 
 
 def looked_up_numbers(values: npt.NDArray[np.floating], repeats: Repeats, rows: int) -> LookedUp:
@@ -103,7 +94,7 @@ def looked_up_text(text: pa.DictionaryArray) -> LookedUp:
         valid,
         len(text),
         _TEXT_ROWS,
-        _statistics_of(text.dictionary, text.null_count),
+        statistics_of(text.null_count, *_extremes(text.dictionary)),
     )
 
 
@@ -119,18 +110,6 @@ def _plain_text(words: pa.Array) -> bytes:
         is_letter[heads + byte] = False
     found[is_letter] = letters[ends[0] : ends[-1]]
     return found.tobytes()
-
-
-def _statistics_of(words: pa.Array, nulls: int) -> bytes:
-    """Return `Statistics` of some text: nulls, the greatest and the least word, if not too long."""
-    said = [(3, I64, thrift.as_number(nulls))]
-    exact = []
-    least, greatest = _extremes(words)
-    for place, word in ((5, greatest), (6, least)):
-        if len(word) <= _LONGEST_SAID:
-            said.append((place, BINARY, thrift.as_varint(len(word)) + word))
-            exact.append((place + 2, TRUE, b""))
-    return thrift.as_struct([*said, *exact])
 
 
 def _extremes(words: pa.Array) -> tuple[bytes, bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -229,6 +229,37 @@ def _vector_levels(rows: int, size: int, level: int) -> bytes:
     else:  # a run of one level 0, and one of the others
         begins = (b"\x02\x00" + thrift.as_varint((size - 1) << 1) + b"\x01") * rows
     return len(begins).to_bytes(4, "little") + begins + equal_levels(rows * size, bytes((level,)))
+
+
+def page_lengths(rows: int, length: int) -> list[int]:
+    """Return the rows of each page, if all but the last one are of one length."""
+    return [min(length, rows - first) for first in range(0, rows, length)]
+
+
+def filled_pages(
+    values: npt.NDArray[Any],
+    valid: Bools | None,
+    lengths: Iterable[int],
+    encode: Callable[[npt.NDArray[Any]], bytes],
+    *,
+    nullable: bool,
+) -> Iterator[Bytes]:
+    """Yield a column page by page, levels before the values where it may have nulls.
+
+    Args:
+        values: What is not null.
+        valid: Which rows are not null; None if all are.
+        lengths: Rows of each page.
+        encode: Returns values as they stand in a page.
+        nullable: Whether it may have nulls.
+    """
+    done = first = 0
+    for rows in lengths:
+        there = None if valid is None else valid[first : first + rows]
+        filled = rows if there is None else int(np.count_nonzero(there))
+        levels = levels_of(rows, there, filled) if nullable else b""
+        yield levels + encode(values[done : done + filled])
+        first, done = first + rows, done + filled
 
 
 def levels_of(rows: int, valid: Bools | None, filled: int) -> bytes:

@@ -30,7 +30,7 @@ from polar_etl.encoding.chunks import (
 )
 from polar_etl.encoding.compression import LEVEL, compressed, worthwhile_level
 from polar_etl.encoding.dictionaries import LookedUp, looked_up_chunks, looked_up_text
-from polar_etl.encoding.flags import BOOLEAN, pages_of_flags, statistics_of_flags
+from polar_etl.encoding.flags import BOOLEAN, laid_out_flags
 from polar_etl.encoding.page_buffers import (
     PAGE_BYTES,
     Bools,
@@ -190,8 +190,7 @@ class PartFormat:
         return found | self._by_arrow(left)
 
     def _flags(self, name: str, column: pa.Array) -> Chunk:
-        nullable = self.schema.field(name).nullable
-        pages, statistics = pages_of_flags(column, nullable=nullable), statistics_of_flags(column)
+        pages, statistics = laid_out_flags(column, nullable=self.schema.field(name).nullable)
         entry = entry_of(name, BOOLEAN, _PLAIN)
         (chunk,) = self._chunks([entry], len(column), pages, _BEHIND_PLACE + statistics)
         return chunk

@@ -76,11 +76,12 @@ def ways(shape: Shape, slab: int, threads: int, *, forks: bool) -> list[tuple[fl
         _keeping(shape, slab),
         _together(shape, slab),
     )
-    ways = [
+    found = [
         (work * read * again * apart, Way(*how, Reading(*whole, kept), *abreast, *values))
         for (work, how), (read, whole), (again, kept, abreast), (apart, values) in choices
     ]
-    return sorted(((time * _calls(shape, slab, way), way) for time, way in ways), key=itemgetter(0))
+    timed = ((time * _calls(shape, slab, way), way) for time, way in found)
+    return sorted(timed, key=itemgetter(0))
 
 
 def _shares_of_work(threads: int, *, forks: bool) -> Iterator[tuple[float, tuple[int, int, int]]]:
