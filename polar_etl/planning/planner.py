@@ -135,7 +135,40 @@ class _Plans:
         return min(self._for_one_thread.values(), key=attrgetter("projected"))
 
     def _plan(self, way: Way) -> Plan:
-        return _plan(self._shape, self._limit, self._slab, self._part, way)
+        """Return the plan of one way to go, without its bill."""
+        shape, slab, part = self._shape, self._slab, self._part
+        shares = _shares(shape, slab, way)
+        deals_slabs = _deals_vectors(shape, slab, way.threads)
+        if deals_slabs:
+            few = min(way.in_flight, way.threads + 2)
+            shares, way = 1, way._replace(in_flight=few, abreast=1, holds_rest=False)
+        elif shape.vectors:  # a column is one share, whose next slab only one thread can work on
+            few = min(way.in_flight, max(2 * shares - 1, 1))
+            way = way._replace(in_flight=few, threads=min(way.threads, shares))
+        threads = way.threads
+        batch, rest = _batch(shape, way)
+        ahead = _MOMENTS_AHEAD // max(moments_bytes(shape, batch), 1)
+        return Plan(
+            slab_rows=slab,
+            part_rows=part,
+            parts=max(1, ceil(shape.rows / part)),
+            batch_rows=batch,
+            batch_rest=rest,
+            threads=threads,
+            processes=min(way.processes, threads, threads if deals_slabs else shares),
+            shares=shares,
+            ahead=max(min(_AHEAD, ahead), 2),
+            in_flight=way.in_flight,
+            abreast=way.abreast,
+            rest=rest_behind(shape, slab) if way.holds_rest else 0,
+            together=worked_on(shape, way, slab, way.abreast),
+            batch_together=worked_on(shape, way, batch),
+            reading=way.reading,
+            bill=(),
+            limit=self._limit,
+            deals_rows=deals_slabs or (threads > 1 and _has_short_files(shape, threads)),
+            deals_slabs=deals_slabs,
+        )
 
     def _billed(self, plan: Plan) -> Plan:
         """Return a plan with its bill; nothing is held behind batches where it has no room."""
@@ -163,42 +196,6 @@ def _deals_vectors(shape: Shape, slab: int, threads: int) -> bool:
     others = shape.arrow_columns - len(shape.vectors)
     few = not others or shape.largest_group <= slab
     return threads > 1 and shape.whole_vectors and few and shape.vectors_make_most
-
-
-def _plan(shape: Shape, limit: int, slab: int, part: int, way: Way) -> Plan:
-    """Return the plan of one way to go, without its bill."""
-    shares = _shares(shape, slab, way)
-    deals_slabs = _deals_vectors(shape, slab, way.threads)
-    if deals_slabs:
-        few = min(way.in_flight, way.threads + 2)
-        shares, way = 1, way._replace(in_flight=few, abreast=1, holds_rest=False)
-    elif shape.vectors:  # a column is one share, whose next slab only one thread can work on
-        few = min(way.in_flight, max(2 * shares - 1, 1))
-        way = way._replace(in_flight=few, threads=min(way.threads, shares))
-    threads = way.threads
-    batch, rest = _batch(shape, way)
-    ahead = _MOMENTS_AHEAD // max(moments_bytes(shape, batch), 1)
-    return Plan(
-        slab_rows=slab,
-        part_rows=part,
-        parts=max(1, ceil(shape.rows / part)),
-        batch_rows=batch,
-        batch_rest=rest,
-        threads=threads,
-        processes=min(way.processes, threads, threads if deals_slabs else shares),
-        shares=shares,
-        ahead=max(min(_AHEAD, ahead), 2),
-        in_flight=way.in_flight,
-        abreast=way.abreast,
-        rest=rest_behind(shape, slab) if way.holds_rest else 0,
-        together=worked_on(shape, way, slab, way.abreast),
-        batch_together=worked_on(shape, way, batch),
-        reading=way.reading,
-        bill=(),
-        limit=limit,
-        deals_rows=deals_slabs or (threads > 1 and _has_short_files(shape, threads)),
-        deals_slabs=deals_slabs,
-    )
 
 
 def _shares(shape: Shape, slab: int, way: Way) -> int:
